@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 5. What a device must do for a model: memory, order, and about a dozen ops. Ops are queued on the
+// backend's one stream and never fail on valid arguments; NIBBLE_CHECK guards them. No op allocates.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/result.h"
+#include "kernels/args.h"
+#include "quant/weight/format.h"
+#include "recipe/attention_recipe.h"
+#include "tensor/tensor.h"
+
+namespace nibble {
+
+struct Buffer {
+  std::byte* data = nullptr;
+  size_t bytes = 0;
+};
+
+struct DeviceInfo {
+  std::string name;  // "cpu avx512, 2 threads"
+  Device device = Device::kCpu;
+  int threads = 0;
+  size_t memory_bytes = 0;
+};
+
+// One of several products that share their input (Q, K, V; gate and up): x is quantized once.
+struct LinearOut {
+  const weight::PackedWeight* w;
+  const float* bias;  // [n] on the device, or null
+  Tensor y;           // [rows, n] f32
+  bool accumulate = false;
+};
+
+// New tokens of one sequence that lie in one page. Built once a step by the cache, the same for every layer.
+struct KvSegment {
+  int32_t row = 0, rows = 0;  // rows of the step's activation matrix
+  int32_t position = 0;       // of the first row
+  int32_t raw_slot = 0;    // raw page that receives and holds these rows: >= 0 tail slot, < 0 scratch ~slot
+  int32_t copy_from = -1;  // tail slot whose first position % page_tokens tokens are copied in, or -1
+  int32_t seal_page = -1;  // page written when this segment completes its page, or -1
+  int32_t table = 0, pages = 0;  // sealed pages before this one: page_table[table .. table + pages)
+};
+
+// What the cache shows to the ops of one layer. Addresses: page p of KV head h at k_pool + (p * kv_heads + h)
+// * k_page_bytes; tail slot s at k_tail + (s * kv_heads + h) * page_tokens * head_dim * SizeOf(raw), scratch
+// alike.
+struct KvView {
+  std::byte *k_pool = nullptr, *v_pool = nullptr;  // [pages, kv_heads, page_bytes]
+  std::byte *k_tail = nullptr, *v_tail = nullptr;  // [slots, kv_heads, page_tokens, head_dim] raw
+  std::byte *k_scratch = nullptr,
+            *v_scratch = nullptr;  // [scratch slots, kv_heads, page_tokens, head_dim] raw
+  std::span<const KvSegment> segments;
+  std::span<const int32_t> page_table;
+  int kv_heads = 0;
+  kv::PageShape page{};
+  kv::CodecId k_codec{}, v_codec{};
+};
+
+struct KvAppendArgs {
+  KvView kv;
+  Tensor k, v;  // [rows, kv_heads, head_dim] f32, RoPE applied
+};
+
+struct AttendArgs {
+  KvView kv;
+  Tensor q, out;  // [rows, heads, head_dim] f32
+  int heads = 0;
+  float scale = 0;
+  int64_t window = 0;  // 0: none
+};
+
+struct LogSumExpOut {
+  float* max;       // [rows]
+  double* lse;      // [rows]
+  int32_t* argmax;  // [rows]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual DeviceInfo Info() const = 0;
+
+  // 64-byte aligned, zero-filled on first touch. kOutOfMemory names the size.
+  virtual Result<Buffer> Alloc(size_t bytes) = 0;
+  virtual void Free(Buffer) = 0;
+  virtual void Upload(const void* host, std::byte* device, size_t bytes) = 0;
+  virtual void Download(const std::byte* device, void* host, size_t bytes) = 0;
+  virtual void Sync() = 0;
+
+  // Turns a stored weight into a compute layout; the backend owns the result for its lifetime. kUnsupported
+  // for a shape no kernel takes (k % 8 for u4, k % 128 for grouped u4, k % 4 for s8). Under kBF16 arithmetic
+  // f32 and f16 weights become bf16.
+  virtual Result<weight::PackedWeight> Pack(const weight::WeightView&, MatmulArith) = 0;
+  // Sizes the work buffers that ops need, so that no op allocates: widest input k, rows a step, and heads.
+  virtual Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) = 0;
+
+  virtual void Embed(std::span<const int32_t> tokens, const weight::PackedWeight& table, Tensor y) = 0;
+  virtual void Norm(Tensor x, const float* weight, float eps,
+                    Tensor y) = 0;  // over the last dimension; y may be x
+  virtual void Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith) = 0;
+  virtual void RopeTable(std::span<const int32_t> positions, const float* inv_freq, Tensor cos,
+                         Tensor sin) = 0;
+  virtual void Rope(Tensor x, Tensor cos, Tensor sin) = 0;  // x [rows, heads, head_dim], in place
+  virtual void Glu(Tensor gate, Tensor up, Activation, Tensor y) = 0;
+  virtual void KvAppend(const KvAppendArgs&) = 0;  // raw rows into slots, full pages through the codec
+  virtual void Attention(const AttendArgs&) = 0;
+  virtual void LogSumExp(Tensor logits, const LogSumExpOut&) = 0;
+
+  // Which kernel an op gets, for --explain.
+  virtual std::string ExplainLinear(const weight::PackedWeight&, MatmulArith) const = 0;
+  virtual std::string ExplainAttention(const AttentionRecipe&) const = 0;
+};
+
+// threads <= 0: all available. Fails when NIBBLE_CPU names an ISA that is unknown or that this machine lacks.
+Result<std::unique_ptr<Backend>> MakeCpuBackend(int threads);
+
+}  // namespace nibble

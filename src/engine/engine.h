@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 8. A loaded model with tokenizer, cache and sampler: prompts in, tokens out.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "engine/sampler.h"
+#include "model/model.h"
+#include "text/tokenizer.h"
+
+namespace nibble {
+
+struct EngineOptions {
+  std::string model;  // folder
+  std::string recipe = "exact";
+  DType dtype = DType::kF32;  // arithmetic of the exact path
+  int threads = 0;            // 0: all available
+  int max_seqs = 8;           // sequences in flight together
+  int prefill_chunk = 256;    // prompt tokens a step
+  int64_t max_tokens = 0;     // KV tokens over all sequences; 0: what the requests of a call need
+};
+
+enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
+const char* ToString(FinishReason);
+
+struct Request {
+  std::vector<int32_t> prompt;  // at least one token
+  SamplingParams sampling;
+  int max_tokens = 128;  // new tokens
+  bool ignore_eos = false;
+  std::vector<std::string> stop;  // text that ends generation and is not returned
+  int logits_top = 0;             // how many of the last prompt position's logits to return
+  std::function<void(std::string_view text)> on_text;  // streamed text, complete UTF-8 characters only
+};
+
+struct Completion {
+  std::vector<int32_t> token_ids;  // new tokens, the stop token included when one ended it
+  std::string text;
+  FinishReason finish = FinishReason::kLength;
+  std::vector<std::pair<int32_t, float>> last_prompt_logits;  // best first
+  double prefill_seconds = 0, decode_seconds = 0;
+};
+
+class Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> Load(const EngineOptions&);
+  virtual ~Engine() = default;
+
+  // Runs all requests as one ragged batch; each gets the bytes it would get alone. `cancel`, when set, ends
+  // the call at the next step with what is there. kInvalidArgument for an empty prompt, an id outside the
+  // vocabulary or prompt + max_tokens beyond the model's context (names the numbers).
+  virtual Result<std::vector<Completion>> Generate(std::span<const Request>,
+                                                   const std::atomic<bool>* cancel = nullptr) = 0;
+
+  // Feeds `tokens` as one sequence through the cache and hands over the logits of every position, a block of
+  // rows at a time: on_logits(first row, logits [rows, vocab] f32). Logits are valid during the call only.
+  virtual Status Score(std::span<const int32_t> tokens,
+                       const std::function<Status(int64_t first, Tensor logits)>& on_logits) = 0;
+
+  virtual const ModelConfig& config() const = 0;
+  virtual const Tokenizer& tokenizer() const = 0;
+  virtual const AttentionRecipe& recipe() const = 0;
+  virtual Backend& backend() = 0;
+  virtual size_t weight_bytes() const = 0;
+  virtual KvSizes kv_sizes() const = 0;
+  virtual std::vector<std::string> Explain() const = 0;  // device, recipe, kernels: one line each
+  virtual std::vector<std::string> Notes() const = 0;    // warnings from reading the folder
+};
+
+}  // namespace nibble

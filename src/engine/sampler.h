@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 8. From logits to a token. Order: repetition penalty, temperature, top-k, min-p, top-p, draw. One
+// random number a token from (seed, index of the new token), so a sequence does not depend on its neighbours.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/result.h"
+
+namespace nibble {
+
+struct SamplingParams {
+  float temperature = 0;         // 0: greedy
+  int top_k = 0;                 // 0: off
+  float top_p = 1, min_p = 0;    // 1, 0: off
+  float repetition_penalty = 1;  // 1: off; over prompt and new tokens
+  uint64_t seed = 0;
+};
+
+Status CheckSampling(const SamplingParams&);  // kInvalidArgument names the parameter, its value and its range
+
+class Sampler {
+ public:
+  explicit Sampler(int vocab);  // sizes its buffers: Sample allocates nothing
+  // logits [vocab] are changed in place by penalties. `history`: prompt and new tokens so far.
+  int32_t Sample(std::span<float> logits, std::span<const int32_t> history, const SamplingParams&,
+                 uint64_t index);
+
+ private:
+  struct Candidate {
+    float logit;
+    int32_t id;
+  };
+  std::vector<Candidate> candidates_;
+  std::vector<uint8_t> seen_;
+};
+
+}  // namespace nibble

@@ -1,0 +1,46 @@
+// Every CPU kernel, once an ISA. The includer names NIBBLE_ISA and NIBBLE_RUNS_HERE and has included its vec_*.h and
+// dot_*.h inside namespace nibble::cpu::NIBBLE_ISA. Nothing here may leave a symbol outside that namespace: no std
+// templates, no non-inlined shared functions (tools/check_isa.sh).
+namespace nibble::cpu::NIBBLE_ISA {
+// clang-format off
+#include "kernels/cpu/linear_dense.h"
+#include "kernels/cpu/linear_int.h"
+#include "kernels/cpu/embed.h"
+#include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/kv.h"
+#include "kernels/cpu/attention.h"
+// clang-format on
+
+static void Linear(const LinearArgs& a) {
+  if (weight::IsInteger(a.w.layout)) {
+    LinearInt(a);
+  } else {
+    LinearDense(a);
+  }
+}
+static const char* LinearName(weight::Layout layout, MatmulArith arith) {
+  return weight::IsInteger(layout) ? LinearIntName(layout) : LinearDenseName(layout, arith);
+}
+static bool RunsHere() { return NIBBLE_RUNS_HERE; }
+
+#define NIBBLE_STR2(x) #x
+#define NIBBLE_STR(x) NIBBLE_STR2(x)
+extern const CpuKernels kKernels;
+const CpuKernels kKernels{
+    .isa = NIBBLE_STR(NIBBLE_ISA),
+    .runs_here = &RunsHere,
+    .linear = &Linear,
+    .quantize_rows = &QuantizeRows,
+    .embed = &Embed,
+    .rms_norm = &RmsNorm,
+    .rope_table = &RopeTable,
+    .rope = &Rope,
+    .glu = &Glu,
+    .kv_write = &KvWrite,
+    .kv_seal = &KvSeal,
+    .attention = &Attention,
+    .log_sum_exp = &LogSumExp,
+    .linear_name = &LinearName,
+    .attention_name = &AttentionName,
+};
+}  // namespace nibble::cpu::NIBBLE_ISA

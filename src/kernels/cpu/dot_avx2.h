@@ -1,0 +1,1 @@
+// Stub: integer dot products on avx2, to be replaced.

@@ -1,0 +1,1 @@
+// Stub: integer dot products on avx512, to be replaced.

@@ -1,0 +1,1 @@
+// Stub: integer dot products on generic, to be replaced.

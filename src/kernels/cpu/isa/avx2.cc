@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <immintrin.h>
+
+#include "kernels/cpu/table.h"
+#include "quant/kv/all.h"
+#define NIBBLE_ISA avx2
+#define NIBBLE_RUNS_HERE \
+  (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+namespace nibble::cpu::NIBBLE_ISA {
+#include "kernels/cpu/dot_avx2.h"
+#include "kernels/cpu/vec_avx2.h"
+}  // namespace nibble::cpu::NIBBLE_ISA
+#include "kernels/cpu/all.inl"

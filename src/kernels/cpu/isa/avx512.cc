@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <immintrin.h>
+
+#include "kernels/cpu/table.h"
+#include "quant/kv/all.h"
+#define NIBBLE_ISA avx512
+#define NIBBLE_RUNS_HERE                                                       \
+  (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&  \
+   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && \
+   __builtin_cpu_supports("avx512vnni"))
+namespace nibble::cpu::NIBBLE_ISA {
+#include "kernels/cpu/dot_avx512.h"
+#include "kernels/cpu/vec_avx512.h"
+}  // namespace nibble::cpu::NIBBLE_ISA
+#include "kernels/cpu/all.inl"

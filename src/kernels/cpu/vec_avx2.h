@@ -1,0 +1,1 @@
+// Stub: 16-lane vectors on avx2, to be replaced.

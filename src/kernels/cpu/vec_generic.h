@@ -1,0 +1,1 @@
+// Stub: 16-lane vectors on generic, to be replaced.

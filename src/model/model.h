@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 7. A decoder in terms of Backend ops. One file an architecture (llama.cc, mistral.cc, qwen2.cc,
+// qwen3.cc).
+#pragma once
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "cache/kv_cache.h"
+#include "io/weights.h"
+#include "model/config.h"
+
+namespace nibble {
+
+struct ModelOptions {
+  DType arithmetic = DType::kF32;  // kF32 or kBF16: of the float path
+  int max_step_rows = 512;         // rows of one forward pass
+  int max_logit_rows = 64;         // rows whose logits one step may ask for
+};
+
+// One forward pass over a ragged batch: rows are the new tokens, sequence after sequence, as in
+// KvCache::BeginStep.
+struct Step {
+  std::span<const int32_t> tokens;      // [rows], each in [0, vocab)
+  std::span<const int32_t> logit_rows;  // rows whose logits are wanted, ascending
+};
+
+class Model {
+ public:
+  static Result<std::unique_ptr<Model>> Load(const std::string& dir, Backend&, const ModelOptions&);
+  virtual ~Model() = default;
+  virtual const ModelConfig& config() const = 0;
+  virtual size_t weight_bytes() const = 0;               // packed, as the kernels read them
+  virtual std::vector<std::string> Explain() const = 0;  // one line a distinct weight kernel
+  // REQUIRES cache.BeginStep for the same rows. Returns logits [logit_rows, vocab] f32, valid until the next
+  // call.
+  virtual Tensor Forward(const Step&, KvCache&) = 0;
+};
+
+}  // namespace nibble

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 2. The one list of KV codecs. A new codec is one file, one number in codec.h and one line here.
+#pragma once
+#include "base/typelist.h"
+#include "quant/kv/float.h"
+#include "quant/kv/int4_token.h"
+#include "quant/kv/int8_token.h"
+
+namespace nibble::kv {
+using Codecs = TypeList<F32, F16, BF16, Int8Token, Int4Token>;
+}  // namespace nibble::kv
