@@ -1,1 +1,106 @@
-// Stub: integer dot products on generic, to be replaced.
+// SPDX-License-Identifier: Apache-2.0
+// Floor 4. Integer dot products of a panel (16 outputs) in plain C: the specification of dot_*.h. All sums
+// are exact. Inputs x are -127..127.
+
+// 16 lanes of s32, one an output. Arithmetic is modulo 2^32.
+struct I32x16 {
+  int32_t v[16];
+  static NIBBLE_HD I32x16 Set1(int32_t i) {
+    I32x16 c;
+    for (int32_t& lane : c.v) lane = i;
+    return c;
+  }
+  static NIBBLE_HD I32x16 Zero() { return Set1(0); }
+  static NIBBLE_HD I32x16 FromU8(const uint8_t* p) {
+    I32x16 c;
+    for (int i = 0; i < 16; ++i) c.v[i] = p[i];
+    return c;
+  }
+  NIBBLE_HD void Store(int32_t* p) const { memcpy(p, v, sizeof(v)); }
+  static NIBBLE_HD I32x16 Add(const I32x16& a, const I32x16& b) {
+    I32x16 c;
+    for (int i = 0; i < 16; ++i) c.v[i] = int32_t(uint32_t(a.v[i]) + uint32_t(b.v[i]));
+    return c;
+  }
+  static NIBBLE_HD I32x16 Sub(const I32x16& a, const I32x16& b) {
+    I32x16 c;
+    for (int i = 0; i < 16; ++i) c.v[i] = int32_t(uint32_t(a.v[i]) - uint32_t(b.v[i]));
+    return c;
+  }
+  static NIBBLE_HD I32x16 Mul(const I32x16& a, const I32x16& b) {
+    I32x16 c;
+    for (int i = 0; i < 16; ++i) c.v[i] = int32_t(uint32_t(a.v[i]) * uint32_t(b.v[i]));
+    return c;
+  }
+  // a * b for lanes of a in 0..32767 and b in -32768..32767: cheaper than Mul on vectors.
+  static NIBBLE_HD I32x16 MulU15(const I32x16& a, int32_t b) { return Mul(a, Set1(b)); }
+};
+
+// 4 consecutive inputs of 16 outputs, [16][4]: what one Step multiplies.
+struct Weights4 {
+  int16_t v[64];
+};
+
+// Of 64 bytes of kI4*: inputs 0-3 from the low nibbles or 4-7 from the high ones.
+static NIBBLE_HD Weights4 LoadNibbles(const std::byte* p, bool high) {
+  Weights4 w;
+  for (int i = 0; i < 64; ++i) w.v[i] = int16_t(high ? uint8_t(p[i]) >> 4 : uint8_t(p[i]) & 15);
+  return w;
+}
+
+// 64 bytes of kI8Channel, as w + kS8Offset: the offset is for instructions that want unsigned weights; the
+// caller subtracts kS8Offset * (sum of x).
+constexpr int32_t kS8Offset = 0;
+static NIBBLE_HD Weights4 LoadS8(const std::byte* p) {
+  Weights4 w;
+  for (int i = 0; i < 64; ++i) w.v[i] = int8_t(p[i]);
+  return w;
+}
+
+// The four inputs in x4, twice: eight 16-bit numbers are the vector that every 64-bit machine has.
+struct Inputs8 {
+  int16_t v[8];
+  explicit NIBBLE_HD Inputs8(int32_t x4) {
+    int8_t x[4];
+    memcpy(x, &x4, 4);
+    for (int i = 0; i < 8; ++i) v[i] = x[i % 4];
+  }
+};
+
+// The sum over steps of (weights 0..15) * (4 inputs). `sum` is whole after Flush, which must come at least
+// once every kFlushSteps steps.
+struct DotU4 {
+  static constexpr int kFlushSteps = 16;  // a step adds at most 15 * 127 to a part; 16 of them are 30480
+  I32x16 sum = I32x16::Zero();
+  int16_t part[64] = {};  // [16][4]: sums by output and input modulo 4
+  NIBBLE_HD void Step(const Weights4& w, int32_t x4) {
+    const Inputs8 x(x4);
+    for (int i = 0; i < 64; i += 8) {
+      for (int j = 0; j < 8; ++j) part[i + j] = int16_t(part[i + j] + w.v[i + j] * x.v[j]);
+    }
+  }
+  NIBBLE_HD void Flush() {
+    for (int i = 0; i < 64; ++i) sum.v[i / 4] += part[i];
+    for (int16_t& p : part) p = 0;
+  }
+};
+
+// The same for weights from LoadS8, with one Flush at the end.
+struct DotS8 {
+  I32x16 sum = I32x16::Zero();
+  int32_t part[64] = {};
+  NIBBLE_HD void Step(const Weights4& w, int32_t x4) {
+    const Inputs8 x(x4);
+    for (int i = 0; i < 64; i += 8) {
+      for (int j = 0; j < 8; ++j) part[i + j] += w.v[i + j] * x.v[j];
+    }
+  }
+  NIBBLE_HD void Flush() {
+    for (int i = 0; i < 64; ++i) sum.v[i / 4] += part[i];
+    for (int32_t& p : part) p = 0;
+  }
+};
+
+// Tile of linear_int.h that fits the registers: kTileRows x kTilePanels, and 1 x kRowPanels for single rows.
+constexpr int kTileRows = 4, kTilePanels = 1, kRowPanels = 2;
+constexpr const char* kIntNames[] = {"i4-group/c", "i4-channel/c", "i8-channel/c"};
