@@ -55,7 +55,7 @@ void PackNibbles(const uint8_t* u, int k, uint8_t* bytes) {
 
 // Level 2 of kW4A8Group: 128 level-1 codes become u4 codes with an integer scale and zero point.
 void QuantizeGroup(const int8_t* q8, uint8_t* bytes, uint8_t* group_scale, uint8_t* zero) {
-  int lo = q8[0], hi = q8[0];
+  int8_t lo = q8[0], hi = q8[0];
   for (int i = 1; i < kGroup; ++i) {
     lo = q8[i] < lo ? q8[i] : lo;
     hi = q8[i] > hi ? q8[i] : hi;
@@ -155,7 +155,7 @@ Status QuantizeRows(const float* w, int row_begin, int row_end, QuantizedWeight*
     if (r.not_finite >= 0)
       return Error(Code::kInvalidArgument, "row {}, column {}: weight is {}, expected a finite number", row,
                    r.not_finite, w[r.not_finite]);
-    const float amax = r.hi > -r.lo ? r.hi : -r.lo;
+    const float amax = r.hi >= -r.lo ? r.hi : -r.lo;  // +0, not -0, for a zero row
     // The least number of levels is 15, over hi - lo in the channel form: beyond this its scale is infinite.
     if (!(r.hi - r.lo < kHalfMax * kU4Max))
       return Error(Code::kInvalidArgument, "row {}: weights from {} to {} exceed what an f16 scale can hold",
