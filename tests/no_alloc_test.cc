@@ -26,7 +26,7 @@ std::atomic<int64_t> allocations{0};
 }
 
 #if NIBBLE_TEST_COUNTS_MALLOC
-extern "C" void* __libc_malloc(size_t);
+extern "C" void* __libc_malloc(size_t);  // NOLINT: the C library's own name for what malloc replaces
 extern "C" void* malloc(size_t bytes) {  // operator new, strdup and the rest of libc come through here
   ++allocations;
   return __libc_malloc(bytes);
