@@ -4,14 +4,16 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <type_traits>
 
 namespace nibble {
 
 class ThreadPool {
  public:
-  // threads >= 1; the caller of Run is one of them. Pinned to CPUs of the process's affinity mask when there
-  // are at least as many of those as threads.
+  // threads >= 1; the caller of Run is one of them and stays where the system puts it. The others are pinned
+  // to CPUs of the process's affinity mask when there are at least as many of those as threads. Where the
+  // system refuses a thread, the pool is smaller: see threads().
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -20,7 +22,7 @@ class ThreadPool {
   int threads() const;
 
   // Calls f(item, worker) for every item in [0, items), worker in [0, threads()); returns when all are done.
-  // Allocates nothing. Not reentrant; one caller at a time.
+  // Items start in ascending order. Allocates nothing. Not reentrant; one caller at a time; items < 2^32.
   template <class F>
   void Run(int64_t items, F&& f) {
     RunErased(
@@ -40,5 +42,10 @@ class ThreadPool {
 
 // Processors this process may use: affinity mask and cgroup CPU limit, at least 1.
 int AvailableCpus();
+
+// The CPU limit of a cgroup, in processors rounded up; 0 when there is none. `proc_cgroup` is the text of
+// /proc/self/cgroup and `mount` is where the hierarchies are mounted (/sys/fs/cgroup). Reads version 2
+// (cpu.max) and version 1 (cpu.cfs_quota_us), of the group and of all its ancestors.
+int CgroupCpuLimit(const std::string& proc_cgroup, const std::string& mount);
 
 }  // namespace nibble

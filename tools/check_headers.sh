@@ -1,0 +1,25 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Every header compiles alone. A header without `#pragma once` is a fragment, read by each src/kernels/cpu/isa/*.cc inside
+# its own namespace: it cannot stand alone, and only that folder may hold one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mapfile -t headers < <(grep -rl --include='*.h' '^#pragma once' src tests | sort)
+mapfile -t fragments < <(grep -rL --include='*.h' '^#pragma once' src tests | sort)
+bad=0
+for fragment in "${fragments[@]}"; do
+  case $fragment in
+    src/kernels/cpu/*) ;;
+    *) echo "$fragment: no #pragma once"; bad=1 ;;
+  esac
+done
+
+compile_alone() {
+  echo "#include \"$1\"" | "${CXX:-g++}" -std=c++20 -fsyntax-only -Wall -Wextra -Werror -I. -Isrc -x c++ - ||
+    { echo "$1: does not compile alone"; return 1; }
+}
+export -f compile_alone
+printf '%s\0' "${headers[@]}" | xargs -0 -n 1 -P "$(nproc)" bash -c 'compile_alone "$0"' || bad=1
+[ $bad -eq 0 ] && echo "${#headers[@]} headers compile alone, ${#fragments[@]} fragments skipped"
+exit $bad
