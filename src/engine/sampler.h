@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 8. From logits to a token. Order: repetition penalty, temperature, top-k, min-p, top-p, draw. One
+// Floor 8. From logits to a token. Order: repetition penalty, temperature, min-p, top-k, top-p, draw. One
 // random number a token from (seed, index of the new token), so a sequence does not depend on its neighbours.
 #pragma once
 #include <cstdint>
@@ -32,6 +32,10 @@ class Sampler {
     float logit;
     int32_t id;
   };
+  void Penalize(std::span<float> logits, std::span<const int32_t> history, float penalty);
+  size_t SortBest(size_t limit, double mass, double max, double inv_temperature);
+  int32_t Draw(size_t count, double max, double inv_temperature, double uniform) const;
+
   std::vector<Candidate> candidates_;
   std::vector<uint8_t> seen_;
 };

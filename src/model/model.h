@@ -32,8 +32,9 @@ class Model {
   static Result<std::unique_ptr<Model>> Load(const std::string& dir, Backend&, const ModelOptions&);
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
-  virtual size_t weight_bytes() const = 0;               // packed, as the kernels read them
-  virtual std::vector<std::string> Explain() const = 0;  // one line a distinct weight kernel
+  virtual size_t weight_bytes() const = 0;  // packed, as the kernels read them
+  virtual int max_logit_rows() const = 0;
+  virtual std::vector<std::string> Explain() const = 0;  // one line a weight: layout and kernel
   // REQUIRES cache.BeginStep for the same rows. Returns logits [logit_rows, vocab] f32, valid until the next
   // call.
   virtual Tensor Forward(const Step&, KvCache&) = 0;

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace nibble {
+namespace {
+
+// SplitMix64 over (seed, index): one well-mixed number a token without any state to carry.
+double Uniform(uint64_t seed, uint64_t index) {
+  uint64_t z = seed * 0x9E3779B97F4A7C15u + (index + 1) * 0xD1B54A32D192ED03u;
+  for (int round = 0; round < 2; ++round) {
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z ^= z >> 31;
+  }
+  return static_cast<double>(z >> 11) * 0x1p-53;
+}
+
+int32_t ArgMax(std::span<const float> logits) {
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+}  // namespace
+
+Status CheckSampling(const SamplingParams& p) {
+  const auto bad = [](const char* name, double value, const char* range) {
+    return Error(Code::kInvalidArgument, "{} is {}, must be {}", name, value, range);
+  };
+  if (!(p.temperature >= 0) || !std::isfinite(p.temperature))
+    return bad("temperature", p.temperature, ">= 0");
+  if (p.top_k < 0) return bad("top_k", p.top_k, ">= 0 (0: off)");
+  if (!(p.top_p > 0 && p.top_p <= 1)) return bad("top_p", p.top_p, "in (0, 1]");
+  if (!(p.min_p >= 0 && p.min_p <= 1)) return bad("min_p", p.min_p, "in [0, 1]");
+  if (!(p.repetition_penalty > 0) || !std::isfinite(p.repetition_penalty)) {
+    return bad("repetition_penalty", p.repetition_penalty, "> 0");
+  }
+  return {};
+}
+
+Sampler::Sampler(int vocab) : candidates_(static_cast<size_t>(vocab)), seen_(static_cast<size_t>(vocab)) {}
+
+// As in CTRL (arXiv 1909.05858) and transformers: positive logits are divided, negative ones multiplied, once
+// a token.
+void Sampler::Penalize(std::span<float> logits, std::span<const int32_t> history, float penalty) {
+  for (int32_t id : history) {
+    if (seen_[id] != 0) continue;
+    seen_[id] = 1;
+    logits[id] = logits[id] > 0 ? logits[id] / penalty : logits[id] * penalty;
+  }
+  for (int32_t id : history) seen_[id] = 0;
+}
+
+// Moves the best candidates to the front, best first (ties: lower id), until they hold `mass` of the total or
+// `limit` are sorted. Returns how many.
+size_t Sampler::SortBest(size_t limit, double mass, double max, double inv_temperature) {
+  const auto better = [](const Candidate& a, const Candidate& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+  };
+  double total = 0;
+  if (mass < 1) {
+    for (const Candidate& c : candidates_) total += std::exp((c.logit - max) * inv_temperature);
+  }
+  double sum = 0;
+  size_t sorted = 0;
+  while (sorted < limit) {
+    const size_t next =
+        std::min(limit, std::max<size_t>(64, sorted * 4));  // few tokens hold most of the mass
+    std::partial_sort(candidates_.begin() + static_cast<ptrdiff_t>(sorted),
+                      candidates_.begin() + static_cast<ptrdiff_t>(next), candidates_.end(), better);
+    for (; sorted < next; ++sorted) {
+      if (mass < 1 && sum >= mass * total) return sorted;
+      sum += std::exp((candidates_[sorted].logit - max) * inv_temperature);
+    }
+  }
+  return sorted;
+}
+
+int32_t Sampler::Draw(size_t count, double max, double inv_temperature, double uniform) const {
+  double total = 0;
+  for (size_t i = 0; i < count; ++i) total += std::exp((candidates_[i].logit - max) * inv_temperature);
+  double sum = 0;
+  for (size_t i = 0; i < count; ++i) {
+    sum += std::exp((candidates_[i].logit - max) * inv_temperature);
+    if (sum > uniform * total) return candidates_[i].id;
+  }
+  return candidates_[count - 1].id;
+}
+
+int32_t Sampler::Sample(std::span<float> logits, std::span<const int32_t> history, const SamplingParams& p,
+                        uint64_t index) {
+  if (p.repetition_penalty != 1) Penalize(logits, history, p.repetition_penalty);
+  const int32_t best = ArgMax(logits);
+  if (p.temperature == 0) return best;
+
+  const double max = logits[best], inv_temperature = 1.0 / static_cast<double>(p.temperature);
+  for (size_t i = 0; i < logits.size(); ++i) candidates_[i] = {logits[i], static_cast<int32_t>(i)};
+  size_t count = candidates_.size();
+  if (p.min_p > 0) {  // keeps probabilities >= min_p times the largest; a threshold on logits, so it commutes
+    const double floor = max + std::log(static_cast<double>(p.min_p)) / inv_temperature;
+    candidates_.resize(static_cast<size_t>(
+        std::remove_if(candidates_.begin(), candidates_.end(),
+                       [floor](const Candidate& c) { return static_cast<double>(c.logit) < floor; }) -
+        candidates_.begin()));
+    count = candidates_.size();
+  }
+  if (p.top_k > 0) {
+    count = SortBest(std::min(count, static_cast<size_t>(p.top_k)), 1, max, inv_temperature);
+    candidates_.resize(count);
+  }
+  if (p.top_p < 1) count = SortBest(count, p.top_p, max, inv_temperature);
+  const int32_t id = Draw(count, max, inv_temperature, Uniform(p.seed, index));
+  candidates_.resize(logits.size());  // within the capacity of the constructor: allocates nothing
+  return id;
+}
+
+}  // namespace nibble

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/decoder.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <set>
+
+#include "model/rope.h"
+
+namespace nibble {
+namespace {
+
+Tensor Reshape(const Tensor& t, std::initializer_list<int64_t> dims) {
+  return Tensor::Dense(t.data, t.dtype, t.device, dims);
+}
+
+}  // namespace
+
+Decoder::Decoder(ModelConfig config, Backend& backend, const ModelOptions& options)
+    : config_(std::move(config)),
+      backend_(backend),
+      options_(options),
+      arith_(options.arithmetic == DType::kBF16 ? MatmulArith::kBF16 : MatmulArith::kF32) {}
+
+Decoder::~Decoder() {
+  for (const Buffer& b : buffers_) backend_.Free(b);
+}
+
+Status Decoder::Init(const io::Weights& weights) {
+  Loader load(weights, config_, backend_, arith_);
+  NIBBLE_ASSIGN(embedding_, load.Embedding("model.embed_tokens", config_.vocab, config_.hidden));
+  layers_.resize(static_cast<size_t>(config_.layers));
+  for (int i = 0; i < config_.layers; ++i) {
+    NIBBLE_RETURN_IF_ERROR(LoadLayer(load, fmt::format("model.layers.{}.", i), &layers_[i]));
+  }
+  NIBBLE_ASSIGN(final_norm_, load.Vector("model.norm.weight", config_.hidden));
+  head_ = embedding_;
+  if (!config_.tied_head) {
+    NIBBLE_ASSIGN(head_, load.Embedding("lm_head", config_.vocab, config_.hidden));
+  }
+  NIBBLE_RETURN_IF_ERROR(weights.CheckUnchanged());
+  if (const auto unused = load.Unused(); !unused.empty()) {
+    config_.notes.push_back(fmt::format("{} tensors are not used, the first is {}", unused.size(), unused[0]));
+  }
+  weight_bytes_ = load.bytes();
+  buffers_ = load.TakeBuffers();
+  return AllocateWork();
+}
+
+Status Decoder::AllocateRows(Tensor* t, int64_t rows, std::initializer_list<int64_t> rest) {
+  int64_t n = rows;
+  for (int64_t d : rest) n *= d;
+  NIBBLE_ASSIGN(Buffer b, backend_.Alloc(static_cast<size_t>(n) * sizeof(float)));
+  buffers_.push_back(b);
+  *t = Tensor::Dense(b.data, DType::kF32, backend_.Info().device, {rows, n / rows});
+  if (rest.size() == 2) *t = Reshape(*t, {rows, rest.begin()[0], rest.begin()[1]});
+  return {};
+}
+
+Status Decoder::AllocateWork() {
+  const ModelConfig& c = config_;
+  const int rows = options_.max_step_rows, logit_rows = options_.max_logit_rows;
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&x_, rows, {c.hidden}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&normed_, rows, {c.hidden}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&q_, rows, {c.heads, c.head_dim}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&k_, rows, {c.kv_heads, c.head_dim}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&v_, rows, {c.kv_heads, c.head_dim}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&attended_, rows, {c.heads, c.head_dim}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&gate_, rows, {c.intermediate}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&up_, rows, {c.intermediate}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&cos_, rows, {c.head_dim / 2}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&sin_, rows, {c.head_dim / 2}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&last_, logit_rows, {c.hidden}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&logits_, logit_rows, {c.vocab}));
+
+  const std::vector<float> inv_freq = InverseFrequencies(c.rope, c.head_dim);
+  NIBBLE_ASSIGN(Buffer b, backend_.Alloc(inv_freq.size() * sizeof(float)));
+  buffers_.push_back(b);
+  backend_.Upload(inv_freq.data(), b.data, inv_freq.size() * sizeof(float));
+  inv_freq_ = reinterpret_cast<const float*>(b.data);
+
+  const int max_k = std::max({c.hidden, c.intermediate, c.heads * c.head_dim});
+  return backend_.Reserve(std::max(rows, logit_rows), max_k, c.heads, c.kv_heads, c.head_dim);
+}
+
+Status Decoder::LoadAttention(Loader& load, const std::string& prefix, Bias qkv, Bias out,
+                              LayerWeights* layer) {
+  const ModelConfig& c = config_;
+  const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  NIBBLE_ASSIGN(layer->q, load.Linear(prefix + "self_attn.q_proj", q, c.hidden, qkv));
+  NIBBLE_ASSIGN(layer->k, load.Linear(prefix + "self_attn.k_proj", kv, c.hidden, qkv));
+  NIBBLE_ASSIGN(layer->v, load.Linear(prefix + "self_attn.v_proj", kv, c.hidden, qkv));
+  NIBBLE_ASSIGN(layer->o, load.Linear(prefix + "self_attn.o_proj", c.hidden, q, out));
+  return {};
+}
+
+Status Decoder::LoadMlp(Loader& load, const std::string& prefix, Bias bias, LayerWeights* layer) {
+  const int hidden = config_.hidden, inner = config_.intermediate;
+  NIBBLE_ASSIGN(layer->gate, load.Linear(prefix + "mlp.gate_proj", inner, hidden, bias));
+  NIBBLE_ASSIGN(layer->up, load.Linear(prefix + "mlp.up_proj", inner, hidden, bias));
+  NIBBLE_ASSIGN(layer->down, load.Linear(prefix + "mlp.down_proj", hidden, inner, bias));
+  return {};
+}
+
+Status Decoder::LoadNorms(Loader& load, const std::string& prefix, LayerWeights* layer) {
+  NIBBLE_ASSIGN(layer->input_norm, load.Vector(prefix + "input_layernorm.weight", config_.hidden));
+  NIBBLE_ASSIGN(layer->post_attention_norm,
+                load.Vector(prefix + "post_attention_layernorm.weight", config_.hidden));
+  return {};
+}
+
+Tensor Decoder::Rows(const Tensor& t) const {
+  Tensor out = t;
+  out.dim[0] = rows_;
+  return out;
+}
+
+Tensor Decoder::Norm(Tensor x, const float* weight) {
+  const Tensor y = Rows(normed_);
+  backend_.Norm(x, weight, static_cast<float>(config_.norm_eps), y);
+  return y;
+}
+
+Decoder::Heads Decoder::Project(Tensor x, const LayerWeights& layer) {
+  const Heads heads{Rows(q_), Rows(k_), Rows(v_)};
+  const auto flat = [this](const Tensor& t) { return Reshape(t, {rows_, t.dim[1] * t.dim[2]}); };
+  const std::array<LinearOut, 3> outs{LinearOut{&layer.q.w, layer.q.bias, flat(heads.q)},
+                                      LinearOut{&layer.k.w, layer.k.bias, flat(heads.k)},
+                                      LinearOut{&layer.v.w, layer.v.bias, flat(heads.v)}};
+  backend_.Linear(x, outs, arith_);
+  return heads;
+}
+
+void Decoder::NormHeads(Tensor heads, const float* weight) {
+  backend_.Norm(heads, weight, static_cast<float>(config_.norm_eps), heads);
+}
+
+void Decoder::Rope(const Heads& heads) {
+  backend_.Rope(heads.q, Rows(cos_), Rows(sin_));
+  backend_.Rope(heads.k, Rows(cos_), Rows(sin_));
+}
+
+Tensor Decoder::Attend(int index, const Heads& heads, int64_t window) {
+  const KvView view = cache_->View(index);
+  backend_.KvAppend({view, heads.k, heads.v});
+  const Tensor out = Rows(attended_);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  backend_.Attention({view, heads.q, out, config_.heads, scale, window});
+  return Reshape(out, {rows_, out.dim[1] * out.dim[2]});
+}
+
+Tensor Decoder::GatedMlp(Tensor x, const LayerWeights& layer) {
+  const Tensor gate = Rows(gate_), up = Rows(up_);
+  const std::array<LinearOut, 2> outs{LinearOut{&layer.gate.w, layer.gate.bias, gate},
+                                      LinearOut{&layer.up.w, layer.up.bias, up}};
+  backend_.Linear(x, outs, arith_);
+  backend_.Glu(gate, up, config_.activation, gate);
+  return gate;
+}
+
+void Decoder::AddProjection(Tensor x, const LinearWeight& w, Tensor residual) {
+  const LinearOut out{&w.w, w.bias, residual, /*accumulate=*/true};
+  backend_.Linear(x, {&out, 1}, arith_);
+}
+
+// Gathers the wanted rows while normalizing: one call a run of neighbours.
+Tensor Decoder::FinalNorm(Tensor x, std::span<const int32_t> rows) {
+  const int64_t hidden = config_.hidden;
+  const auto slice = [hidden](const Tensor& t, int64_t first, int64_t n) {
+    return Tensor::Dense(t.as<float>() + first * hidden, t.dtype, t.device, {n, hidden});
+  };
+  for (size_t i = 0; i < rows.size();) {
+    size_t run = 1;
+    while (i + run < rows.size() && rows[i + run] == rows[i] + static_cast<int32_t>(run)) ++run;
+    const auto n = static_cast<int64_t>(run);
+    backend_.Norm(slice(x, rows[i], n), final_norm_, static_cast<float>(config_.norm_eps),
+                  slice(last_, static_cast<int64_t>(i), n));
+    i += run;
+  }
+  return slice(last_, 0, static_cast<int64_t>(rows.size()));
+}
+
+Tensor Decoder::Forward(const Step& step, KvCache& cache) {
+  rows_ = static_cast<int64_t>(step.tokens.size());
+  cache_ = &cache;
+  NIBBLE_CHECK(rows_ > 0 && rows_ <= x_.dim[0], "rows of a step");
+  NIBBLE_CHECK(step.logit_rows.size() <= static_cast<size_t>(options_.max_logit_rows),
+               "logit rows of a step");
+  NIBBLE_CHECK(cache.Positions().size() == step.tokens.size(), "cache step and tokens differ");
+
+  const Tensor x = Rows(x_);
+  backend_.Embed(step.tokens, embedding_, x);
+  backend_.RopeTable(cache.Positions(), inv_freq_, Rows(cos_), Rows(sin_));
+  for (int i = 0; i < config_.layers; ++i) RunLayer(i, layers_[i], x);
+
+  const auto wanted = static_cast<int64_t>(step.logit_rows.size());
+  Tensor logits = Reshape(logits_, {wanted, config_.vocab});
+  if (wanted == 0) return logits;
+  const LinearOut out{&head_, nullptr, logits};
+  backend_.Linear(FinalNorm(x, step.logit_rows), {&out, 1}, arith_);
+  return logits;
+}
+
+std::vector<std::string> Decoder::Explain() const {
+  const LayerWeights& l = layers_.front();
+  std::vector<std::string> lines;
+  lines.push_back("embedding: " + backend_.ExplainLinear(embedding_, arith_));
+  const std::array<std::pair<const char*, const LinearWeight*>, 7> parts{{{"q_proj", &l.q},
+                                                                          {"k_proj", &l.k},
+                                                                          {"v_proj", &l.v},
+                                                                          {"o_proj", &l.o},
+                                                                          {"gate_proj", &l.gate},
+                                                                          {"up_proj", &l.up},
+                                                                          {"down_proj", &l.down}}};
+  for (const auto& [name, w] : parts) {
+    lines.push_back(
+        fmt::format("layers 0-{} {}: {}", config_.layers - 1, name, backend_.ExplainLinear(w->w, arith_)));
+  }
+  lines.push_back(
+      fmt::format("head{}: {}", config_.tied_head ? " (tied)" : "", backend_.ExplainLinear(head_, arith_)));
+  return lines;
+}
+
+}  // namespace nibble

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 7. The list of architectures. A new one is a file and a line here.
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "model/decoder.h"
+
+namespace nibble {
+namespace {
+
+struct Architecture {
+  std::string_view name;
+  std::unique_ptr<Decoder> (*make)(ModelConfig, Backend&, const ModelOptions&);
+};
+constexpr std::array kArchitectures{
+    Architecture{"LlamaForCausalLM", &MakeLlama},
+    Architecture{"MistralForCausalLM", &MakeMistral},
+    Architecture{"Qwen2ForCausalLM", &MakeQwen2},
+    Architecture{"Qwen3ForCausalLM", &MakeQwen3},
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Model>> Model::Load(const std::string& dir, Backend& backend,
+                                           const ModelOptions& options) {
+  NIBBLE_ASSIGN(ModelConfig config, ReadModelConfig(dir));
+  const auto it = std::find_if(kArchitectures.begin(), kArchitectures.end(),
+                               [&](const Architecture& a) { return a.name == config.architecture; });
+  if (it == kArchitectures.end()) {
+    return Error(Code::kUnsupported, "{}/config.json: architecture {} is not supported", dir,
+                 config.architecture);
+  }
+  NIBBLE_ASSIGN(std::unique_ptr<io::Weights> weights, io::Weights::Open(dir));
+  for (const std::string& note : weights->notes()) config.notes.push_back(note);
+  std::unique_ptr<Decoder> model = it->make(std::move(config), backend, options);
+  const Status status = model->Init(*weights);
+  if (!status.ok()) return Error(status.code(), "{}: {}", dir, status.message());
+  return std::unique_ptr<Model>(std::move(model));
+}
+
+}  // namespace nibble
