@@ -23,6 +23,14 @@ struct PageShape {
   int head_dim, tokens;
 };
 
+// Fields of a page, little-endian. By memcpy: a page is bytes, whatever was there before.
+NIBBLE_HD void StoreU16(std::byte* p, uint16_t x) { memcpy(p, &x, 2); }
+NIBBLE_HD uint16_t LoadU16(const std::byte* p) {
+  uint16_t x;
+  memcpy(&x, p, 2);
+  return x;
+}
+
 template <class C>
 concept Codec = requires(PageShape s, const float* rows, std::byte* w, const std::byte* r, float* out8) {
   { C::kId } -> std::convertible_to<CodecId>;
