@@ -1,1 +1,81 @@
-// Stub: integer dot products on avx2, to be replaced.
+// SPDX-License-Identifier: Apache-2.0
+// Floor 4. Integer dot products of a panel (16 outputs) on AVX2: vpmaddubsw adds pairs of u8 x s8 products
+// into s16 with saturation, so every use below stays inside s16. Same names and meaning in every dot_*.h;
+// dot_generic.h is the specification.
+
+struct I32x16 {
+  __m256i a, b;  // outputs 0-7, 8-15
+  static NIBBLE_HD I32x16 Zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static NIBBLE_HD I32x16 Set1(int32_t i) { return {_mm256_set1_epi32(i), _mm256_set1_epi32(i)}; }
+  static NIBBLE_HD I32x16 FromU8(const uint8_t* p) {
+    const __m128i c = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepu8_epi32(c), _mm256_cvtepu8_epi32(_mm_srli_si128(c, 8))};
+  }
+  NIBBLE_HD void Store(int32_t* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), b);
+  }
+  static NIBBLE_HD I32x16 Add(I32x16 x, I32x16 y) {
+    return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
+  }
+  static NIBBLE_HD I32x16 Sub(I32x16 x, I32x16 y) {
+    return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)};
+  }
+  static NIBBLE_HD I32x16 Mul(I32x16 x, I32x16 y) {
+    return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)};
+  }
+  // The upper half of each lane of x is zero, so the second product of the pair is too.
+  static NIBBLE_HD I32x16 MulU15(I32x16 x, int32_t y) {
+    const __m256i v = _mm256_set1_epi32(y);
+    return {_mm256_madd_epi16(x.a, v), _mm256_madd_epi16(x.b, v)};
+  }
+};
+
+struct Weights4 {
+  __m256i a, b;  // bytes [8][4] of outputs 0-7, 8-15
+};
+
+static NIBBLE_HD __m256i Load32(const std::byte* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+
+static NIBBLE_HD void LoadNibbles(const std::byte* p, Weights4& low, Weights4& high) {
+  const __m256i mask = _mm256_set1_epi8(15), a = Load32(p), b = Load32(p + 32);
+  low = {_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)};
+  high = {_mm256_and_si256(_mm256_srli_epi16(a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(b, 4), mask)};
+}
+
+constexpr int32_t kS8Offset = 0;
+static NIBBLE_HD Weights4 LoadS8(const std::byte* p) { return {Load32(p), Load32(p + 32)}; }
+
+struct DotU4 {
+  static constexpr int kFlushSteps = 8;  // a step adds at most 2 * 15 * 127; 8 of them are 30480
+  I32x16 sum = I32x16::Zero();
+  __m256i a = _mm256_setzero_si256(), b = _mm256_setzero_si256();  // s16 [8][2]
+  NIBBLE_HD void Step(Weights4 w, int32_t x4) {
+    const __m256i x = _mm256_set1_epi32(x4);
+    a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w.a, x));
+    b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w.b, x));
+  }
+  NIBBLE_HD void Flush() {
+    const __m256i ones = _mm256_set1_epi16(1);
+    sum = I32x16::Add(sum, {_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones)});
+    a = b = _mm256_setzero_si256();
+  }
+};
+
+struct DotS8 {
+  I32x16 sum = I32x16::Zero();
+  // w * x = |w| * (x with the sign of w). |w| <= 128 is unsigned and |x| <= 127, so a pair is at most 32512.
+  static NIBBLE_HD __m256i Product(__m256i w, __m256i x) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  }
+  NIBBLE_HD void Step(Weights4 w, int32_t x4) {
+    const __m256i x = _mm256_set1_epi32(x4);
+    sum = I32x16::Add(sum, {Product(w.a, x), Product(w.b, x)});
+  }
+};
+
+constexpr int kTileRows = 4, kTilePanels = 1, kRowPanels = 2;
+constexpr const char* kIntNames[] = {"i4-group/vpmaddubsw", "i4-channel/vpmaddubsw", "i8-channel/vpmaddubsw"};
