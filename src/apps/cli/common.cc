@@ -60,7 +60,10 @@ void AddCommon(CLI::App& parser, CommonOptions& options) {
       ->check(CLI::Range(0, kMaxThreads))
       ->type_name("N")
       ->group(group);
-  parser.add_option("--recipe", options.recipe, "How attention is computed and cached: a preset (exact, kv8, qserve) or k=... v=... [exact]")
+  parser
+      .add_option(
+          "--recipe", options.recipe,
+          "How attention is computed and cached: a preset (exact, kv8, qserve) or k=... v=... [exact]")
       ->type_name("R")
       ->group(group);
   parser.add_option("--dtype", options.dtype, "Arithmetic of the exact path: f32 or bf16 [f32]")
@@ -69,7 +72,8 @@ void AddCommon(CLI::App& parser, CommonOptions& options) {
       ->group(group);
   parser.add_flag("--explain", options.explain, "Print device, recipe and chosen kernels to standard error")
       ->group(group);
-  parser.add_flag("--quiet", options.quiet, "No progress bar, notes or summary on standard error")->group(group);
+  parser.add_flag("--quiet", options.quiet, "No progress bar, notes or summary on standard error")
+      ->group(group);
   parser.set_version_flag("--version", "nibble " NIBBLE_VERSION)->group(group);
   parser.set_help_flag("-h,--help", "Print this help and exit")->group(group);
 }
@@ -111,7 +115,8 @@ Result<std::string> ReadText(const std::string& path, uint64_t max_bytes) {
   std::string text;
   const bool standard_input = path == "-";
   const int fd = standard_input ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return Error(errno == ENOENT ? Code::kNotFound : Code::kIo, "{}: {}", path, std::strerror(errno));
+  if (fd < 0)
+    return Error(errno == ENOENT ? Code::kNotFound : Code::kIo, "{}: {}", path, std::strerror(errno));
   const Status status = ReadAll(fd, standard_input ? "standard input" : path, max_bytes, text);
   if (!standard_input) close(fd);
   if (!status.ok()) return status;

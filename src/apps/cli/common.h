@@ -14,14 +14,15 @@
 
 namespace nibble::cli {
 
-// Exit codes. Usage errors are what the command line alone shows to be wrong; 128 + signal follows the shells.
+// Exit codes. Usage errors are what the command line alone shows to be wrong; 128 + signal follows the
+// shells.
 inline constexpr int kExitOk = 0, kExitFailed = 1, kExitUsage = 2, kExitSignal = 128;
 
 // Keys in the order in which they are written.
 using Json = nlohmann::ordered_json;
 
-// A subcommand. `run` gives the exit code, or the error that main prints (exit code 1). Mistakes in the command
-// line are thrown as CLI::ParseError by the parser and its callbacks, before `run`.
+// A subcommand. `run` gives the exit code, or the error that main prints (exit code 1). Mistakes in the
+// command line are thrown as CLI::ParseError by the parser and its callbacks, before `run`.
 struct Command {
   CLI::App* parser;
   std::function<Result<int>()> run;

@@ -16,7 +16,7 @@ struct Options {
   CommonOptions common;
   std::string model;
   std::vector<std::string> prompts, files, stop;
-  int tokens = 0;  // 0: kDefaultTokens, or what the context leaves
+  int tokens = -1;  // -1: kDefaultTokens, or what the context leaves
   SamplingParams sampling;
   bool ignore_eos = false, stream = false, json = false;
   int logits_top = 0;
@@ -29,7 +29,8 @@ struct Prompt {
 
 Result<std::vector<Prompt>> ReadPrompts(const Options& o) {
   std::vector<Prompt> prompts;
-  for (const std::string& text : o.prompts) prompts.push_back({fmt::format("prompt {}", prompts.size() + 1), text});
+  for (const std::string& text : o.prompts)
+    prompts.push_back({fmt::format("prompt {}", prompts.size() + 1), text});
   for (const std::string& file : o.files) {
     NIBBLE_ASSIGN(std::string text, ReadText(file));
     if (text.empty()) return Error(Code::kInvalidArgument, "{}: empty, expected a prompt", file);
@@ -52,17 +53,15 @@ Result<std::vector<Request>> MakeRequests(const Options& o, const std::vector<Pr
     request.logits_top = o.logits_top;
     // Without -n a prompt near the end of the context gets what is left; with -n too much is an error.
     const int64_t room = engine.config().max_position - int64_t(request.prompt.size());
-    request.max_tokens =
-        o.tokens > 0 ? o.tokens : int(std::clamp<int64_t>(room, 1, kDefaultTokens));
+    request.max_tokens = o.tokens >= 0 ? o.tokens : int(std::clamp<int64_t>(room, 1, kDefaultTokens));
   }
   return requests;
 }
 
-const char* FinishName(FinishReason reason) { return ToString(reason); }
-
 // The first new token comes out of the prefill, so decoding made one less.
 double TokensPerSecond(const Completion& c) {
-  return c.token_ids.size() > 1 && c.decode_seconds > 0 ? double(c.token_ids.size() - 1) / c.decode_seconds : 0;
+  return c.token_ids.size() > 1 && c.decode_seconds > 0 ? double(c.token_ids.size() - 1) / c.decode_seconds
+                                                        : 0;
 }
 
 Json ToJson(const Request& request, const Completion& c) {
@@ -70,7 +69,7 @@ Json ToJson(const Request& request, const Completion& c) {
   json["prompt_tokens"] = request.prompt.size();
   json["token_ids"] = c.token_ids;
   json["text"] = c.text;
-  json["finish_reason"] = FinishName(c.finish);
+  json["finish_reason"] = ToString(c.finish);
   json["prefill_seconds"] = c.prefill_seconds;
   json["decode_seconds"] = c.decode_seconds;
   json["tokens_per_second"] = TokensPerSecond(c);
@@ -83,13 +82,14 @@ Json ToJson(const Request& request, const Completion& c) {
 }
 
 void PrintSummary(const Request& request, const Completion& c) {
-  fmt::print(stderr, "nibble: {} prompt tokens in {:.3f} s, {} new tokens in {:.3f} s ({:.0f} tokens/s), {}\n",
-             request.prompt.size(), c.prefill_seconds, c.token_ids.size(), c.decode_seconds, TokensPerSecond(c),
-             FinishName(c.finish));
+  fmt::print(stderr,
+             "nibble: {} prompt tokens in {:.3f} s, {} new tokens in {:.3f} s ({:.0f} tokens/s), {}\n",
+             request.prompt.size(), c.prefill_seconds, c.token_ids.size(), c.decode_seconds,
+             TokensPerSecond(c), ToString(c.finish));
 }
 
-void PrintCompletions(const Options& o, const std::vector<Prompt>& prompts, const std::vector<Request>& requests,
-                      const std::vector<Completion>& completions) {
+void PrintCompletions(const Options& o, const std::vector<Prompt>& prompts,
+                      const std::vector<Request>& requests, const std::vector<Completion>& completions) {
   for (size_t i = 0; i < completions.size(); ++i) {
     if (o.json) {
       PrintJson(ToJson(requests[i], completions[i]));
@@ -98,7 +98,8 @@ void PrintCompletions(const Options& o, const std::vector<Prompt>& prompts, cons
     if (completions.size() == 1) Print("\n");  // the text was streamed
     if (completions.size() > 1) Print(fmt::format("== {}\n{}\n", prompts[i].name, completions[i].text));
     if (o.logits_top > 0)
-      for (const auto& [id, value] : completions[i].last_prompt_logits) Print(fmt::format("{}\t{}\n", id, value));
+      for (const auto& [id, value] : completions[i].last_prompt_logits)
+        Print(fmt::format("{}\t{}\n", id, value));
     if (!o.common.quiet) PrintSummary(requests[i], completions[i]);
   }
 }
@@ -126,6 +127,8 @@ void CheckOptions(const Options& o) {
     if (text.empty()) throw CLI::ValidationError("--prompt", "empty, expected text");
   for (const std::string& text : o.stop)
     if (text.empty()) throw CLI::ValidationError("--stop", "empty, expected text");
+  if (o.tokens == 0 && o.logits_top == 0)
+    throw CLI::ValidationError("--predict", "0 new tokens leave nothing to do without --logits-top");
   if (o.stream && o.prompts.size() + o.files.size() > 1)
     throw CLI::ValidationError("--stream", "shows one prompt at a time; several need --json or no flag");
   if (const Status status = CheckSampling(o.sampling); !status.ok())
@@ -135,15 +138,21 @@ void CheckOptions(const Options& o) {
 
 void AddSampling(CLI::App& parser, SamplingParams& s) {
   const char* group = "Sampling";
-  parser.add_option("--temp,--temperature", s.temperature, "Temperature; 0 is greedy [0]")->type_name("T")->group(group);
-  parser.add_option("--top-k", s.top_k, "Keep the K most likely tokens; 0 is off [0]")->type_name("K")->group(group);
+  parser.add_option("--temp,--temperature", s.temperature, "Temperature; 0 is greedy [0]")
+      ->type_name("T")
+      ->group(group);
+  parser.add_option("--top-k", s.top_k, "Keep the K most likely tokens; 0 is off [0]")
+      ->type_name("K")
+      ->group(group);
   parser.add_option("--top-p", s.top_p, "Keep the most likely tokens that reach probability P [1]")
       ->type_name("P")
       ->group(group);
   parser.add_option("--min-p", s.min_p, "Drop tokens below P times the most likely one [0]")
       ->type_name("P")
       ->group(group);
-  parser.add_option("--repeat-penalty", s.repetition_penalty, "Divide logits of tokens already there; 1 is off [1]")
+  parser
+      .add_option("--repeat-penalty", s.repetition_penalty,
+                  "Divide logits of tokens already there; 1 is off [1]")
       ->type_name("R")
       ->group(group);
   parser.add_option("--seed", s.seed, "Same seed, same text [0]")->type_name("S")->group(group);
@@ -155,23 +164,30 @@ Command AddGenerate(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* parser = app.add_subcommand("generate", "Continue a prompt");
   AddModel(*parser, o->model);
-  parser->add_option("-p,--prompt", o->prompts, "Text to continue; again for more prompts, which run as one batch")
+  parser
+      ->add_option("-p,--prompt", o->prompts,
+                   "Text to continue; again for more prompts, which run as one batch")
       ->type_name("TEXT")
       ->expected(1)
       ->take_all();
-  parser->add_option("-f,--file", o->files, "File with the text to continue, - for standard input; may be given again")
+  parser
+      ->add_option("-f,--file", o->files,
+                   "File with the text to continue, - for standard input; may be given again")
       ->type_name("FILE")
       ->expected(1)
       ->take_all();
   parser->add_option("-n,--predict", o->tokens, fmt::format("New tokens at most [{}]", kDefaultTokens))
-      ->check(CLI::Range(1, kMaxTokens))
+      ->check(CLI::Range(0, kMaxTokens))
       ->type_name("N");
-  parser->add_option("--stop", o->stop, "Text that ends the continuation and is not printed; may be given again")
+  parser
+      ->add_option("--stop", o->stop,
+                   "Text that ends the continuation and is not printed; may be given again")
       ->type_name("TEXT")
       ->expected(1)
       ->take_all();
   parser->add_flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token");
-  CLI::Option* stream = parser->add_flag("--stream", o->stream, "Print text as it comes (the default for one prompt)");
+  CLI::Option* stream =
+      parser->add_flag("--stream", o->stream, "Print text as it comes (the default for one prompt)");
   parser->add_flag("--json", o->json, "Print one JSON object a prompt, a line each")->excludes(stream);
   parser->add_option("--logits-top", o->logits_top, "Also give the K largest logits after the prompt")
       ->check(CLI::Range(1, kMaxTokens))

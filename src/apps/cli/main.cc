@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 9. The nibble program: parses the command line, runs one command, turns errors into one line and an exit
-// code (docs/cli.md).
+// Floor 9. The nibble program: parses the command line, runs one command, turns errors into one line and an
+// exit code (docs/cli.md).
 #include <cstdio>
 #include <exception>
 #include <iostream>
@@ -15,7 +15,8 @@ constexpr const char* kExamples =
     "Examples:\n"
     "  nibble generate -m models/novelist-10m -p \"It was a dark and stormy night\" -n 64\n"
     "  nibble quantize -m models/novelist-10m -o out/novelist-w4a8 --weights w4a8-g128\n"
-    "  nibble eval     -m out/novelist-w4a8 --reference models/novelist-10m --text texts/Doyle_Hound_1902.txt\n"
+    "  nibble eval     -m out/novelist-w4a8 --reference models/novelist-10m --text "
+    "texts/Doyle_Hound_1902.txt\n"
     "  nibble inspect  out/novelist-w4a8\n"
     "Every command has its own --help. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.";
 

@@ -44,11 +44,15 @@ std::string FormatProgress(std::string_view label, int64_t done, int64_t total, 
   const int bar = std::min(40, width - int(label.size()) - int(tail.size()) - 3);
   if (bar < 4) return fmt::format("{}{}", label, tail).substr(0, size_t(std::max(width, 0)));
   const auto full = size_t(share * bar);
-  return fmt::format("{} [{}{}]{}", label, std::string(full, '#'), std::string(size_t(bar) - full, '.'), tail);
+  return fmt::format("{} [{}{}]{}", label, std::string(full, '#'), std::string(size_t(bar) - full, '.'),
+                     tail);
 }
 
 Progress::Progress(std::string label, bool quiet)
-    : label_(std::move(label)), enabled_(!quiet && TerminalCanDraw()), color_(ColorWanted()), start_(Clock::now()) {}
+    : label_(std::move(label)),
+      enabled_(!quiet && TerminalCanDraw()),
+      color_(ColorWanted()),
+      start_(Clock::now()) {}
 
 Progress::~Progress() { Wipe(); }
 

@@ -62,7 +62,9 @@ Command AddQuantize(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* parser = app.add_subcommand("quantize", "Write a model folder with quantized weights");
   AddModel(*parser, o->model);
-  parser->add_option("-o,--out", o->out, "Folder to write; it must not exist yet")->required()->type_name("DIR");
+  parser->add_option("-o,--out", o->out, "Folder to write; it must not exist yet")
+      ->required()
+      ->type_name("DIR");
   std::vector<std::string> names;
   for (const Format& format : kFormats) names.emplace_back(format.name);
   parser->add_option("--weights", o->weights, "w4a8-g128, w4a8-chn or w8a8")
@@ -77,7 +79,8 @@ Command AddQuantize(CLI::App& app) {
   parser->footer(
       "Examples:\n"
       "  nibble quantize -m models/novelist-10m -o out/novelist-w4a8 --weights w4a8-g128\n"
-      "  nibble quantize -m models/novelist-10m -o out/novelist-w8a8 --weights w8a8 --quantize-embedding int8");
+      "  nibble quantize -m models/novelist-10m -o out/novelist-w8a8 --weights w8a8 --quantize-embedding "
+      "int8");
   return {parser, [o] { return Run(*o); }};
 }
 

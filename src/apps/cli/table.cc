@@ -60,6 +60,8 @@ std::string HumanCount(int64_t n) {
   return digits;
 }
 
-std::string HumanShape(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string HumanShape(const std::vector<int64_t>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
 
 }  // namespace nibble::cli

@@ -50,7 +50,8 @@ Command AddTokenize(CLI::App& app) {
   CLI::Option* file =
       parser->add_option("-f,--file", o->file, "File with the text, - for standard input")->type_name("FILE");
   text->excludes(file);
-  parser->add_flag("--no-special", o->no_special, "Do not add the tokens that the model expects around a text");
+  parser->add_flag("--no-special", o->no_special,
+                   "Do not add the tokens that the model expects around a text");
   CLI::Option* json = parser->add_flag("--json", o->json, "Print {\"ids\": [...], \"tokens\": [...]}");
   parser->add_flag("--pieces", o->pieces, "Print one token a line: id and vocabulary entry")->excludes(json);
   AddCommon(*parser, o->common);
