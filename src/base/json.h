@@ -18,7 +18,8 @@ enum class JsonType : uint8_t { kNull, kBool, kInt, kUint, kDouble, kString, kAr
 
 struct JsonLimits {
   size_t max_bytes = size_t{16} << 20;
-  int max_depth = 64;
+  int max_depth = 64;                  // at most 512
+  size_t max_nodes = size_t{8} << 20;  // values of every kind; a node costs 40 bytes
 };
 
 struct JsonNode;  // base/json.cc

@@ -33,7 +33,7 @@ struct KvSizes {
   double bits_per_value;
   int64_t bytes_per_token;     // all layers, sealed pages
   int64_t tail_bytes_per_seq;  // all layers, raw open page
-  int64_t pool_bytes;          // planned for max_tokens
+  int64_t pool_bytes;          // all layers, sealed pages for max_tokens and open pages for max_seqs
 };
 KvSizes PlanKv(const KvShape&, const AttentionRecipe&, int max_seqs, int64_t max_tokens);
 
@@ -44,6 +44,8 @@ class KvCache {
   virtual Result<SeqId> Open() = 0;  // kOutOfMemory when max_seqs are open
   virtual void Close(SeqId) = 0;
   virtual int64_t Length(SeqId) const = 0;
+  // Tokens for which sealed pages are free. Open pages hold up to 63 more a sequence, so this many tokens fit
+  // however they are divided.
   virtual int64_t FreeTokens() const = 0;
 
   // Plans one step: seqs[i] receives counts[i] new tokens; rows are sequence after sequence. Takes the pages

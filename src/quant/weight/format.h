@@ -25,9 +25,9 @@ struct WeightView {
 
 // Compute layouts: panels of 16 output rows, so that one vector register holds one input for 16 outputs. Rows
 // are padded to a multiple of 16 with zeros. Same bytes for every CPU ISA.
-//   kF32, kF16, kBF16:  [n/16][k][16] elements
-//   kI4*:               [n/16][k/8][16][4] bytes: byte j of output r holds k = 8i+j (low nibble), 8i+4+j
-//   (high) kI8Channel:         [n/16][k/4][16][4] s8
+//   kF32, kF16, kBF16: [n/16][k][16] elements
+//   kI4*: [n/16][k/8][16][4] bytes; byte j of output r holds k = 8i+j (low nibble) and 8i+4+j (high)
+//   kI8Channel: [n/16][k/4][16][4] s8
 enum class Layout : uint8_t { kF32, kF16, kBF16, kI4Group, kI4Channel, kI8Channel };
 
 inline constexpr int kPanel = 16;

@@ -60,17 +60,12 @@ void QuantizeGroup(const int8_t* q8, uint8_t* bytes, uint8_t* group_scale, uint8
     lo = q8[i] < lo ? q8[i] : lo;
     hi = q8[i] > hi ? q8[i] : hi;
   }
-  int s2 = RoundToInt(float(hi - lo) / kU4Max);
-  if (s2 == 0) s2 = 1;
-  const int z = RoundToInt(Clamp(float(-lo) / float(s2), 0, kU4Max));
+  const GroupParams p = FitGroup(lo, hi);
   uint8_t u[kGroup];
-  for (int i = 0; i < kGroup; ++i) {
-    const int code = RoundToInt(float(q8[i]) / float(s2)) + z;
-    u[i] = uint8_t(code < 0 ? 0 : (code > kU4Max ? kU4Max : code));
-  }
+  for (int i = 0; i < kGroup; ++i) u[i] = uint8_t(GroupCode(q8[i], p));
   PackNibbles(u, kGroup, bytes);
-  *group_scale = uint8_t(s2);
-  *zero = uint8_t(z);
+  *group_scale = uint8_t(p.scale);
+  *zero = uint8_t(p.zero);
 }
 
 void QuantizeRowGroup(const float* w, int row, float amax, QuantizedWeight* out) {
@@ -124,41 +119,6 @@ WeightView QuantizedWeight::View() const {
   v.group_scale = group_scale.empty() ? nullptr : group_scale.data();
   v.zero = zero.empty() ? nullptr : zero.data();
   return v;
-}
-
-const char* Name(Storage storage) {
-  switch (storage) {
-    case Storage::kF32:
-      return "f32";
-    case Storage::kF16:
-      return "f16";
-    case Storage::kBF16:
-      return "bf16";
-    case Storage::kW4A8Group:
-      return "w4a8-g128";
-    case Storage::kW4A8Channel:
-      return "w4a8-chn";
-    case Storage::kW8A8:
-      return "w8a8";
-  }
-  return "?";
-}
-
-Status CheckShape(Storage storage, int64_t n, int64_t k) {
-  int multiple = 1;
-  if (storage == Storage::kW4A8Group) multiple = kGroup;
-  if (storage == Storage::kW4A8Channel) multiple = 8;
-  if (storage == Storage::kW8A8) multiple = 4;
-  if (n < 1 || k < 1 || n > INT32_MAX || k > INT32_MAX)
-    return Error(Code::kInvalidArgument, "weight [n={}, k={}]: both must lie in 1..2147483647", n, k);
-  if (k % multiple != 0)
-    return Error(Code::kUnsupported, "weight [n={}, k={}]: {} needs k to be a multiple of {}", n, k,
-                 Name(storage), multiple);
-  if (storage >= Storage::kW4A8Group && k > kMaxK)
-    return Error(Code::kUnsupported,
-                 "weight [n={}, k={}]: {} takes k up to {}, beyond it int32 sums overflow", n, k,
-                 Name(storage), kMaxK);
-  return {};
 }
 
 Result<QuantizedWeight> AllocateQuantized(int n, int k, Storage storage) {

@@ -3,16 +3,36 @@
 // nearest. The exact rules, with their reasons: docs/formats/weights.md.
 #pragma once
 #include <cstdint>
-#include <string_view>
 #include <vector>
 
+#include "base/half.h"
 #include "base/result.h"
 #include "quant/weight/format.h"
+#include "quant/weight/storage.h"
 
 namespace nibble::weight {
 
 // Level-1 codes of kW4A8Group lie in [-119, 119], so that every level-2 value (u - z) * s2 fits in 8 bits.
 inline constexpr int kProtectiveRange = 119;
+
+// Level 2 of kW4A8Group: integer scale s2 and zero point z of a group whose level-1 codes lie in lo..hi; a
+// code q becomes u and decodes as (u - z) * s2. 0 counts as a member: a group of one sign would otherwise
+// need a z outside 0..15 and be cut off (docs/decisions/0012-group-range-includes-zero.md).
+struct GroupParams {
+  int scale, zero;
+};
+inline GroupParams FitGroup(int lo, int hi) {
+  lo = lo < 0 ? lo : 0;
+  hi = hi > 0 ? hi : 0;
+  const int scale = RoundToInt(float(hi - lo) / 15.0f);
+  if (scale == 0) return {1, RoundToInt(float(-lo))};
+  const int zero = RoundToInt(float(-lo) / float(scale));
+  return {scale, zero < 15 ? zero : 15};
+}
+inline int GroupCode(int q, GroupParams p) {
+  const int u = RoundToInt(float(q) / float(p.scale)) + p.zero;
+  return u < 0 ? 0 : (u > 15 ? 15 : u);
+}
 
 // Quantized weights in the bytes of the file format. Which parts a storage uses: WeightView.
 struct QuantizedWeight {
@@ -23,14 +43,6 @@ struct QuantizedWeight {
   std::vector<uint8_t> group_scale, zero;
   WeightView View() const;  // borrows from this object
 };
-
-// The name in file headers and on the command line: "f32", "w4a8-g128", "w4a8-chn", "w8a8", ...
-const char* Name(Storage);
-
-// kInvalidArgument / kUnsupported when no kernel takes [n, k] in this storage: k a multiple of 128 (group),
-// 8 (channel) or 4 (w8a8), and at most kMaxK for sums in int32.
-inline constexpr int kMaxK = 132104;
-Status CheckShape(Storage, int64_t n, int64_t k);
 
 // Room for [n, k], all zero. Fails as CheckShape, and for storages that are not quantized.
 Result<QuantizedWeight> AllocateQuantized(int n, int k, Storage);

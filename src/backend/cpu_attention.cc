@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 5. CPU backend: the KV cache ops. Of one layer, first every segment is appended and sealed, then
+// every query attends; so a later segment of a step finds the pages that an earlier one filled.
+#include <cstring>
+
+#include "backend/cpu_backend.h"
+#include "base/check.h"
+#include "quant/kv/registry.h"
+
+namespace nibble {
+namespace {
+
+size_t RawBytes(const KvView& kv, DType raw) {  // of one raw page of one KV head
+  return size_t(kv.page.tokens) * size_t(kv.page.head_dim) * size_t(SizeOf(raw));
+}
+
+// The raw page of a slot (>= 0: tail slot, < 0: scratch ~slot) and KV head.
+std::byte* RawPage(const KvView& kv, bool is_v, int32_t slot, int head, size_t bytes) {
+  std::byte* tail = is_v ? kv.v_tail : kv.k_tail;
+  std::byte* scratch = is_v ? kv.v_scratch : kv.k_scratch;
+  const int64_t index = slot >= 0 ? slot : ~slot;
+  return (slot >= 0 ? tail : scratch) + size_t(index * kv.kv_heads + head) * bytes;
+}
+
+void CheckSegments(const KvView& kv, int64_t rows, int kv_heads, int head_dim) {
+  NIBBLE_CHECK(kv.kv_heads == kv_heads && kv.page.head_dim == head_dim, "KV view of another shape");
+  for (const KvSegment& s : kv.segments) {
+    NIBBLE_CHECK(s.rows > 0 && s.row >= 0 && s.row + s.rows <= rows, "segment outside the step's rows");
+    NIBBLE_CHECK(s.position % kv.page.tokens + s.rows <= kv.page.tokens, "segment over two pages");
+    NIBBLE_CHECK(size_t(s.table) + size_t(s.pages) <= kv.page_table.size(), "segment outside the page table");
+  }
+}
+
+}  // namespace
+
+// A page that was open before this step and is completed in scratch still lacks its earlier rows. They are
+// copied before anything is written: a later segment of the step overwrites the tail slot they lie in.
+void CpuBackend::CopyOpenRows(const KvView& kv) {
+  const auto copies = [](const KvSegment& s) { return s.copy_from >= 0; };
+  if (std::none_of(kv.segments.begin(), kv.segments.end(), copies)) return;
+  pool_.Run(int64_t(kv.segments.size()) * kv.kv_heads, [&](int64_t item, int) {
+    const KvSegment& s = kv.segments[size_t(item / kv.kv_heads)];
+    const int head = static_cast<int>(item % kv.kv_heads);
+    if (!copies(s)) return;
+    for (const bool is_v : {false, true}) {
+      const DType raw = kv::Get(is_v ? kv.v_codec : kv.k_codec).raw;
+      const size_t bytes = RawBytes(kv, raw);
+      const size_t row_bytes = bytes / size_t(kv.page.tokens);
+      memcpy(RawPage(kv, is_v, s.raw_slot, head, bytes), RawPage(kv, is_v, s.copy_from, head, bytes),
+             size_t(s.position % kv.page.tokens) * row_bytes);
+    }
+  });
+}
+
+void CpuBackend::AppendSegment(const KvAppendArgs& a, const KvSegment& s, int head, bool is_v,
+                               float* scratch) {
+  const KvView& kv = a.kv;
+  const Tensor& x = is_v ? a.v : a.k;
+  const kv::CodecInfo& codec = kv::Get(is_v ? kv.v_codec : kv.k_codec);
+  std::byte* raw = RawPage(kv, is_v, s.raw_slot, head, RawBytes(kv, codec.raw));
+  kernels_.kv_write({.x = x.as<const float>() + s.row * x.stride[0] + head * x.stride[1],
+                     .raw = raw,
+                     .x_stride = x.stride[0],
+                     .rows = s.rows,
+                     .first_token = s.position % kv.page.tokens,
+                     .head_dim = kv.page.head_dim,
+                     .raw_type = codec.raw});
+  if (s.seal_page < 0) return;
+  std::byte* pool = is_v ? kv.v_pool : kv.k_pool;
+  const int64_t index = int64_t{s.seal_page} * kv.kv_heads + head;
+  kernels_.kv_seal({.raw = raw,
+                    .page = pool + index * codec.page_bytes(kv.page),
+                    .scratch = scratch,
+                    .codec = codec.id,
+                    .shape = kv.page});
+}
+
+void CpuBackend::KvAppend(const KvAppendArgs& a) {
+  const int kv_heads = a.kv.kv_heads;
+  NIBBLE_CHECK(a.k.rank == 3 && a.v.rank == 3 && a.k.dim == a.v.dim, "KvAppend: k and v shapes");
+  NIBBLE_CHECK(a.k.dtype == DType::kF32 && a.k.stride[2] == 1 && a.v.stride[2] == 1, "KvAppend: k and v");
+  CheckSegments(a.kv, a.k.dim[0], static_cast<int>(a.k.dim[1]), static_cast<int>(a.k.dim[2]));
+  NIBBLE_CHECK(a.kv.page.head_dim <= max_head_dim_, "KvAppend: larger head than Reserve was told");
+  CopyOpenRows(a.kv);
+  const int64_t segments = int64_t(a.kv.segments.size());
+  if (segments == 0) return;
+  const int64_t per_item = std::max<int64_t>(1, a.k.dim[0] / segments) * a.k.dim[2];
+  ForBlocks(segments * kv_heads * 2, per_item, [&](int begin, int end, int worker) {
+    for (int i = begin; i < end; ++i)
+      AppendSegment(a, a.kv.segments[size_t(i / (2 * kv_heads))], i / 2 % kv_heads, i % 2 == 1,
+                    scratch_[size_t(worker)].floats);
+  });
+}
+
+// Queries [row_begin, row_end) of a segment, query heads [first, first + group) of KV head `head`.
+void CpuBackend::AttendSegment(const AttendArgs& a, const KvSegment& s, int head, int row_begin, int row_end,
+                               int first, int group, const Scratch& scratch) {
+  const KvView& kv = a.kv;
+  const kv::CodecInfo &k = kv::Get(kv.k_codec), &v = kv::Get(kv.v_codec);
+  const int64_t k_bytes = k.page_bytes(kv.page), v_bytes = v.page_bytes(kv.page);
+  const std::byte **k_pages = scratch.pages, **v_pages = scratch.pages + kMaxContextPages;
+  for (int p = 0; p < s.pages; ++p) {
+    const int64_t index = int64_t{kv.page_table[size_t(s.table + p)]} * kv.kv_heads + head;
+    k_pages[p] = kv.k_pool + index * k_bytes;
+    v_pages[p] = kv.v_pool + index * v_bytes;
+  }
+  const int64_t row = s.row + row_begin;
+  const int query_head = head * (a.heads / kv.kv_heads) + first;
+  kernels_.attention({.q = a.q.as<const float>() + row * a.q.stride[0] + query_head * a.q.stride[1],
+                      .out = a.out.as<float>() + row * a.out.stride[0] + query_head * a.out.stride[1],
+                      .k_pages = k_pages,
+                      .v_pages = v_pages,
+                      .page_list = nullptr,
+                      .k_raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, k.raw)),
+                      .v_raw = RawPage(kv, true, s.raw_slot, head, RawBytes(kv, v.raw)),
+                      .scratch = scratch.floats,
+                      .q_stride = a.q.stride[0],
+                      .out_stride = a.out.stride[0],
+                      .position = s.position + row_begin,
+                      .window = a.window,
+                      .rows = row_end - row_begin,
+                      .group = group,
+                      .pages = s.pages,
+                      .list_len = s.pages,
+                      .page = kv.page,
+                      .k_codec = kv.k_codec,
+                      .v_codec = kv.v_codec,
+                      .scale = a.scale});
+}
+
+void CpuBackend::Attention(const AttendArgs& a) {
+  const KvView& kv = a.kv;
+  NIBBLE_CHECK(a.q.rank == 3 && a.q.dim == a.out.dim && a.q.dim[1] == a.heads, "Attention: q and out shapes");
+  NIBBLE_CHECK(a.heads % kv.kv_heads == 0, "Attention: heads must be a multiple of kv_heads");
+  NIBBLE_CHECK(a.q.stride[2] == 1 && a.q.stride[1] == kv.page.head_dim, "Attention: q");
+  NIBBLE_CHECK(a.out.stride[2] == 1 && a.out.stride[1] == kv.page.head_dim, "Attention: out");
+  CheckSegments(kv, a.q.dim[0], kv.kv_heads, static_cast<int>(a.q.dim[2]));
+  const int group = a.heads / kv.kv_heads;
+  NIBBLE_CHECK(group <= max_group_ && kv.page.head_dim <= max_head_dim_ && kv.page.tokens == kv::kPageTokens,
+               "Attention: more than Reserve was told");
+  for (const KvSegment& s : kv.segments) NIBBLE_CHECK(s.pages <= kMaxContextPages, "context too long");
+
+  // One item a segment and KV head, so that a page is decoded once for all queries that share it. Only when
+  // that leaves threads without work are the queries divided: by rows, then by query heads.
+  const int64_t whole = int64_t(kv.segments.size()) * kv.kv_heads;
+  if (whole == 0) return;
+  const int64_t wanted = pool_.threads() == 1 ? 1 : (2 * pool_.threads() + whole - 1) / whole;
+  const int64_t rows_each = (a.q.dim[0] + int64_t(kv.segments.size()) - 1) / int64_t(kv.segments.size());
+  constexpr int64_t kMinRows = 8;
+  const int64_t row_parts = std::clamp<int64_t>(rows_each / kMinRows, 1, wanted);
+  const int64_t head_parts = whole >= pool_.threads() ? 1 : std::clamp<int64_t>(wanted / row_parts, 1, group);
+  const int64_t parts = row_parts * head_parts;
+  pool_.Run(whole * parts, [&](int64_t item, int worker) {
+    const int64_t unit = whole - 1 - item / parts;  // late segments see more pages: longest first
+    const KvSegment& s = kv.segments[size_t(unit / kv.kv_heads)];
+    const int64_t row_part = item % parts / head_parts, head_part = item % head_parts;
+    const int row_begin = static_cast<int>(s.rows * row_part / row_parts);
+    const int row_end = static_cast<int>(s.rows * (row_part + 1) / row_parts);
+    const int first = static_cast<int>(group * head_part / head_parts);
+    const int last = static_cast<int>(group * (head_part + 1) / head_parts);
+    if (row_begin == row_end) return;
+    AttendSegment(a, s, static_cast<int>(unit % kv.kv_heads), row_begin, row_end, first, last - first,
+                  scratch_[size_t(worker)]);
+  });
+}
+
+std::string CpuBackend::ExplainAttention(const AttentionRecipe& recipe) const {
+  return fmt::format("{}/{}", kernels_.isa, kernels_.attention_name(recipe.k, recipe.v));
+}
+
+}  // namespace nibble

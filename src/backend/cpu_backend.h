@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 5. The CPU backend: splits every op over the thread pool and calls the kernels of one ISA. How an op
+// is split never changes a byte: kernels promise that a row (and an output panel) does not depend on its
+// neighbours in the call.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/thread_pool.h"
+#include "kernels/cpu/table.h"
+
+namespace nibble {
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const cpu::CpuKernels& kernels, int threads);
+  ~CpuBackend() override;
+
+  DeviceInfo Info() const override;
+  Result<Buffer> Alloc(size_t bytes) override;
+  void Free(Buffer) override;
+  void Upload(const void* host, std::byte* device, size_t bytes) override;
+  void Download(const std::byte* device, void* host, size_t bytes) override;
+  void Sync() override {}
+  Result<weight::PackedWeight> Pack(const weight::WeightView&, MatmulArith) override;
+  Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) override;
+
+  void Embed(std::span<const int32_t> tokens, const weight::PackedWeight& table, Tensor y) override;
+  void Norm(Tensor x, const float* weight, float eps, Tensor y) override;
+  void Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith) override;
+  void RopeTable(std::span<const int32_t> positions, const float* inv_freq, Tensor cos, Tensor sin) override;
+  void Rope(Tensor x, Tensor cos, Tensor sin) override;
+  void Glu(Tensor gate, Tensor up, Activation, Tensor y) override;
+  void KvAppend(const KvAppendArgs&) override;
+  void Attention(const AttendArgs&) override;
+  void LogSumExp(Tensor logits, const LogSumExpOut&) override;
+
+  std::string ExplainLinear(const weight::PackedWeight&, MatmulArith) const override;
+  std::string ExplainAttention(const AttentionRecipe&) const override;
+
+ private:
+  // Work below this many elements (a microsecond or two) is not worth waking a thread for.
+  static constexpr int64_t kMinElements = 8192;
+
+  // Calls f(begin, end, worker) for blocks that cover [0, n), each of about kMinElements elements or more.
+  template <class F>
+  void ForBlocks(int64_t n, int64_t elements_each, F&& f) {
+    const int64_t block = std::max<int64_t>(1, kMinElements / std::max<int64_t>(1, elements_each));
+    pool_.Run((n + block - 1) / block, [&](int64_t i, int worker) {
+      f(static_cast<int>(i * block), static_cast<int>(std::min(n, (i + 1) * block)), worker);
+    });
+  }
+
+  // Work memory of one thread, inside Reserve's buffer.
+  struct Scratch {
+    float* floats;            // attention tiles, or one page of rows while sealing
+    const std::byte** pages;  // [2, kMaxContextPages] page addresses of one KV head: K, V
+  };
+  // 16 million tokens of context. Only the addresses that are used take memory.
+  static constexpr int64_t kMaxContextPages = 1 << 18;
+
+  void QuantizeRows(const float* x, int64_t x_stride, int rows, int k);
+  void CopyOpenRows(const KvView&);
+  void AppendSegment(const KvAppendArgs&, const KvSegment&, int head, bool is_v, float* scratch);
+  void AttendSegment(const AttendArgs&, const KvSegment&, int head, int row_begin, int row_end, int first,
+                     int group, const Scratch&);
+
+  const cpu::CpuKernels& kernels_;
+  ThreadPool pool_;
+  std::vector<Buffer> weights_;  // Pack's results
+
+  // Reserve's work buffers.
+  int max_rows_ = 0, max_k_ = 0, max_group_ = 0, max_head_dim_ = 0;
+  Buffer work_;
+  int8_t* xq_ = nullptr;          // [max_rows, max_k]
+  float* x_scale_ = nullptr;      // [max_rows]
+  int32_t* group_sum_ = nullptr;  // [max_rows, ceil(max_k / 128)]
+  std::vector<Scratch> scratch_;  // [threads]
+};
+
+}  // namespace nibble

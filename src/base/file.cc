@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 0. Opening, reading and replacing files.
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <climits>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "base/check.h"
+#include "base/printable.h"
+
+namespace nibble {
+namespace {
+
+Status SystemError(const std::string& path, const char* what) {
+  const int error = errno;
+  const Code code = error == ENOENT ? Code::kNotFound : error == ENOMEM ? Code::kOutOfMemory : Code::kIo;
+  return Error(code, "{}: {}: {}", path, what, strerror(error));
+}
+
+const char* KindOf(mode_t mode) {
+  if (S_ISDIR(mode)) return "a folder";
+  if (S_ISFIFO(mode)) return "a FIFO";
+  if (S_ISSOCK(mode)) return "a socket";
+  return "a device";
+}
+
+std::string FolderOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  if (slash == std::string::npos) return ".";
+  return slash == 0 ? "/" : path.substr(0, slash);
+}
+
+Status SyncFolder(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return SystemError(path, "cannot open the folder");
+  const int failed = fsync(fd);
+  const Status status = failed ? SystemError(path, "cannot sync the folder") : Status{};
+  close(fd);
+  return status;
+}
+
+}  // namespace
+
+Result<File> File::Open(const std::string& path, Links links) {
+  if (path.find('\0') != std::string::npos) {
+    return Error(Code::kInvalidArgument, "{}: a path with a zero byte", Printable(path));
+  }
+  // O_NONBLOCK: opening a FIFO returns at once and is then refused; regular files ignore it.
+  const int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | (links == Links::kRefuse ? O_NOFOLLOW : 0);
+  const int fd = open(path.c_str(), flags);
+  if (fd < 0) return SystemError(path, "cannot open");
+  File file(path, fd, 0);
+  struct stat info;
+  if (fstat(fd, &info) != 0) return SystemError(path, "cannot read the size");
+  if (!S_ISREG(info.st_mode)) {
+    return Error(Code::kInvalidArgument, "{}: wanted a regular file, found {}", path, KindOf(info.st_mode));
+  }
+  file.size_ = static_cast<uint64_t>(info.st_size);
+  return file;
+}
+
+File::File(File&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)), size_(other.size_) {}
+
+File& File::operator=(File&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(fd_, other.fd_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+File::~File() {
+  if (fd_ >= 0) close(fd_);
+}
+
+Status File::ReadAt(uint64_t offset, std::span<std::byte> out) const {
+  if (offset > size_ || out.size() > size_ - offset) {
+    return Error(Code::kCorrupt, "{}: {} bytes wanted at {}, the file has {}", path_, out.size(), offset,
+                 size_);
+  }
+  while (!out.empty()) {
+    const ssize_t got = pread(fd_, out.data(), out.size(), static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return SystemError(path_, "cannot read");
+    if (got == 0) return Error(Code::kIo, "{}: became shorter while it was read", path_);
+    out = out.subspan(static_cast<size_t>(got));
+    offset += static_cast<uint64_t>(got);
+  }
+  return {};
+}
+
+Status File::CheckSize() const {
+  struct stat info;
+  if (fstat(fd_, &info) != 0) return SystemError(path_, "cannot read the size");
+  if (static_cast<uint64_t>(info.st_size) >= size_) return {};
+  return Error(Code::kIo, "{}: had {} bytes when it was opened, now has {}", path_, size_, info.st_size);
+}
+
+Result<std::string> ReadWholeFile(const std::string& path, uint64_t max_bytes) {
+  NIBBLE_ASSIGN(const File file, File::Open(path));
+  if (file.size() > max_bytes) {
+    return Error(Code::kInvalidArgument, "{}: {} bytes, at most {} are read", path, file.size(), max_bytes);
+  }
+  std::string text(file.size(), '\0');
+  NIBBLE_RETURN_IF_ERROR(file.ReadAt(0, std::as_writable_bytes(std::span(text))));
+  return text;
+}
+
+Result<std::string> CanonicalPath(const std::string& path) {
+  if (path.find('\0') != std::string::npos) {
+    return Error(Code::kInvalidArgument, "{}: a path with a zero byte", Printable(path));
+  }
+  char resolved[PATH_MAX];
+  if (!realpath(path.c_str(), resolved)) return SystemError(path, "cannot open");
+  return std::string(resolved);
+}
+
+Result<FileWriter> FileWriter::Create(const std::string& path) {
+  std::string temporary = path + ".tmp-XXXXXX";
+  const int fd = mkostemp(temporary.data(), O_CLOEXEC);
+  if (fd < 0) return SystemError(path, "cannot create");
+  FileWriter writer(path, std::move(temporary), fd);
+  const mode_t mask = umask(0);  // mkostemp gives 0600; a new file follows the user's mask
+  umask(mask);
+  if (fchmod(fd, 0666 & ~mask) != 0) return SystemError(path, "cannot set the permissions");
+  return writer;
+}
+
+FileWriter::FileWriter(FileWriter&& other) noexcept
+    : path_(std::move(other.path_)),
+      temporary_(std::move(other.temporary_)),
+      fd_(std::exchange(other.fd_, -1)),
+      written_(other.written_) {}
+
+FileWriter::~FileWriter() {
+  if (fd_ < 0) return;
+  close(fd_);
+  unlink(temporary_.c_str());
+}
+
+Status FileWriter::Write(std::span<const std::byte> bytes) {
+  NIBBLE_CHECK(fd_ >= 0, "write after Commit");
+  written_ += bytes.size();
+  while (!bytes.empty()) {
+    const ssize_t put = write(fd_, bytes.data(), bytes.size());
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return SystemError(path_, "cannot write");
+    bytes = bytes.subspan(static_cast<size_t>(put));
+  }
+  return {};
+}
+
+Status FileWriter::Commit() {
+  NIBBLE_CHECK(fd_ >= 0, "second Commit");
+  if (fsync(fd_) != 0) return SystemError(path_, "cannot sync");
+  if (rename(temporary_.c_str(), path_.c_str()) != 0) return SystemError(path_, "cannot rename to this name");
+  close(std::exchange(fd_, -1));
+  return SyncFolder(FolderOf(path_));
+}
+
+}  // namespace nibble
