@@ -147,8 +147,7 @@ TEST(ThreadPool, WorkersArePinnedInsideTheMask) {
     cpu_set_t mine;
     if (sched_getaffinity(0, sizeof(mine), &mine) == 0 && worker == 1) {
       cpus_of_worker = CPU_COUNT(&mine);
-      for (int c = 0; c < CPU_SETSIZE; ++c)
-        EXPECT_TRUE(!CPU_ISSET(c, &mine) || CPU_ISSET(c, &mask));
+      for (int c = 0; c < CPU_SETSIZE; ++c) EXPECT_TRUE(!CPU_ISSET(c, &mine) || CPU_ISSET(c, &mask));
     }
     ++arrived;
     while (arrived < 2) std::this_thread::yield();
