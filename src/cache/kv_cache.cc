@@ -71,7 +71,7 @@ class PagedKvCache final : public KvCache {
 
   Backend& backend_;
   const KvCacheOptions options_;
-  int64_t pages_;
+  const int64_t pages_;
   Side k_, v_;
   std::vector<Sequence> seqs_;
   std::vector<SeqId> free_seqs_;
@@ -82,11 +82,15 @@ class PagedKvCache final : public KvCache {
   // The current step. Reserved once; page_table_ cannot outgrow the pages there are.
   std::vector<KvSegment> segments_;
   std::vector<int32_t> page_table_, positions_;
+  const int64_t scratch_slots_;
   int32_t scratch_used_ = 0;
 };
 
 PagedKvCache::PagedKvCache(Backend& backend, const KvCacheOptions& o)
-    : backend_(backend), options_(o), pages_(PagesFor(o.max_tokens)) {
+    : backend_(backend),
+      options_(o),
+      pages_(PagesFor(o.max_tokens)),
+      scratch_slots_(MaxScratchSlots(o.max_seqs, o.max_step_tokens)) {
   k_ = {PageBytes(o.recipe.k, o.shape.head_dim), RawBytes(o.recipe.k, o.shape.head_dim), {}, {}, {}};
   v_ = {PageBytes(o.recipe.v, o.shape.head_dim), RawBytes(o.recipe.v, o.shape.head_dim), {}, {}, {}};
   seqs_.resize(size_t(o.max_seqs));
@@ -94,7 +98,7 @@ PagedKvCache::PagedKvCache(Backend& backend, const KvCacheOptions& o)
   free_pages_.reserve(size_t(pages_));
   for (int64_t p = pages_; p-- > 0;) free_pages_.push_back(int32_t(p));
   previous_page_.resize(size_t(pages_), -1);
-  segments_.reserve(size_t(MaxScratchSlots(o.max_seqs, o.max_step_tokens) + o.max_seqs));
+  segments_.reserve(size_t(scratch_slots_ + o.max_seqs));
   page_table_.reserve(size_t(pages_));
   positions_.reserve(size_t(o.max_step_tokens));
 }
@@ -109,8 +113,7 @@ Status PagedKvCache::AllocPools() {
     };
     NIBBLE_RETURN_IF_ERROR(alloc(side->pool, shape.layers * pages_ * shape.kv_heads * side->page_bytes));
     NIBBLE_RETURN_IF_ERROR(alloc(side->tail, shape.layers * options_.max_seqs * raw));
-    NIBBLE_RETURN_IF_ERROR(
-        alloc(side->scratch, MaxScratchSlots(options_.max_seqs, options_.max_step_tokens) * raw));
+    NIBBLE_RETURN_IF_ERROR(alloc(side->scratch, scratch_slots_ * raw));
   }
   return {};
 }
@@ -176,6 +179,8 @@ void PagedKvCache::AddSegments(SeqId id, int32_t count) {
     const int32_t rows = int32_t(std::min<int64_t>(kPageTokens - in_page, end - position));
     const bool last = position + rows == end;
     KvSegment s{.row = int32_t(positions_.size()), .rows = rows, .position = position};
+    NIBBLE_CHECK(segments_.size() < segments_.capacity() && (last || scratch_used_ < scratch_slots_),
+                 "BeginStep: more segments than a step can have");
     // Only the last segment may stay in the tail slot. An earlier one ends its page, and the tail slot is
     // about to receive the rows of a later page while this step's queries still read these.
     s.raw_slot = last ? id : ~scratch_used_++;

@@ -39,10 +39,10 @@ static NIBBLE_HD __m256i Load32(const std::byte* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
 
-static NIBBLE_HD void LoadNibbles(const std::byte* p, Weights4& low, Weights4& high) {
+static NIBBLE_HD Weights4 LoadNibbles(const std::byte* p, bool high) {
   const __m256i mask = _mm256_set1_epi8(15), a = Load32(p), b = Load32(p + 32);
-  low = {_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)};
-  high = {_mm256_and_si256(_mm256_srli_epi16(a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(b, 4), mask)};
+  return {_mm256_and_si256(high ? _mm256_srli_epi16(a, 4) : a, mask),
+          _mm256_and_si256(high ? _mm256_srli_epi16(b, 4) : b, mask)};
 }
 
 constexpr int32_t kS8Offset = 0;
@@ -75,6 +75,7 @@ struct DotS8 {
     const __m256i x = _mm256_set1_epi32(x4);
     sum = I32x16::Add(sum, {Product(w.a, x), Product(w.b, x)});
   }
+  NIBBLE_HD void Flush() {}
 };
 
 constexpr int kTileRows = 4, kTilePanels = 1, kRowPanels = 2;

@@ -25,10 +25,9 @@ struct Weights4 {
   __m512i v;  // bytes [16][4], unsigned
 };
 
-static NIBBLE_HD void LoadNibbles(const std::byte* p, Weights4& low, Weights4& high) {
-  const __m512i mask = _mm512_set1_epi8(15), c = _mm512_loadu_si512(p);
-  low.v = _mm512_and_si512(c, mask);
-  high.v = _mm512_and_si512(_mm512_srli_epi16(c, 4), mask);
+static NIBBLE_HD Weights4 LoadNibbles(const std::byte* p, bool high) {
+  const __m512i c = _mm512_loadu_si512(p);
+  return {_mm512_and_si512(high ? _mm512_srli_epi16(c, 4) : c, _mm512_set1_epi8(15))};
 }
 
 // vpdpbusd takes its first factor unsigned: w + 128, which flips the top bit.
@@ -38,7 +37,7 @@ static NIBBLE_HD Weights4 LoadS8(const std::byte* p) {
 }
 
 struct DotU4 {
-  static constexpr int kFlushSteps = 8;  // any: sums are 32 bits wide from the start
+  static constexpr int kFlushSteps = 1 << 30;  // sums are 32 bits wide from the start
   I32x16 sum = I32x16::Zero();
   NIBBLE_HD void Step(Weights4 w, int32_t x4) {
     sum.v = _mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(x4));

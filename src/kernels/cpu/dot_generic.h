@@ -36,21 +36,16 @@ struct I32x16 {
   static NIBBLE_HD I32x16 MulU15(const I32x16& a, int32_t b) { return Mul(a, Set1(b)); }
 };
 
-// 4 consecutive inputs of 16 outputs: what one Step multiplies. Kept by input, as 16-bit numbers, so that the
-// compiler finds vectors of 16 outputs.
+// 4 consecutive inputs of 16 outputs, [16][4]: what one Step multiplies.
 struct Weights4 {
-  int16_t v[4][16];
+  int16_t v[64];
 };
 
-// 64 bytes of kI4*: inputs 0-3 in the low nibbles, 4-7 in the high ones.
-static NIBBLE_HD void LoadNibbles(const std::byte* p, Weights4& low, Weights4& high) {
-  for (int j = 0; j < 4; ++j) {
-    for (int r = 0; r < 16; ++r) {
-      const uint8_t c = uint8_t(p[4 * r + j]);
-      low.v[j][r] = c & 15;
-      high.v[j][r] = c >> 4;
-    }
-  }
+// Of 64 bytes of kI4*: inputs 0-3 from the low nibbles or 4-7 from the high ones.
+static NIBBLE_HD Weights4 LoadNibbles(const std::byte* p, bool high) {
+  Weights4 w;
+  for (int i = 0; i < 64; ++i) w.v[i] = int16_t(high ? uint8_t(p[i]) >> 4 : uint8_t(p[i]) & 15);
+  return w;
 }
 
 // 64 bytes of kI8Channel, as w + kS8Offset: the offset is for instructions that want unsigned weights; the
@@ -58,44 +53,54 @@ static NIBBLE_HD void LoadNibbles(const std::byte* p, Weights4& low, Weights4& h
 constexpr int32_t kS8Offset = 0;
 static NIBBLE_HD Weights4 LoadS8(const std::byte* p) {
   Weights4 w;
-  for (int j = 0; j < 4; ++j) {
-    for (int r = 0; r < 16; ++r) w.v[j][r] = int8_t(p[4 * r + j]);
-  }
+  for (int i = 0; i < 64; ++i) w.v[i] = int8_t(p[i]);
   return w;
 }
 
-// Input j of the four bytes in x4 (little-endian).
-static NIBBLE_HD int16_t Input(int32_t x4, int j) { return int8_t(uint8_t(uint32_t(x4) >> (8 * j))); }
+// The four inputs in x4, twice: eight 16-bit numbers are the vector that every 64-bit machine has.
+struct Inputs8 {
+  int16_t v[8];
+  explicit NIBBLE_HD Inputs8(int32_t x4) {
+    int8_t x[4];
+    memcpy(x, &x4, 4);
+    for (int i = 0; i < 8; ++i) v[i] = x[i % 4];
+  }
+};
 
-// The sum over steps of 4 inputs of (weights 0..15) * x. `sum` is whole after Flush, which must come at least
+// The sum over steps of (weights 0..15) * (4 inputs). `sum` is whole after Flush, which must come at least
 // once every kFlushSteps steps.
 struct DotU4 {
-  static constexpr int kFlushSteps = 4;  // a step adds at most 4 * 15 * 127 to s16; 4 of them are 30480
+  static constexpr int kFlushSteps = 16;  // a step adds at most 15 * 127 to a part; 16 of them are 30480
   I32x16 sum = I32x16::Zero();
-  int16_t part[16] = {};
+  int16_t part[64] = {};  // [16][4]: sums by output and input modulo 4
   NIBBLE_HD void Step(const Weights4& w, int32_t x4) {
-    const int16_t x0 = Input(x4, 0), x1 = Input(x4, 1), x2 = Input(x4, 2), x3 = Input(x4, 3);
-    for (int r = 0; r < 16; ++r) {
-      part[r] = int16_t(part[r] + w.v[0][r] * x0 + w.v[1][r] * x1 + w.v[2][r] * x2 + w.v[3][r] * x3);
+    const Inputs8 x(x4);
+    for (int i = 0; i < 64; i += 8) {
+      for (int j = 0; j < 8; ++j) part[i + j] = int16_t(part[i + j] + w.v[i + j] * x.v[j]);
     }
   }
   NIBBLE_HD void Flush() {
-    for (int r = 0; r < 16; ++r) sum.v[r] += part[r];
+    for (int i = 0; i < 64; ++i) sum.v[i / 4] += part[i];
     for (int16_t& p : part) p = 0;
   }
 };
 
-// The same for weights from LoadS8; `sum` is whole at all times.
+// The same for weights from LoadS8, with one Flush at the end.
 struct DotS8 {
   I32x16 sum = I32x16::Zero();
+  int32_t part[64] = {};
   NIBBLE_HD void Step(const Weights4& w, int32_t x4) {
-    const int16_t x0 = Input(x4, 0), x1 = Input(x4, 1), x2 = Input(x4, 2), x3 = Input(x4, 3);
-    for (int r = 0; r < 16; ++r) {
-      sum.v[r] += w.v[0][r] * x0 + w.v[1][r] * x1 + w.v[2][r] * x2 + w.v[3][r] * x3;
+    const Inputs8 x(x4);
+    for (int i = 0; i < 64; i += 8) {
+      for (int j = 0; j < 8; ++j) part[i + j] += w.v[i + j] * x.v[j];
     }
+  }
+  NIBBLE_HD void Flush() {
+    for (int i = 0; i < 64; ++i) sum.v[i / 4] += part[i];
+    for (int32_t& p : part) p = 0;
   }
 };
 
 // Tile of linear_int.h that fits the registers: kTileRows x kTilePanels, and 1 x kRowPanels for single rows.
-constexpr int kTileRows = 4, kTilePanels = 1, kRowPanels = 1;
+constexpr int kTileRows = 4, kTilePanels = 1, kRowPanels = 2;
 constexpr const char* kIntNames[] = {"i4-group/c", "i4-channel/c", "i8-channel/c"};

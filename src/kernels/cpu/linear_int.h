@@ -70,40 +70,48 @@ static NIBBLE_HD IntInputs InputsOf(const LinearArgs& a, IntTile t, int64_t pane
   return {a.w.codes + t.panel * panel_bytes, a.xq + int64_t{t.row} * a.w.k, panel_bytes, a.w.k};
 }
 
-// Adds kI4 blocks of 8 inputs, `block` and the next kBlocks - 1, to every accumulator of the tile.
-template <int kBlocks, int kRows, int kPanels>
-static NIBBLE_HD void DotI4(const IntInputs& in, int block, DotU4 (&acc)[kPanels][kRows]) {
-#pragma GCC unroll 4
-  for (int b = block; b < block + kBlocks; ++b) {
-    Weights4 low[kPanels], high[kPanels];
+// One step, 4 inputs, of every accumulator of the tile.
+template <int kRows, int kPanels, class Dot>
+static NIBBLE_HD void Step(const Weights4 (&w)[kPanels], const int8_t* x, int64_t k,
+                           Dot (&acc)[kPanels][kRows]) {
 #pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) {
-      LoadNibbles(in.codes + p * in.panel_bytes + int64_t{b} * 64, low[p], high[p]);
-    }
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t x4 = Load4(x + r * k);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const int8_t* x = in.x + r * in.k + int64_t{b} * 8;
-      const int32_t x_low = Load4(x), x_high = Load4(x + 4);
-#pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) {
-        acc[p][r].Step(low[p], x_low);
-        acc[p][r].Step(high[p], x_high);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int p = 0; p < kPanels; ++p) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) acc[p][r].Flush();
+    for (int p = 0; p < kPanels; ++p) acc[p][r].Step(w[p], x4);
   }
 }
 
-constexpr int kFlushBlocks = DotU4::kFlushSteps / 2;  // a kI4 block is two steps
+// Adds blocks [block, end) of 8 inputs of a kI4 layout to every accumulator of the tile.
+template <int kRows, int kPanels>
+static NIBBLE_HD void DotI4(const IntInputs& in, int block, int end, DotU4 (&acc)[kPanels][kRows]) {
+  constexpr int kFlushBlocks = DotU4::kFlushSteps / 2;
+  while (block < end) {
+    const int stop = end - block < kFlushBlocks ? end : block + kFlushBlocks;
+// Unrolled further, g++ 12 reorders the s16 sums of vpmaddubsw, runs out of registers and loses a third.
+#pragma GCC unroll 1
+    for (; block < stop; ++block) {
+      const std::byte* codes = in.codes + int64_t{block} * 64;
+      const int8_t* x = in.x + int64_t{block} * 8;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {  // low nibbles, then high ones
+        Weights4 w[kPanels];
+#pragma GCC unroll 8
+        for (int p = 0; p < kPanels; ++p) w[p] = LoadNibbles(codes + p * in.panel_bytes, half != 0);
+        Step(w, x + 4 * half, in.k, acc);
+      }
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) acc[p][r].Flush();
+    }
+  }
+}
 
 template <int kRows, int kPanels>
 static void TileI4Group(const LinearArgs& a, IntTile t) {
   constexpr int kGroupBlocks = weight::kGroup / 8;
-  static_assert(kGroupBlocks % kFlushBlocks == 0);
   const IntInputs in = InputsOf(a, t, int64_t{a.w.k} * 8);
   const int groups = a.w.k / weight::kGroup;
   I32x16 sums[kPanels][kRows];
@@ -112,7 +120,7 @@ static void TileI4Group(const LinearArgs& a, IntTile t) {
   }
   for (int g = 0; g < groups; ++g) {
     DotU4 acc[kPanels][kRows];
-    for (int b = 0; b < kGroupBlocks; b += kFlushBlocks) DotI4<kFlushBlocks>(in, g * kGroupBlocks + b, acc);
+    DotI4(in, g * kGroupBlocks, (g + 1) * kGroupBlocks, acc);
     for (int p = 0; p < kPanels; ++p) {
       const int64_t at = (int64_t{t.panel + p} * groups + g) * weight::kPanel;
       const I32x16 scale = I32x16::FromU8(a.w.group_scale + at), zero = I32x16::FromU8(a.w.zero + at);
@@ -129,11 +137,8 @@ static void TileI4Group(const LinearArgs& a, IntTile t) {
 template <int kRows, int kPanels>
 static void TileI4Channel(const LinearArgs& a, IntTile t) {
   const IntInputs in = InputsOf(a, t, int64_t{a.w.k} * 8);
-  const int blocks = a.w.k / 8;
   DotU4 acc[kPanels][kRows];
-  int b = 0;
-  for (; b + kFlushBlocks <= blocks; b += kFlushBlocks) DotI4<kFlushBlocks>(in, b, acc);
-  for (; b < blocks; ++b) DotI4<1>(in, b, acc);
+  DotI4(in, 0, a.w.k / 8, acc);
   I32x16 sums[kPanels][kRows];
   for (int p = 0; p < kPanels; ++p) {
     const I32x16 zero = I32x16::FromU8(a.w.zero + (t.panel + p) * weight::kPanel);
@@ -149,21 +154,20 @@ template <int kRows, int kPanels>
 static void TileI8Channel(const LinearArgs& a, IntTile t) {
   const IntInputs in = InputsOf(a, t, int64_t{a.w.k} * 16);
   DotS8 acc[kPanels][kRows];
+#pragma GCC unroll 2
   for (int b = 0; b < a.w.k / 4; ++b) {
     Weights4 w[kPanels];
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) w[p] = LoadS8(in.codes + p * in.panel_bytes + int64_t{b} * 64);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const int32_t x4 = Load4(in.x + r * in.k + int64_t{b} * 4);
-#pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) acc[p][r].Step(w[p], x4);
-    }
+    Step(w, in.x + int64_t{b} * 4, in.k, acc);
   }
   I32x16 sums[kPanels][kRows];
   for (int r = 0; r < kRows; ++r) {
     const I32x16 offset = I32x16::Set1(kS8Offset == 0 ? 0 : kS8Offset * RowSum(a, t.row + r));
-    for (int p = 0; p < kPanels; ++p) sums[p][r] = I32x16::Sub(acc[p][r].sum, offset);
+    for (int p = 0; p < kPanels; ++p) {
+      acc[p][r].Flush();
+      sums[p][r] = I32x16::Sub(acc[p][r].sum, offset);
+    }
   }
   StoreTile(a, t, sums);
 }

@@ -24,8 +24,7 @@ struct GroupParams {
 inline GroupParams FitGroup(int lo, int hi) {
   lo = lo < 0 ? lo : 0;
   hi = hi > 0 ? hi : 0;
-  const int scale = RoundToInt(float(hi - lo) / 15.0f);
-  if (scale == 0) return {1, RoundToInt(float(-lo))};
+  const int steps = RoundToInt(float(hi - lo) / 15.0f), scale = steps > 0 ? steps : 1;
   const int zero = RoundToInt(float(-lo) / float(scale));
   return {scale, zero < 15 ? zero : 15};
 }
