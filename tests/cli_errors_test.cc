@@ -32,7 +32,7 @@ std::string Complaint(const RunResult& r, int exit_code, const std::vector<const
 }
 
 void Expect(const std::vector<Case>& cases, int exit_code) {
-  for (const Case& c : cases) EXPECT_EQ(Complaint(Run(c.args), exit_code, c.says), "") << c.name;
+  for (const Case& c : cases) EXPECT_EQ(Complaint(RunNibble(c.args), exit_code, c.says), "") << c.name;
 }
 
 TEST(CliErrors, TheCheckItselfCanFail) {
@@ -167,21 +167,21 @@ TEST(CliErrors, PromptsThatDoNotFit) {
       },
       1);
   // A stream that fails before its first piece prints nothing either.
-  EXPECT_EQ(Complaint(Run(Generate({"-f", long_file})), 1, {"4096"}), "");
+  EXPECT_EQ(Complaint(RunNibble(Generate({"-f", long_file})), 1, {"4096"}), "");
   // Without -n a prompt near the end of the context gets what is left of it.
   const std::string near_end = WriteFile(dir.path() + "/near.txt", long_text.substr(0, 6 * 4090));
-  const RunResult r = Run(Generate({"-f", near_end, "--json", "--ignore-eos"}));
+  const RunResult r = RunNibble(Generate({"-f", near_end, "--json", "--ignore-eos"}));
   ASSERT_EQ(r.exit_code, 0) << r.err;
   const auto json = nlohmann::json::parse(r.out);
   EXPECT_EQ(json["prompt_tokens"].get<size_t>() + json["token_ids"].size(), 4096u);
 }
 
 TEST(CliErrors, Environment) {
-  EXPECT_EQ(
-      Complaint(Run(Generate({"-p", "x"}), {.environment = {"NIBBLE_CPU=z80"}}), 1, {"NIBBLE_CPU", "z80"}),
-      "");
+  EXPECT_EQ(Complaint(RunNibble(Generate({"-p", "x"}), {.environment = {"NIBBLE_CPU=z80"}}), 1,
+                      {"NIBBLE_CPU", "z80"}),
+            "");
   for (const Args& args : {Generate({"-p", "x", "-n", "4"}), Args{"inspect", Model10m(), "--json"}}) {
-    const RunResult full = Run(args, {.stdout_path = "/dev/full"});
+    const RunResult full = RunNibble(args, {.stdout_path = "/dev/full"});
     EXPECT_EQ(Complaint(full, 1, {"standard output", "No space left"}), "");
   }
 }

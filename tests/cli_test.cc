@@ -22,7 +22,7 @@ const char* const kNight = "It was a dark and stormy night";
 // Runs, expects exit code 0 and nothing on standard error, returns the object.
 json RunJson(Args args) {
   args.push_back("--json");
-  const RunResult r = Run(args);
+  const RunResult r = RunNibble(args);
   EXPECT_EQ(r.exit_code, 0) << r.err;
   EXPECT_EQ(r.err, "");
   EXPECT_EQ(r.out.find('\n'), r.out.size() - 1) << "one line";
@@ -52,16 +52,16 @@ Args Eval(Args rest) {
 }
 
 TEST(Cli, VersionAndHelp) {
-  EXPECT_EQ(Run({"--version"}).out.rfind("nibble ", 0), 0u);
+  EXPECT_EQ(RunNibble({"--version"}).out.rfind("nibble ", 0), 0u);
   for (const char* command : {"generate", "quantize", "eval", "tokenize", "inspect"}) {
-    const RunResult help = Run({command, "--help"});
+    const RunResult help = RunNibble({command, "--help"});
     EXPECT_EQ(help.exit_code, 0);
     EXPECT_EQ(help.err, "");
     EXPECT_NE(help.out.find("Examples:\n  nibble " + std::string(command)), std::string::npos) << help.out;
     for (const char* option :
          {"--threads", "--recipe", "--dtype", "--explain", "--quiet", "--version", "--help"})
       EXPECT_NE(help.out.find(option), std::string::npos) << command << option;
-    EXPECT_EQ(Run({command, "--version"}).out.rfind("nibble ", 0), 0u);
+    EXPECT_EQ(RunNibble({command, "--version"}).out.rfind("nibble ", 0), 0u);
   }
 }
 
@@ -92,7 +92,7 @@ TEST(Cli, StreamIsTheText) {
   for (const Args& flags : {Args{}, Args{"--stream"}, Args{"--quiet", "-t", "1"}}) {
     Args args = Generate({"-p", kNight, "-n", "40"});
     args.insert(args.end(), flags.begin(), flags.end());
-    const RunResult r = Run(args);
+    const RunResult r = RunNibble(args);
     EXPECT_EQ(r.exit_code, 0);
     EXPECT_EQ(r.out, want["text"].get<std::string>() + "\n");
   }
@@ -104,7 +104,7 @@ TEST(Cli, PromptsFromFilesAndStandardInput) {
   const json want = RunJson(Generate({"-p", kNight, "-n", "8"}))["token_ids"];
   EXPECT_EQ(RunJson(Generate({"-f", file, "-n", "8"}))["token_ids"], want);
   Args args = Generate({"-f", "-", "-n", "8", "--json"});
-  EXPECT_EQ(json::parse(Run(args, {.stdin_path = file}).out)["token_ids"], want);
+  EXPECT_EQ(json::parse(RunNibble(args, {.stdin_path = file}).out)["token_ids"], want);
 }
 
 TEST(Cli, BatchGivesWhatEachGivesAlone) {
@@ -117,7 +117,7 @@ TEST(Cli, BatchGivesWhatEachGivesAlone) {
     alone.push_back(
         RunJson(Generate({"-n", "24", "--temp", "0.9", "--seed", "5", "--recipe", "qserve", "-p", prompt})));
   }
-  const RunResult together = Run(batch);
+  const RunResult together = RunNibble(batch);
   EXPECT_EQ(together.exit_code, 0) << together.err;
   std::istringstream lines(together.out);
   std::string line;
@@ -165,7 +165,7 @@ TEST(Cli, TokenizeMatchesGolden) {
   EXPECT_EQ(night["tokens"][0], "<|begin_of_text|>");
   std::string plain;
   for (const json& id : night["ids"]) plain += (plain.empty() ? "" : " ") + id.dump();
-  EXPECT_EQ(Run({"tokenize", "-m", Model10m(), "-p", "a dark night"}).out, plain + "\n");
+  EXPECT_EQ(RunNibble({"tokenize", "-m", Model10m(), "-p", "a dark night"}).out, plain + "\n");
 }
 
 const std::vector<const char*> kEvalKeys = {
@@ -211,7 +211,7 @@ TEST(Cli, EvalSeesTheCodec) {
 }
 
 TEST(Cli, EvalTable) {
-  const RunResult r = Run(Eval({"--reference-recipe", "exact"}));
+  const RunResult r = RunNibble(Eval({"--reference-recipe", "exact"}));
   EXPECT_EQ(r.exit_code, 0);
   EXPECT_EQ(r.err, "") << "no bar when piped";
   for (const char* word :
@@ -258,7 +258,7 @@ TEST(Cli, InspectFolderAndFile) {
   const json file = RunJson({"inspect", Model10m() + "/model-00002-of-00002.safetensors"});
   EXPECT_EQ(file["files"].size(), 1u);
   EXPECT_FALSE(file.contains("memory"));
-  const RunResult text = Run({"inspect", Model10m()});
+  const RunResult text = RunNibble({"inspect", Model10m()});
   EXPECT_EQ(text.exit_code, 0);
   for (const char* word :
        {"LlamaForCausalLM", "model.embed_tokens.weight", "[4096, 384]", "3,145,728", "qserve"})
@@ -266,7 +266,8 @@ TEST(Cli, InspectFolderAndFile) {
 }
 
 TEST(Cli, ExplainNamesDeviceRecipeAndKernels) {
-  const RunResult r = Run(Generate({"-p", "The", "-n", "1", "--explain", "--recipe", "qserve", "--json"}));
+  const RunResult r =
+      RunNibble(Generate({"-p", "The", "-n", "1", "--explain", "--recipe", "qserve", "--json"}));
   EXPECT_EQ(r.exit_code, 0);
   for (const char* word : {"device: cpu", "k=int4-token", "attention:"})
     EXPECT_NE(r.err.find(word), std::string::npos) << word << "\n" << r.err;

@@ -72,7 +72,7 @@ void ReadBoth(int out_fd, int err_fd, std::string* out, std::string* err) {
 
 }  // namespace
 
-RunResult Run(const Args& args, const RunOptions& options) {
+RunResult RunNibble(const Args& args, const RunOptions& options) {
   Pipe out, err;
   const int in = open(options.stdin_path.c_str(), O_RDONLY | O_CLOEXEC);
   const int file = options.stdout_path.empty() ? -1 : open(options.stdout_path.c_str(), O_WRONLY | O_CLOEXEC);

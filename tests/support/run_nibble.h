@@ -23,7 +23,7 @@ struct RunOptions {
   std::vector<std::string> environment;  // "NAME=value"
 };
 
-RunResult Run(const Args& args, const RunOptions& options = {});
+RunResult RunNibble(const Args& args, const RunOptions& options = {});
 
 // A child under way whose standard output arrives in pieces.
 class Child {

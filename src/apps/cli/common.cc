@@ -57,7 +57,7 @@ Status ReadAll(int fd, const std::string& path, uint64_t max_bytes, std::string&
 void AddCommon(CLI::App& parser, CommonOptions& options) {
   const char* group = "Common";
   parser.add_option("-t,--threads", options.threads, "Threads; 0 takes all available processors [0]")
-      ->check(CLI::Range(0, kMaxThreads))
+      ->check(CLI::Range(0, kMaxThreads).description(""))
       ->type_name("N")
       ->group(group);
   parser
@@ -67,14 +67,16 @@ void AddCommon(CLI::App& parser, CommonOptions& options) {
       ->type_name("R")
       ->group(group);
   parser.add_option("--dtype", options.dtype, "Arithmetic of the exact path: f32 or bf16 [f32]")
-      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->check(CLI::IsMember({"f32", "bf16"}).description(""))
       ->type_name("T")
       ->group(group);
   parser.add_flag("--explain", options.explain, "Print device, recipe and chosen kernels to standard error")
       ->group(group);
   parser.add_flag("--quiet", options.quiet, "No progress bar, notes or summary on standard error")
       ->group(group);
-  parser.set_version_flag("--version", "nibble " NIBBLE_VERSION)->group(group);
+  parser.set_version_flag("--version", "nibble " NIBBLE_VERSION)
+      ->description("Print the version and exit")
+      ->group(group);
   parser.set_help_flag("-h,--help", "Print this help and exit")->group(group);
 }
 

@@ -124,10 +124,10 @@ Command AddEval(CLI::App& app) {
   AddModel(*parser, o->model);
   parser->add_option("--text", o->text, "Text file to score")->required()->type_name("FILE");
   parser->add_option("--window", o->window, "Tokens a window, the begin-of-text token included [2048]")
-      ->check(CLI::Range(2, kMaxWindow))
+      ->check(CLI::Range(2, kMaxWindow).description(""))
       ->type_name("N");
   parser->add_option("--max-windows", o->max_windows, "Score at most N windows [40]")
-      ->check(CLI::Range(1, kMaxWindow))
+      ->check(CLI::Range(1, kMaxWindow).description(""))
       ->type_name("N");
   const char* group = "Reference";
   CLI::Option* reference =
@@ -141,7 +141,7 @@ Command AddEval(CLI::App& app) {
   CLI::Option* dtype = parser
                            ->add_option("--reference-dtype", o->reference_dtype,
                                         "Arithmetic of the reference: f32 or bf16 [f32]")
-                           ->check(CLI::IsMember({"f32", "bf16"}))
+                           ->check(CLI::IsMember({"f32", "bf16"}).description(""))
                            ->type_name("T")
                            ->group(group);
   parser->add_flag("--json", o->json, "Print one JSON object");

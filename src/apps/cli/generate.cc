@@ -136,6 +136,11 @@ void CheckOptions(const Options& o) {
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
 }
 
+// The parser would take -1 for 2^64 - 1.
+std::string CheckSeed(const std::string& value) {
+  return value.starts_with('-') ? fmt::format("{} is negative", value) : std::string();
+}
+
 void AddSampling(CLI::App& parser, SamplingParams& s) {
   const char* group = "Sampling";
   parser.add_option("--temp,--temperature", s.temperature, "Temperature; 0 is greedy [0]")
@@ -155,7 +160,10 @@ void AddSampling(CLI::App& parser, SamplingParams& s) {
                   "Divide logits of tokens already there; 1 is off [1]")
       ->type_name("R")
       ->group(group);
-  parser.add_option("--seed", s.seed, "Same seed, same text [0]")->type_name("S")->group(group);
+  parser.add_option("--seed", s.seed, "Same seed, same text [0]")
+      ->check(CLI::Validator(CheckSeed, ""))
+      ->type_name("S")
+      ->group(group);
 }
 
 }  // namespace
@@ -169,28 +177,31 @@ Command AddGenerate(CLI::App& app) {
                    "Text to continue; again for more prompts, which run as one batch")
       ->type_name("TEXT")
       ->expected(1)
-      ->take_all();
+      ->take_all()
+      ->allow_extra_args(false);
   parser
       ->add_option("-f,--file", o->files,
                    "File with the text to continue, - for standard input; may be given again")
       ->type_name("FILE")
       ->expected(1)
-      ->take_all();
+      ->take_all()
+      ->allow_extra_args(false);
   parser->add_option("-n,--predict", o->tokens, fmt::format("New tokens at most [{}]", kDefaultTokens))
-      ->check(CLI::Range(0, kMaxTokens))
+      ->check(CLI::Range(0, kMaxTokens).description(""))
       ->type_name("N");
   parser
       ->add_option("--stop", o->stop,
                    "Text that ends the continuation and is not printed; may be given again")
       ->type_name("TEXT")
       ->expected(1)
-      ->take_all();
+      ->take_all()
+      ->allow_extra_args(false);
   parser->add_flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token");
   CLI::Option* stream =
       parser->add_flag("--stream", o->stream, "Print text as it comes (the default for one prompt)");
   parser->add_flag("--json", o->json, "Print one JSON object a prompt, a line each")->excludes(stream);
   parser->add_option("--logits-top", o->logits_top, "Also give the K largest logits after the prompt")
-      ->check(CLI::Range(1, kMaxTokens))
+      ->check(CLI::Range(1, kMaxTokens).description(""))
       ->type_name("K");
   AddSampling(*parser, o->sampling);
   AddCommon(*parser, o->common);

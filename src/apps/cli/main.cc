@@ -34,7 +34,13 @@ int ParseFailed(const CLI::App& app, const CLI::ParseError& error) {
   }
   std::string name = "nibble";
   for (const CLI::App* sub : app.get_subcommands()) name += " " + sub->get_name();
-  PrintError(fmt::format("{} (try: {} --help)", error.what(), name));
+  // The parser only says that a command is missing, whatever stands in its place.
+  const std::vector<std::string> rest = app.remaining();
+  const bool no_command = app.get_subcommands().empty() && !rest.empty();
+  const std::string what =
+      no_command ? fmt::format("{}: no such {}", rest[0], rest[0].starts_with('-') ? "option" : "command")
+                 : error.what();
+  PrintError(fmt::format("{} (try: {} --help)", what, name));
   return kExitUsage;
 }
 
@@ -50,7 +56,7 @@ int Main(int argc, char** argv) {
   CLI::App app{"Nibble runs large language models on few bits."};
   app.name("nibble");
   app.require_subcommand(1);
-  app.set_version_flag("--version", "nibble " NIBBLE_VERSION);
+  app.set_version_flag("--version", "nibble " NIBBLE_VERSION)->description("Print the version and exit");
   app.set_help_flag("-h,--help", "Print this help and exit");
   app.footer(kExamples);
   const Command commands[] = {AddGenerate(app), AddQuantize(app), AddEval(app), AddTokenize(app),

@@ -69,10 +69,10 @@ Command AddQuantize(CLI::App& app) {
   for (const Format& format : kFormats) names.emplace_back(format.name);
   parser->add_option("--weights", o->weights, "w4a8-g128, w4a8-chn or w8a8")
       ->required()
-      ->check(CLI::IsMember(names))
+      ->check(CLI::IsMember(names).description(""))
       ->type_name("FORMAT");
   parser->add_option("--quantize-embedding", o->embedding, "int8: embedding and head too (16-bit otherwise)")
-      ->check(CLI::IsMember({"int8"}))
+      ->check(CLI::IsMember({"int8"}).description(""))
       ->type_name("TYPE");
   parser->add_flag("--json", o->json, "Print sizes and time as one JSON object");
   AddCommon(*parser, o->common);
