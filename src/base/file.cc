@@ -2,10 +2,12 @@
 // Floor 0. Opening, reading and replacing files.
 #include "base/file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <cstdio>
@@ -32,7 +34,9 @@ const char* KindOf(mode_t mode) {
   return "a device";
 }
 
-std::string FolderOf(const std::string& path) {
+}  // namespace
+
+std::string ParentOf(const std::string& path) {
   const size_t slash = path.rfind('/');
   if (slash == std::string::npos) return ".";
   return slash == 0 ? "/" : path.substr(0, slash);
@@ -47,7 +51,18 @@ Status SyncFolder(const std::string& path) {
   return status;
 }
 
-}  // namespace
+Result<std::vector<std::string>> NamesIn(const std::string& path) {
+  DIR* dir = opendir(path.c_str());
+  if (!dir) return SystemError(path, "cannot list the folder");
+  std::vector<std::string> names;
+  while (const dirent* entry = readdir(dir)) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+  }
+  closedir(dir);
+  std::sort(names.begin(), names.end());
+  return names;
+}
 
 Result<File> File::Open(const std::string& path, Links links) {
   if (path.find('\0') != std::string::npos) {
@@ -124,14 +139,13 @@ Result<std::string> CanonicalPath(const std::string& path) {
 }
 
 Result<FileWriter> FileWriter::Create(const std::string& path) {
-  std::string temporary = path + ".tmp-XXXXXX";
-  const int fd = mkostemp(temporary.data(), O_CLOEXEC);
-  if (fd < 0) return SystemError(path, "cannot create");
-  FileWriter writer(path, std::move(temporary), fd);
-  const mode_t mask = umask(0);  // mkostemp gives 0600; a new file follows the user's mask
-  umask(mask);
-  if (fchmod(fd, 0666 & ~mask) != 0) return SystemError(path, "cannot set the permissions");
-  return writer;
+  for (int attempt = 0; attempt < 100; ++attempt) {
+    std::string temporary = fmt::format("{}.tmp-{}-{}", path, getpid(), attempt);
+    const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd >= 0) return FileWriter(path, std::move(temporary), fd);
+    if (errno != EEXIST) return SystemError(path, "cannot create");
+  }
+  return Error(Code::kIo, "{}: too many unfinished files {}.tmp-*", path, path);
 }
 
 FileWriter::FileWriter(FileWriter&& other) noexcept
@@ -163,7 +177,7 @@ Status FileWriter::Commit() {
   if (fsync(fd_) != 0) return SystemError(path_, "cannot sync");
   if (rename(temporary_.c_str(), path_.c_str()) != 0) return SystemError(path_, "cannot rename to this name");
   close(std::exchange(fd_, -1));
-  return SyncFolder(FolderOf(path_));
+  return SyncFolder(ParentOf(path_));
 }
 
 }  // namespace nibble

@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 
@@ -40,6 +41,15 @@ class File {
 
 // The whole of a regular file of at most `max_bytes`.
 Result<std::string> ReadWholeFile(const std::string& path, uint64_t max_bytes);
+
+// Makes the names in a folder durable.
+Status SyncFolder(const std::string& path);
+
+// "a" of "a/b", "/" of "/b", "." of "b".
+std::string ParentOf(const std::string& path);
+
+// Names inside a folder, without "." and "..", sorted.
+Result<std::vector<std::string>> NamesIn(const std::string& path);
 
 // Symbolic links resolved. kNotFound when there is no such file.
 Result<std::string> CanonicalPath(const std::string& path);
