@@ -155,7 +155,7 @@ Status QuantizeRows(const float* w, int row_begin, int row_end, QuantizedWeight*
     if (r.not_finite >= 0)
       return Error(Code::kInvalidArgument, "row {}, column {}: weight is {}, expected a finite number", row,
                    r.not_finite, w[r.not_finite]);
-    const float amax = r.hi > -r.lo ? r.hi : -r.lo;
+    const float amax = r.hi >= -r.lo ? r.hi : -r.lo;  // +0, not -0, for a zero row
     // The least number of levels is 15, over hi - lo in the channel form: beyond this its scale is infinite.
     if (!(r.hi - r.lo < kHalfMax * kU4Max))
       return Error(Code::kInvalidArgument, "row {}: weights from {} to {} exceed what an f16 scale can hold",
