@@ -50,7 +50,7 @@ using Schedule = std::vector<std::vector<Feed>>;
 enum class Fault { kNone, kOpenRowsNotCopied };
 
 // What a run of a schedule is made with.
-struct Setup {
+struct RunOptions {
   const cpu::CpuKernels* isa;
   AttentionRecipe recipe;
   int threads = 1;
@@ -60,11 +60,11 @@ struct Setup {
 
 class Runner {
  public:
-  Runner(const Setup& setup, const std::vector<Sequence>& seqs)
-      : setup_(setup), seqs_(seqs), backend_(*setup.isa, setup.threads) {
+  Runner(const RunOptions& options, const std::vector<Sequence>& seqs)
+      : options_(options), seqs_(seqs), backend_(*options.isa, options.threads) {
     NIBBLE_CHECK(backend_.Reserve(kMaxStep, 256, kHeads, kKvHeads, kHeadDim).ok(), "Reserve");
     auto cache = KvCache::Make(backend_, {.shape = {kLayers, kKvHeads, kHeadDim},
-                                          .recipe = setup.recipe,
+                                          .recipe = options.recipe,
                                           .max_seqs = int(seqs.size()),
                                           .max_step_tokens = kMaxStep,
                                           .max_tokens = kPoolTokens});
@@ -134,7 +134,7 @@ class Runner {
     };
     KvView view = cache_->View(layer);
     std::vector<KvSegment> segments(view.segments.begin(), view.segments.end());
-    if (setup_.fault == Fault::kOpenRowsNotCopied)
+    if (options_.fault == Fault::kOpenRowsNotCopied)
       for (KvSegment& s : segments) s.copy_from = -1;
     view.segments = segments;
     backend_.KvAppend({.kv = view, .k = tensor(k, kKvHeads), .v = tensor(v, kKvHeads)});
@@ -143,7 +143,7 @@ class Runner {
                         .out = tensor(out, kHeads),
                         .heads = kHeads,
                         .scale = 0.125f,
-                        .window = setup_.window});
+                        .window = options_.window});
     const float* row = out.data();
     for (const Feed& f : step) {
       const Sequence& s = seqs_[size_t(f.seq)];
@@ -154,7 +154,7 @@ class Runner {
     }
   }
 
-  const Setup setup_;
+  const RunOptions options_;
   const std::vector<Sequence>& seqs_;
   CpuBackend backend_;
   std::unique_ptr<KvCache> cache_;
@@ -163,8 +163,9 @@ class Runner {
   std::vector<std::vector<float>> outs_;
 };
 
-std::vector<float> Run(const Setup& setup, const std::vector<Sequence>& seqs, const Schedule& schedule) {
-  return Runner(setup, seqs).Run(schedule);
+std::vector<float> Outputs(const RunOptions& options, const std::vector<Sequence>& seqs,
+                           const Schedule& schedule) {
+  return Runner(options, seqs).Run(schedule);
 }
 
 Schedule InChunks(int chunk) {
@@ -216,18 +217,19 @@ class PageRule : public testing::TestWithParam<kv::CodecInfo> {
 TEST_P(PageRule, SameBytesHoweverThePromptIsCut) {
   const auto seqs = ThreeSequences();
   for (const cpu::CpuKernels* isa : Isas()) {
-    const Setup one{.isa = isa, .recipe = Recipe()};
-    const auto whole = Run(one, seqs, InChunks(kTokens));
+    const RunOptions one{.isa = isa, .recipe = Recipe()};
+    const auto whole = Outputs(one, seqs, InChunks(kTokens));
     EXPECT_TRUE(AllFinite(whole));
     for (int chunk : {1, 7, 63, 64, 65, 128})
-      EXPECT_TRUE(SameBytes(whole, Run(one, seqs, InChunks(chunk)))) << isa->isa << ", chunks of " << chunk;
-    EXPECT_TRUE(SameBytes(whole, Run(one, seqs, AmongOthers()))) << isa->isa << ", among others";
+      EXPECT_TRUE(SameBytes(whole, Outputs(one, seqs, InChunks(chunk))))
+          << isa->isa << ", chunks of " << chunk;
+    EXPECT_TRUE(SameBytes(whole, Outputs(one, seqs, AmongOthers()))) << isa->isa << ", among others";
     for (int threads : {2, 3}) {
-      Setup more = one;
+      RunOptions more = one;
       more.threads = threads;
-      EXPECT_TRUE(SameBytes(whole, Run(more, seqs, InChunks(kTokens)))) << isa->isa << ", " << threads;
-      EXPECT_TRUE(SameBytes(whole, Run(more, seqs, InChunks(7)))) << isa->isa << ", " << threads;
-      EXPECT_TRUE(SameBytes(whole, Run(more, seqs, AmongOthers()))) << isa->isa << ", " << threads;
+      EXPECT_TRUE(SameBytes(whole, Outputs(more, seqs, InChunks(kTokens)))) << isa->isa << ", " << threads;
+      EXPECT_TRUE(SameBytes(whole, Outputs(more, seqs, InChunks(7)))) << isa->isa << ", " << threads;
+      EXPECT_TRUE(SameBytes(whole, Outputs(more, seqs, AmongOthers()))) << isa->isa << ", " << threads;
     }
   }
 }
@@ -235,20 +237,21 @@ TEST_P(PageRule, SameBytesHoweverThePromptIsCut) {
 TEST_P(PageRule, SameBytesUnderASlidingWindow) {
   const auto seqs = ThreeSequences();
   for (int64_t window : {1, 20, 64, 100}) {
-    const Setup setup{.isa = Isas().front(), .recipe = Recipe(), .threads = 2, .window = window};
-    const auto whole = Run(setup, seqs, InChunks(kTokens));
+    const RunOptions options{.isa = Isas().front(), .recipe = Recipe(), .threads = 2, .window = window};
+    const auto whole = Outputs(options, seqs, InChunks(kTokens));
     EXPECT_TRUE(AllFinite(whole));
     for (int chunk : {7, 65})
-      EXPECT_TRUE(SameBytes(whole, Run(setup, seqs, InChunks(chunk)))) << window << ", chunks of " << chunk;
+      EXPECT_TRUE(SameBytes(whole, Outputs(options, seqs, InChunks(chunk))))
+          << window << ", chunks of " << chunk;
   }
 }
 
 TEST_P(PageRule, OpenRowsThatAreNotCopiedAreSeen) {
   const auto seqs = ThreeSequences();
-  const Setup good{.isa = Isas().front(), .recipe = Recipe()};
-  Setup bad = good;
+  const RunOptions good{.isa = Isas().front(), .recipe = Recipe()};
+  RunOptions bad = good;
   bad.fault = Fault::kOpenRowsNotCopied;
-  EXPECT_FALSE(SameBytes(Run(good, seqs, InChunks(kTokens)), Run(bad, seqs, InChunks(100))));
+  EXPECT_FALSE(SameBytes(Outputs(good, seqs, InChunks(kTokens)), Outputs(bad, seqs, InChunks(100))));
 }
 
 // ---- The rule in double precision -----------------------------------------------------------------------
@@ -329,10 +332,12 @@ TEST_P(PageRule, AgreesWithTheRuleInDouble) {
   const auto truth = Truth(seqs[0], Recipe(), true), broken = Truth(seqs[0], Recipe(), false);
   constexpr double kTolerance = 2e-5;  // f32 sums of up to 300 products of order 1
   for (const cpu::CpuKernels* isa : Isas()) {
-    const auto out = Run({.isa = isa, .recipe = Recipe()}, seqs, InChunks(77));
+    const auto out = Outputs({.isa = isa, .recipe = Recipe()}, seqs, InChunks(77));
     EXPECT_LT(WorstDifference(out, truth), kTolerance) << isa->isa;
     const bool lossless = GetParam().id <= kv::CodecId::kBF16;  // raw and sealed are the same values
-    if (!lossless) EXPECT_GT(WorstDifference(out, broken), 100 * kTolerance) << isa->isa;
+    if (!lossless) {
+      EXPECT_GT(WorstDifference(out, broken), 100 * kTolerance) << isa->isa;
+    }
   }
 }
 
@@ -349,9 +354,9 @@ TEST(PageRuleMixed, KAndVOfDifferentCodecs) {
   for (const AttentionRecipe recipe :
        {AttentionRecipe{.k = kv::CodecId::kF32, .v = kv::CodecId::kInt4Token},
         AttentionRecipe{.k = kv::CodecId::kInt8Token, .v = kv::CodecId::kBF16}}) {
-    const Setup setup{.isa = Isas().front(), .recipe = recipe, .threads = 2};
-    const auto out = Run(setup, seqs, InChunks(kTokens));
-    EXPECT_TRUE(SameBytes(out, Run(setup, seqs, InChunks(7))));
+    const RunOptions options{.isa = Isas().front(), .recipe = recipe, .threads = 2};
+    const auto out = Outputs(options, seqs, InChunks(kTokens));
+    EXPECT_TRUE(SameBytes(out, Outputs(options, seqs, InChunks(7))));
     EXPECT_LT(WorstDifference(out, Truth(seqs[0], recipe, true)), 2e-5);
   }
 }
