@@ -55,7 +55,7 @@ void PackNibbles(const uint8_t* u, int k, uint8_t* bytes) {
 
 // Level 2 of kW4A8Group: 128 level-1 codes become u4 codes with an integer scale and zero point.
 void QuantizeGroup(const int8_t* q8, uint8_t* bytes, uint8_t* group_scale, uint8_t* zero) {
-  int lo = q8[0], hi = q8[0];
+  int8_t lo = q8[0], hi = q8[0];
   for (int i = 1; i < kGroup; ++i) {
     lo = q8[i] < lo ? q8[i] : lo;
     hi = q8[i] > hi ? q8[i] : hi;
