@@ -3,10 +3,12 @@
 // templates, no non-inlined shared functions (tools/check_isa.sh).
 namespace nibble::cpu::NIBBLE_ISA {
 // clang-format off
+#include "kernels/cpu/vec_math.h"
 #include "kernels/cpu/linear_dense.h"
 #include "kernels/cpu/linear_int.h"
 #include "kernels/cpu/embed.h"
 #include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/log_sum_exp.h"
 #include "kernels/cpu/kv.h"
 #include "kernels/cpu/attention.h"
 // clang-format on

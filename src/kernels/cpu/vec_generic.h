@@ -1,1 +1,206 @@
-// Stub: 16-lane vectors on generic, to be replaced.
+// SPDX-License-Identifier: Apache-2.0
+// Floor 4. The vector policy in portable C++, and its specification: 16 float lanes on every ISA, so that the
+// order of every sum is the same everywhere. Included inside namespace nibble::cpu::<isa>.
+// Agreement: Fma may round once (avx2, avx512) or twice (here, since a software fma is far too slow). All
+// other members give the same bits on every ISA.
+
+// Register blocking: how many accumulators of 16 lanes a kernel may keep beside its operands.
+static constexpr int kAccumulators = 2;
+
+struct Vec16 {
+  typedef float F4 __attribute__((vector_size(16)));  // what the baseline of every 64-bit machine has
+  typedef int32_t I4 __attribute__((vector_size(16)));
+  typedef uint32_t U4 __attribute__((vector_size(16)));
+  F4 q[4];
+
+  // Makes a vector whose quarter i is f(i).
+  template <class F>
+  static NIBBLE_HD Vec16 Each(F f) {
+    return {{f(0), f(1), f(2), f(3)}};
+  }
+  static NIBBLE_HD F4 Bits(U4 u) { return (F4)u; }
+  static NIBBLE_HD U4 Bits(F4 f) { return (U4)f; }
+  static NIBBLE_HD F4 Load4(const void* p) {
+    F4 x;
+    __builtin_memcpy(&x, p, 16);
+    return x;
+  }
+
+  static NIBBLE_HD Vec16 Set1(float x) {
+    return Each([=](int) { return F4{x, x, x, x}; });
+  }
+  static NIBBLE_HD Vec16 Zero() { return Set1(0); }
+  static NIBBLE_HD Vec16 Lanes() {  // 0, 1, .. 15
+    return Each([](int i) {
+      const float b = float(4 * i);
+      return F4{b, b + 1, b + 2, b + 3};
+    });
+  }
+
+  // Memory, at any alignment. Part: the first n lanes, 0 <= n <= 16; the others load as 0 and are not
+  // touched.
+  static NIBBLE_HD Vec16 Load(const void* p) {
+    return Each([=](int i) { return Load4(static_cast<const char*>(p) + 16 * i); });
+  }
+  static NIBBLE_HD Vec16 LoadPart(const void* p, int n) {
+    float x[16] = {};
+    __builtin_memcpy(x, p, size_t(n) * 4);
+    return Load(x);
+  }
+  static NIBBLE_HD Vec16 LoadF16(const void* p) {
+    return Each([=](int i) {
+      uint16_t h[4];
+      __builtin_memcpy(h, static_cast<const char*>(p) + 8 * i, 8);
+      const U4 x = {h[0], h[1], h[2], h[3]}, em = x & 0x7fff;
+      const F4 scale = Bits(U4{} + 0x77800000u);  // 2^112 moves the exponent bias, subnormals included
+      const U4 finite = Bits(Bits(em << 13) * scale);
+      const U4 special = U4(em >= 0x7c00) & 0x7f800000u;
+      return Bits(finite | special | (x & 0x8000) << 16);
+    });
+  }
+  static NIBBLE_HD Vec16 LoadBf16(const void* p) {
+    return Each([=](int i) {
+      uint16_t b[4];
+      __builtin_memcpy(b, static_cast<const char*>(p) + 8 * i, 8);
+      return Bits(U4{b[0], b[1], b[2], b[3]} << 16);
+    });
+  }
+  static NIBBLE_HD Vec16 LoadU8(const void* p) {
+    return Each([=](int i) {
+      uint8_t u[4];
+      __builtin_memcpy(u, static_cast<const char*>(p) + 4 * i, 4);
+      return F4{float(u[0]), float(u[1]), float(u[2]), float(u[3])};
+    });
+  }
+  static NIBBLE_HD Vec16 LoadU4(const void* p) {  // 8 bytes: the even lane in the low nibble
+    return Each([=](int i) {
+      uint8_t u[2];
+      __builtin_memcpy(u, static_cast<const char*>(p) + 2 * i, 2);
+      return F4{float(u[0] & 15), float(u[0] >> 4), float(u[1] & 15), float(u[1] >> 4)};
+    });
+  }
+  NIBBLE_HD void Store(void* p) const { __builtin_memcpy(p, q, 64); }
+  NIBBLE_HD void StorePart(void* p, int n) const { __builtin_memcpy(p, q, size_t(n) * 4); }
+  NIBBLE_HD void StoreF16(void* p) const {  // rounded as FloatToHalf does
+    for (int i = 0; i < 16; ++i) {
+      const uint16_t h = FloatToHalf(q[i / 4][i % 4]);
+      __builtin_memcpy(static_cast<char*>(p) + 2 * i, &h, 2);
+    }
+  }
+  NIBBLE_HD void StoreBf16(void* p) const {  // rounded as FloatToBf16 does
+    for (int i = 0; i < 16; ++i) {
+      const uint16_t b = FloatToBf16(q[i / 4][i % 4]);
+      __builtin_memcpy(static_cast<char*>(p) + 2 * i, &b, 2);
+    }
+  }
+
+  static NIBBLE_HD Vec16 Add(Vec16 a, Vec16 b) {
+    return Each([&](int i) { return a.q[i] + b.q[i]; });
+  }
+  static NIBBLE_HD Vec16 Sub(Vec16 a, Vec16 b) {
+    return Each([&](int i) { return a.q[i] - b.q[i]; });
+  }
+  static NIBBLE_HD Vec16 Mul(Vec16 a, Vec16 b) {
+    return Each([&](int i) { return a.q[i] * b.q[i]; });
+  }
+  static NIBBLE_HD Vec16 Div(Vec16 a, Vec16 b) {
+    return Each([&](int i) { return a.q[i] / b.q[i]; });
+  }
+  static NIBBLE_HD Vec16 Fma(Vec16 a, Vec16 b, Vec16 c) {  // a * b + c
+    return Each([&](int i) { return a.q[i] * b.q[i] + c.q[i]; });
+  }
+  // b where either lane is NaN.
+  static NIBBLE_HD Vec16 Max(Vec16 a, Vec16 b) {
+    return Each([&](int i) { return a.q[i] > b.q[i] ? a.q[i] : b.q[i]; });
+  }
+  static NIBBLE_HD Vec16 Min(Vec16 a, Vec16 b) {
+    return Each([&](int i) { return a.q[i] < b.q[i] ? a.q[i] : b.q[i]; });
+  }
+  // a < b ? x : y in each lane.
+  static NIBBLE_HD Vec16 IfLess(Vec16 a, Vec16 b, Vec16 x, Vec16 y) {
+    return Each([&](int i) { return a.q[i] < b.q[i] ? x.q[i] : y.q[i]; });
+  }
+  // Bit i is set where lane i of a equals that of b.
+  static NIBBLE_HD uint32_t EqualMask(Vec16 a, Vec16 b) {
+    uint32_t m = 0;
+    for (int i = 0; i < 16; ++i) m |= uint32_t(a.q[i / 4][i % 4] == b.q[i / 4][i % 4]) << i;
+    return m;
+  }
+  // To the nearest integer, ties to even; the sign of a zero is open. REQUIRES |x| < 2^22.
+  NIBBLE_HD Vec16 Round() const {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: the sum has no bits left below one
+    return Sub(Add(*this, Set1(magic)), Set1(magic));
+  }
+  // 2^x. REQUIRES x an integer in [-126, 127].
+  NIBBLE_HD Vec16 Pow2() const {
+    return Each([&](int i) { return Bits(U4(__builtin_convertvector(q[i], I4) + 127) << 23); });
+  }
+  NIBBLE_HD Vec16 RoundToBf16() const {  // to nearest even; NaN stays NaN
+    return Each([&](int i) {
+      const U4 u = Bits(q[i]), r = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000u;
+      const U4 nan = U4(q[i] != q[i]);
+      return Bits((r & ~nan) | ((u | 0x400000) & 0xffff0000u & nan));
+    });
+  }
+
+  // The one order of every sum over lanes: l with l+8, then l+4, l+2, l+1.
+  NIBBLE_HD float Sum() const {
+    const F4 a = q[0] + q[2], b = q[1] + q[3], s = a + b;
+    return (s[0] + s[2]) + (s[1] + s[3]);
+  }
+  // Lane i of the result is v[i].Sum().
+  static NIBBLE_HD Vec16 SumEach(const Vec16* v) {
+    return Each([&](int i) {
+      return F4{v[4 * i].Sum(), v[4 * i + 1].Sum(), v[4 * i + 2].Sum(), v[4 * i + 3].Sum()};
+    });
+  }
+  NIBBLE_HD float MaxLane() const {  // REQUIRES no NaN
+    float m = q[0][0];
+    for (int i = 1; i < 16; ++i) m = q[i / 4][i % 4] > m ? q[i / 4][i % 4] : m;
+    return m;
+  }
+};
+
+// 16 lanes in double, for the few sums that quality figures hang on.
+struct Vec16d {
+  typedef double D2 __attribute__((vector_size(16)));
+  D2 q[8];
+
+  template <class F>
+  static NIBBLE_HD Vec16d Each(F f) {
+    return {{f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)}};
+  }
+  static NIBBLE_HD Vec16d Set1(double x) {
+    return Each([=](int) { return D2{x, x}; });
+  }
+  static NIBBLE_HD Vec16d FromFloat(Vec16 v) {
+    return Each([&](int i) { return D2{v.q[i / 2][2 * i % 4], v.q[i / 2][2 * i % 4 + 1]}; });
+  }
+  static NIBBLE_HD Vec16d Add(Vec16d a, Vec16d b) {
+    return Each([&](int i) { return a.q[i] + b.q[i]; });
+  }
+  static NIBBLE_HD Vec16d Sub(Vec16d a, Vec16d b) {
+    return Each([&](int i) { return a.q[i] - b.q[i]; });
+  }
+  static NIBBLE_HD Vec16d Mul(Vec16d a, Vec16d b) {
+    return Each([&](int i) { return a.q[i] * b.q[i]; });
+  }
+  static NIBBLE_HD Vec16d Fma(Vec16d a, Vec16d b, Vec16d c) {  // may round once or twice
+    return Each([&](int i) { return a.q[i] * b.q[i] + c.q[i]; });
+  }
+  static NIBBLE_HD Vec16d Max(Vec16d a, Vec16d b) {  // b where either lane is NaN
+    return Each([&](int i) { return a.q[i] > b.q[i] ? a.q[i] : b.q[i]; });
+  }
+  // 2^x of a sum x + kPow2Magic whose low mantissa bits hold the integer x in [-1022, 1023].
+  static constexpr double kPow2Magic = 6755399441055744.0;  // 1.5 * 2^52
+  NIBBLE_HD Vec16d Pow2OfSum() const {
+    typedef uint64_t W2 __attribute__((vector_size(16)));
+    return Each([&](int i) { return (D2)(((W2)q[i] + 1023) << 52); });
+  }
+  NIBBLE_HD double Sum() const {  // the same order as Vec16::Sum
+    D2 s[4];
+    for (int i = 0; i < 4; ++i) s[i] = q[i] + q[i + 4];
+    const D2 a = s[0] + s[2], b = s[1] + s[3], c = a + b;
+    return c[0] + c[1];
+  }
+};

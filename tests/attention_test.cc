@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention: every ISA, codec and shape against the double-precision definition on the same bytes, bitwise
+// independence of the rows of a call, and a scalar online softmax whose seeded mistakes the tolerance must
+// catch.
+#include "kernels/ref/attention.h"
+
+#include "base/half.h"
+#include "float_kernels.h"
+#include "quant/kv/registry.h"
+
+namespace nibble {
+namespace {
+
+using kv::CodecId;
+
+struct Shape {
+  int head_dim, group;
+  int64_t position;
+  int rows;
+  int64_t window;
+  CodecId k, v;
+};
+
+float RoundTo(DType type, float x) {
+  if (type == DType::kF16) return HalfToFloat(FloatToHalf(x));
+  return type == DType::kBF16 ? Bf16ToFloat(FloatToBf16(x)) : x;
+}
+
+// Sealed pages and the raw page of one KV head for K or V, whose tokens from `filled` on are NaN.
+struct Cache {
+  std::vector<std::vector<std::byte>> pages;
+  std::vector<const std::byte*> pointers;
+  std::vector<std::byte> raw;
+};
+Cache MakeCache(const kv::CodecInfo& codec, kv::PageShape s, int pages, int filled, uint32_t seed) {
+  Cache c;
+  std::vector<float> rows = test::Normal(size_t(s.tokens) * size_t(s.head_dim), seed);
+  for (int p = 0; p < pages; ++p) {
+    test::FillNormal(rows.data(), rows.size(), seed + uint32_t(p) + 1);
+    for (float& x : rows) x = RoundTo(codec.raw, x);
+    c.pages.emplace_back(size_t(codec.page_bytes(s)));
+    codec.encode_page(s, rows.data(), c.pages.back().data());
+    c.pointers.push_back(c.pages.back().data());
+  }
+  test::FillNormal(rows.data(), rows.size(), seed);
+  c.raw.assign(rows.size() * size_t(SizeOf(codec.raw)), std::byte{0xff});
+  for (size_t i = 0; i < size_t(filled) * size_t(s.head_dim); ++i) {
+    const uint16_t u = codec.raw == DType::kF16 ? FloatToHalf(rows[i]) : FloatToBf16(rows[i]);
+    if (codec.raw == DType::kF32) {
+      std::memcpy(&c.raw[4 * i], &rows[i], 4);
+    } else {
+      std::memcpy(&c.raw[2 * i], &u, 2);
+    }
+  }
+  return c;
+}
+
+// The arguments of one call and all that they point to.
+struct Problem {
+  explicit Problem(const Shape& s)
+      : page{s.head_dim, kv::kPageTokens},
+        k(MakeCache(kv::Get(s.k), page, int(s.position / 64), int(s.position % 64) + s.rows, 100)),
+        v(MakeCache(kv::Get(s.v), page, int(s.position / 64), int(s.position % 64) + s.rows, 200)),
+        q(test::Normal(size_t(s.rows * s.group * s.head_dim), 300, 2)),
+        scratch(size_t(AttentionScratchFloats(s.rows, s.group, page))),
+        out(q.size()) {
+    args.q = q.data();
+    args.out = out.data();
+    args.k_pages = k.pointers.data();
+    args.v_pages = v.pointers.data();
+    args.k_raw = k.raw.data();
+    args.v_raw = v.raw.data();
+    args.scratch = scratch.data();
+    args.q_stride = args.out_stride = int64_t{s.group} * s.head_dim;
+    args.position = s.position;
+    args.window = s.window;
+    args.rows = s.rows;
+    args.group = s.group;
+    args.pages = int(s.position / 64);
+    args.page = page;
+    args.k_codec = s.k;
+    args.v_codec = s.v;
+    args.scale = 1 / std::sqrt(float(s.head_dim));
+  }
+  std::vector<double> Reference() const {
+    std::vector<double> want(out.size());
+    ref::Attention(args, want.data());
+    return want;
+  }
+  test::Error ErrorAgainst(const std::vector<double>& want) const {
+    return test::Compare(out.data(), args.out_stride, want.data(), args.rows, int(args.out_stride));
+  }
+  kv::PageShape page;
+  Cache k, v;
+  std::vector<float> q;
+  test::Guarded<float> scratch, out;
+  AttentionArgs args{};
+};
+
+// Outputs are of order 1 (often less, as averages of V); scores of order 2 to 10 carry f32 errors of a few
+// 1e-7.
+constexpr double kDifference = 1e-12, kMaxAbs = 5e-6;
+
+void RunAll(const Shape& s) {
+  Problem p(s);
+  const std::vector<double> want = p.Reference();
+  for (const auto* isa : test::Isas()) {
+    isa->attention(p.args);
+    EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), kDifference, kMaxAbs))
+        << isa->isa << " " << isa->attention_name(s.k, s.v) << " head_dim " << s.head_dim << " group "
+        << s.group << " position " << s.position << " rows " << s.rows << " window " << s.window;
+    EXPECT_TRUE(p.out.Intact() && p.scratch.Intact()) << isa->isa;
+  }
+}
+
+TEST(Attention, PositionsGroupsWindows) {
+  for (const int64_t position : {0, 1, 63, 64, 65, 127, 200})
+    for (const int group : {1, 2, 4, 7})
+      for (const int64_t window : {0, 1, 16, 64, 100})
+        for (const int rows : {1, 5, 64})
+          RunAll({64, group, position, std::min(rows, 64 - int(position % 64)), window, CodecId::kF32,
+                  CodecId::kF32});
+}
+
+TEST(Attention, EveryPairOfCodecs) {
+  for (const auto& k : kv::kRegistry)
+    for (const auto& v : kv::kRegistry)
+      for (const int64_t position : {40, 150}) RunAll({64, 2, position, 24, 0, k.id, v.id});
+}
+
+TEST(Attention, HeadSizes) {
+  for (const auto& codec : kv::kRegistry)
+    for (const int head_dim : {8, 16, 24, 40, 72, 80, 96, 128, 136, 256})
+      for (const int rows : {1, 9}) RunAll({head_dim, 3, 130, rows, 70, codec.id, codec.id});
+}
+
+// Rows [begin, begin + count) of a problem as a call of their own, into `out`. The raw tokens that are then
+// still to come are NaN.
+void RunSlice(const cpu::CpuKernels& isa, const Problem& p, int begin, int count, float* out) {
+  AttentionArgs a = p.args;
+  const auto poison = [&](std::vector<std::byte> raw) {
+    const size_t used = raw.size() / 64 * size_t(a.position % 64 + begin + count);
+    std::fill(raw.begin() + int64_t(used), raw.end(), std::byte{0xff});
+    return raw;
+  };
+  const std::vector<std::byte> k_raw = poison(p.k.raw), v_raw = poison(p.v.raw);
+  std::vector<float> scratch(size_t(AttentionScratchFloats(count, a.group, a.page)), NAN);
+  a.k_raw = k_raw.data();
+  a.v_raw = v_raw.data();
+  a.scratch = scratch.data();
+  a.q += begin * a.q_stride;
+  a.out = out + begin * a.out_stride;
+  a.position += begin;
+  a.rows = count;
+  isa.attention(a);
+}
+
+TEST(Attention, RowDoesNotDependOnTheOthers) {
+  for (const auto& codec : kv::kRegistry) {
+    for (const int64_t window : {0, 1, 16, 100}) {
+      for (const int head_dim : {72, 128}) {
+        Problem p({head_dim, 3, 192, 64, window, codec.id, codec.id});
+        for (const auto* isa : test::Isas()) {
+          isa->attention(p.args);
+          for (const int count : {1, 2, 7, 33}) {
+            std::vector<float> apart(p.out.size(), NAN);
+            for (int row = 0; row < 64; row += count)
+              RunSlice(*isa, p, row, std::min(count, 64 - row), apart.data());
+            EXPECT_TRUE(test::SameBits(apart.data(), p.out.data(), apart.size()))
+                << isa->isa << " " << codec.name << " window " << window << " rows " << count;
+          }
+        }
+      }
+    }
+  }
+}
+
+// A head of a group gives the same bits as that head alone.
+TEST(Attention, HeadDoesNotDependOnTheGroup) {
+  const int head_dim = 80, group = 7, rows = 10;
+  Problem p({head_dim, group, 100, rows, 0, CodecId::kF16, CodecId::kInt4Token});
+  for (const auto* isa : test::Isas()) {
+    isa->attention(p.args);
+    for (int g = 0; g < group; ++g) {
+      std::vector<float> alone(size_t(rows * head_dim));
+      AttentionArgs a = p.args;
+      a.group = 1;
+      a.q += g * head_dim;
+      a.out = alone.data();
+      a.out_stride = head_dim;
+      isa->attention(a);
+      for (int r = 0; r < rows; ++r)
+        EXPECT_TRUE(test::SameBits(&alone[size_t(r * head_dim)],
+                                   p.out.data() + r * p.args.out_stride + g * head_dim, size_t(head_dim)))
+            << isa->isa;
+    }
+  }
+}
+
+TEST(Attention, PageList) {
+  Problem p({64, 2, 200, 3, 0, CodecId::kInt8Token, CodecId::kF16});
+  const std::vector<double> all = p.Reference();
+  for (const auto* isa : test::Isas()) {
+    p.args.page_list = nullptr;
+    isa->attention(p.args);
+    const std::vector<float> unlisted(p.out.data(), p.out.data() + p.out.size());
+    const int32_t list[] = {0, 1, 2};
+    p.args.page_list = list;
+    p.args.list_len = 3;
+    isa->attention(p.args);
+    EXPECT_TRUE(test::SameBits(unlisted.data(), p.out.data(), unlisted.size())) << isa->isa;
+    const int32_t some[] = {0, 2};
+    p.args.page_list = some;
+    p.args.list_len = 2;
+    isa->attention(p.args);
+    EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(p.Reference()), kDifference, kMaxAbs)) << isa->isa;
+    EXPECT_FALSE(test::Within(p.ErrorAgainst(all), kDifference, kMaxAbs)) << "page 1 was read all the same";
+  }
+}
+
+TEST(Attention, Names) {
+  for (const auto* isa : test::Isas()) {
+    EXPECT_STREQ(isa->attention_name(CodecId::kInt4Token, CodecId::kInt4Token), "tiled-flash/int4-token");
+    EXPECT_STREQ(isa->attention_name(CodecId::kF16, CodecId::kInt8Token), "tiled-flash/k=f16,v=int8-token");
+  }
+}
+
+enum class Fault {
+  kNone,
+  kSeesNext,
+  kMissesSelf,
+  kWindowWider,
+  kWindowNarrower,
+  kNoRescale,
+  kOtherHead,
+  kNoScale
+};
+
+// A scalar online softmax over the f32 cache of a problem, with a mistake seeded in.
+void ScalarAttention(const Problem& p, Fault fault, float* out) {
+  const AttentionArgs& a = p.args;
+  const int dim = a.page.head_dim;
+  for (int e = 0; e < a.rows * a.group; ++e) {
+    const int64_t position = a.position + e / a.group, window = a.window;
+    const float* q = a.q + (fault == Fault::kOtherHead ? e ^ 1 : e) * dim;
+    int64_t first = window > 0 ? std::max<int64_t>(0, position - window + 1) : 0, last = position;
+    if (fault == Fault::kSeesNext) ++last;
+    if (fault == Fault::kMissesSelf) --last;
+    if (fault == Fault::kWindowWider) --first;
+    if (fault == Fault::kWindowNarrower) ++first;
+    float max = -INFINITY, sum = 0;
+    std::vector<float> acc(size_t(dim), 0.0f);
+    for (int64_t t = first; t <= last; ++t) {
+      const bool sealed = t / 64 < a.pages;
+      const float* k = reinterpret_cast<const float*>(sealed ? a.k_pages[t / 64] : a.k_raw) + t % 64 * dim;
+      const float* v = reinterpret_cast<const float*>(sealed ? a.v_pages[t / 64] : a.v_raw) + t % 64 * dim;
+      float score = 0;
+      for (int d = 0; d < dim; ++d) score += q[d] * k[d];
+      if (fault != Fault::kNoScale) score *= a.scale;
+      const float top = std::max(max, score), fix = fault == Fault::kNoRescale ? 1.0f : std::exp(max - top);
+      const float weight = std::exp(score - top);
+      for (int d = 0; d < dim; ++d) acc[size_t(d)] = acc[size_t(d)] * fix + weight * v[d];
+      sum = sum * fix + weight;
+      max = top;
+    }
+    for (int d = 0; d < dim; ++d) out[e * dim + d] = acc[size_t(d)] / sum;
+  }
+}
+
+TEST(Attention, BrokenVariantsAreCaught) {
+  Problem p({64, 2, 170, 8, 100, CodecId::kF32, CodecId::kF32});
+  // One more raw token than the rows need, so that seeing too far reads a number.
+  p.k = MakeCache(kv::Get(CodecId::kF32), p.page, 2, 64, 100);
+  p.v = MakeCache(kv::Get(CodecId::kF32), p.page, 2, 64, 200);
+  p.args.k_pages = p.k.pointers.data();
+  p.args.v_pages = p.v.pointers.data();
+  p.args.k_raw = p.k.raw.data();
+  p.args.v_raw = p.v.raw.data();
+  const std::vector<double> want = p.Reference();
+  ScalarAttention(p, Fault::kNone, p.out.data());
+  EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), kDifference, kMaxAbs));
+  for (const Fault fault : {Fault::kSeesNext, Fault::kMissesSelf, Fault::kWindowWider, Fault::kWindowNarrower,
+                            Fault::kNoRescale, Fault::kOtherHead, Fault::kNoScale}) {
+    ScalarAttention(p, fault, p.out.data());
+    EXPECT_FALSE(test::Within(p.ErrorAgainst(want), kDifference, kMaxAbs)) << "fault " << int(fault);
+  }
+}
+
+}  // namespace
+}  // namespace nibble
