@@ -152,7 +152,7 @@ FileWriter::FileWriter(FileWriter&& other) noexcept
     : path_(std::move(other.path_)),
       temporary_(std::move(other.temporary_)),
       fd_(std::exchange(other.fd_, -1)),
-      written_(other.written_) {}
+      end_(other.end_) {}
 
 FileWriter::~FileWriter() {
   if (fd_ < 0) return;
@@ -161,13 +161,27 @@ FileWriter::~FileWriter() {
 }
 
 Status FileWriter::Write(std::span<const std::byte> bytes) {
+  NIBBLE_RETURN_IF_ERROR(WriteAt(end_, bytes));
+  end_ += bytes.size();
+  return {};
+}
+
+Status FileWriter::Reserve(uint64_t bytes) {
+  NIBBLE_CHECK(fd_ >= 0, "Reserve after Commit");
+  if (bytes == 0) return {};
+  errno = posix_fallocate(fd_, 0, static_cast<off_t>(bytes));
+  if (errno == 0) return {};
+  return Error(Code::kIo, "{}: no room for {} bytes: {}", path_, bytes, strerror(errno));
+}
+
+Status FileWriter::WriteAt(uint64_t offset, std::span<const std::byte> bytes) {
   NIBBLE_CHECK(fd_ >= 0, "write after Commit");
-  written_ += bytes.size();
   while (!bytes.empty()) {
-    const ssize_t put = write(fd_, bytes.data(), bytes.size());
+    const ssize_t put = pwrite(fd_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (put < 0 && errno == EINTR) continue;
     if (put < 0) return SystemError(path_, "cannot write");
     bytes = bytes.subspan(static_cast<size_t>(put));
+    offset += static_cast<uint64_t>(put);
   }
   return {};
 }

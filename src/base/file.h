@@ -63,7 +63,10 @@ class FileWriter {
   ~FileWriter();
   Status Write(std::span<const std::byte> bytes);
   Status Write(std::string_view text) { return Write(std::as_bytes(std::span(text))); }
-  uint64_t written() const { return written_; }
+  // Takes `bytes` on the disk now, so that a full disk is found before the work and not after it. The file
+  // has that size from then on; WriteAt fills it.
+  Status Reserve(uint64_t bytes);
+  Status WriteAt(uint64_t offset, std::span<const std::byte> bytes);
   Status Commit();  // sync, rename over the target, sync the folder
 
  private:
@@ -71,7 +74,7 @@ class FileWriter {
       : path_(std::move(path)), temporary_(std::move(temporary)), fd_(fd) {}
   std::string path_, temporary_;
   int fd_ = -1;
-  uint64_t written_ = 0;
+  uint64_t end_ = 0;  // where Write goes on
 };
 
 }  // namespace nibble

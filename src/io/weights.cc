@@ -45,7 +45,11 @@ class FolderWeights : public Weights {
     total_bytes_ += mapped.bytes().size();
     mapped_.push_back(std::move(mapped));
     files_.push_back(shown);
-    std::move(read->tensors.begin(), read->tensors.end(), std::back_inserter(tensors_));
+    if (tensors_.empty()) {
+      tensors_ = std::move(read->tensors);
+    } else {
+      std::move(read->tensors.begin(), read->tensors.end(), std::back_inserter(tensors_));
+    }
     std::move(read->notes.begin(), read->notes.end(), std::back_inserter(notes_));
     return {};
   }
@@ -82,6 +86,7 @@ class FolderWeights : public Weights {
   Status MatchIndex(const std::vector<Place>& places, const std::vector<std::string>& shards);
   void CompareTotal(const Json& index);
 
+  std::string index_;  // DIR/model.safetensors.index.json, for messages
   std::vector<MappedFile> mapped_;
   std::vector<std::string> files_, notes_;
   std::vector<TensorInfo> tensors_;
@@ -115,7 +120,9 @@ Status FolderWeights::OpenFolder(const std::string& dir) {
   }
   if (single.status().code() != Code::kNotFound) return single.status();
   if (index.ok()) {
-    NIBBLE_ASSIGN(const Json json, Json::ReadFile(*index, kIndexLimits));
+    index_ = dir + "/" + kIndex;
+    NIBBLE_ASSIGN(const std::string text, ReadWholeFile(*index, kIndexLimits.max_bytes));
+    NIBBLE_ASSIGN(const Json json, Json::Parse(text, kIndexLimits, index_));
     return OpenIndex(dir, json);
   }
   if (index.status().code() != Code::kNotFound) return index.status();
@@ -191,7 +198,7 @@ Status FolderWeights::MatchIndex(const std::vector<Place>& places, const std::ve
     const bool again = !kept.empty() && kept.back().name == t.name;
     const bool mapped = at < places.size() && places[at].tensor == t.name;
     if (again || (mapped && places[at].shard != t.file)) {
-      return Error(Code::kCorrupt, "{}: tensor \"{}\" lies in {}{}", kIndex, Printable(t.name),
+      return Error(Code::kCorrupt, "{}: tensor \"{}\" lies in {}{}", index_, Printable(t.name),
                    Printable(shards[static_cast<size_t>(t.file)]),
                    again ? " too" : ", the index says " + shards[static_cast<size_t>(places[at].shard)]);
     }
@@ -204,11 +211,11 @@ Status FolderWeights::MatchIndex(const std::vector<Place>& places, const std::ve
   }
   for (; at < places.size(); ++at) absent.emplace_back(places[at].tensor);
   if (!absent.empty()) {
-    return Error(Code::kCorrupt, "{}: {} tensor(s) are not in the file that the index names: {}", kIndex,
+    return Error(Code::kCorrupt, "{}: {} tensor(s) are not in the file that the index names: {}", index_,
                  absent.size(), List(absent));
   }
   if (!extra.empty()) {
-    notes_.push_back(fmt::format("{}: {} tensor(s) that the index does not name are not used: {}", kIndex,
+    notes_.push_back(fmt::format("{}: {} tensor(s) that the index does not name are not used: {}", index_,
                                  extra.size(), List(extra)));
   }
   tensors_ = std::move(kept);
