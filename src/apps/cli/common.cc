@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 9. What the commands share.
+#include "apps/cli/common.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+namespace nibble::cli {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+std::atomic<bool> g_interrupted{false};
+std::atomic<int> g_signal{0};
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
+
+void OnSignal(int signal) {
+  g_signal = signal;
+  g_interrupted = true;
+}
+
+// SA_RESETHAND: the second signal finds the default action, which ends the process.
+void SetHandler(int signal, void (*handler)(int)) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  action.sa_flags = handler == SIG_DFL ? 0 : int(SA_RESETHAND);
+  sigemptyset(&action.sa_mask);
+  sigaction(signal, &action, nullptr);
+}
+
+Status ReadAll(int fd, const std::string& path, uint64_t max_bytes, std::string& text) {
+  struct stat info {};
+  if (fstat(fd, &info) != 0) return Error(Code::kIo, "{}: {}", path, std::strerror(errno));
+  if (S_ISDIR(info.st_mode)) return Error(Code::kIo, "{}: is a folder, expected a text file", path);
+  if (S_ISREG(info.st_mode)) text.reserve(std::min(uint64_t(info.st_size), max_bytes) + 1);
+  char chunk[1 << 16];
+  while (true) {
+    const ssize_t n = read(fd, chunk, sizeof chunk);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return Error(Code::kIo, "{}: {}", path, std::strerror(errno));
+    if (n == 0) return {};
+    text.append(chunk, size_t(n));
+    if (text.size() > max_bytes)
+      return Error(Code::kInvalidArgument, "{}: longer than {} bytes", path, max_bytes);
+  }
+}
+
+}  // namespace
+
+void AddCommon(CLI::App& parser, CommonOptions& options) {
+  const char* group = "Common";
+  parser.add_option("-t,--threads", options.threads, "Threads; 0 takes all available processors [0]")
+      ->check(CLI::Range(0, kMaxThreads).description(""))
+      ->type_name("N")
+      ->group(group);
+  parser
+      .add_option(
+          "--recipe", options.recipe,
+          "How attention is computed and cached: a preset (exact, kv8, qserve) or k=... v=... [exact]")
+      ->type_name("R")
+      ->group(group);
+  parser.add_option("--dtype", options.dtype, "Arithmetic of the exact path: f32 or bf16 [f32]")
+      ->check(CLI::IsMember({"f32", "bf16"}).description(""))
+      ->type_name("T")
+      ->group(group);
+  parser.add_flag("--explain", options.explain, "Print device, recipe and chosen kernels to standard error")
+      ->group(group);
+  parser.add_flag("--quiet", options.quiet, "No progress bar, notes or summary on standard error")
+      ->group(group);
+  parser.set_version_flag("--version", "nibble " NIBBLE_VERSION)
+      ->description("Print the version and exit")
+      ->group(group);
+  parser.set_help_flag("-h,--help", "Print this help and exit")->group(group);
+}
+
+void AddModel(CLI::App& parser, std::string& model) {
+  parser.add_option("-m,--model", model, "Hugging Face model folder")->required()->type_name("DIR");
+}
+
+void CheckRecipe(const std::string& option, const std::string& recipe, const std::string& dtype) {
+  const auto parsed = ParseRecipe(recipe, ToDType(dtype));
+  if (!parsed.ok()) throw CLI::ValidationError(option, parsed.status().message());
+}
+
+DType ToDType(const std::string& name) { return name == "bf16" ? DType::kBF16 : DType::kF32; }
+
+EngineOptions ToEngineOptions(const std::string& model, const CommonOptions& common) {
+  EngineOptions options;
+  options.model = model;
+  options.recipe = common.recipe;
+  options.dtype = ToDType(common.dtype);
+  options.threads = common.threads;
+  return options;
+}
+
+Result<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options, const CommonOptions& common) {
+  NIBBLE_ASSIGN(std::unique_ptr<Engine> engine, Engine::Load(options));
+  PrintNotes(engine->Notes(), common);
+  if (common.explain)
+    for (const std::string& line : engine->Explain()) fmt::print(stderr, "{}\n", line);
+  return engine;
+}
+
+void PrintNotes(const std::vector<std::string>& notes, const CommonOptions& common) {
+  if (common.quiet) return;
+  for (const std::string& note : notes) fmt::print(stderr, "nibble: note: {}\n", note);
+}
+
+Result<std::string> ReadText(const std::string& path, uint64_t max_bytes) {
+  std::string text;
+  const bool standard_input = path == "-";
+  const int fd = standard_input ? STDIN_FILENO : open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0)
+    return Error(errno == ENOENT ? Code::kNotFound : Code::kIo, "{}: {}", path, std::strerror(errno));
+  const Status status = ReadAll(fd, standard_input ? "standard input" : path, max_bytes, text);
+  if (!standard_input) close(fd);
+  if (!status.ok()) return status;
+  return text;
+}
+
+void Print(std::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  std::fflush(stdout);
+}
+
+void PrintJson(const Json& value) {
+  Print(value.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+Status FinishStdout() {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return {};
+  return Error(Code::kIo, "cannot write to standard output: {}", std::strerror(errno != 0 ? errno : EIO));
+}
+
+SignalGuard::SignalGuard() {
+  g_interrupted = false;
+  g_signal = 0;
+  for (int signal : {SIGINT, SIGTERM}) SetHandler(signal, OnSignal);
+}
+
+SignalGuard::~SignalGuard() {
+  for (int signal : {SIGINT, SIGTERM}) SetHandler(signal, SIG_DFL);
+}
+
+const std::atomic<bool>* SignalGuard::flag() const { return &g_interrupted; }
+
+int SignalGuard::ExitCode() const {
+  const int signal = g_signal;
+  return signal == 0 ? kExitOk : kExitSignal + signal;
+}
+
+}  // namespace nibble::cli

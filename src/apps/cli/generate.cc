@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 9. `nibble generate`: prompts in, text out, as a stream or as JSON.
+#include <algorithm>
+#include <cstdio>
+
+#include "apps/cli/common.h"
+
+namespace nibble::cli {
+namespace {
+
+constexpr int kDefaultTokens = 128;
+constexpr int kMaxTokens = 1 << 24;
+constexpr int kMaxPrompts = 1024;  // one ragged batch holds all of them
+
+struct Options {
+  CommonOptions common;
+  std::string model;
+  std::vector<std::string> prompts, files, stop;
+  int tokens = -1;  // -1: kDefaultTokens, or what the context leaves
+  SamplingParams sampling;
+  bool ignore_eos = false, stream = false, json = false;
+  int logits_top = 0;
+};
+
+struct Prompt {
+  std::string name;  // for messages and headings
+  std::string text;
+};
+
+Result<std::vector<Prompt>> ReadPrompts(const Options& o) {
+  std::vector<Prompt> prompts;
+  for (const std::string& text : o.prompts)
+    prompts.push_back({fmt::format("prompt {}", prompts.size() + 1), text});
+  for (const std::string& file : o.files) {
+    NIBBLE_ASSIGN(std::string text, ReadText(file));
+    if (text.empty()) return Error(Code::kInvalidArgument, "{}: empty, expected a prompt", file);
+    prompts.push_back({file, std::move(text)});
+  }
+  return prompts;
+}
+
+Result<std::vector<Request>> MakeRequests(const Options& o, const std::vector<Prompt>& prompts,
+                                          const Engine& engine) {
+  std::vector<Request> requests;
+  for (const Prompt& prompt : prompts) {
+    auto ids = engine.tokenizer().Encode(prompt.text, SpecialTokens::kAdd);
+    if (!ids.ok()) return Error(ids.status().code(), "{}: {}", prompt.name, ids.status().message());
+    Request& request = requests.emplace_back();
+    request.prompt = *std::move(ids);
+    request.sampling = o.sampling;
+    request.ignore_eos = o.ignore_eos;
+    request.stop = o.stop;
+    request.logits_top = o.logits_top;
+    // Without -n a prompt near the end of the context gets what is left; with -n too much is an error.
+    const int64_t room = engine.config().max_position - int64_t(request.prompt.size());
+    request.max_tokens = o.tokens >= 0 ? o.tokens : int(std::clamp<int64_t>(room, 1, kDefaultTokens));
+  }
+  return requests;
+}
+
+// The first new token comes out of the prefill, so decoding made one less.
+double TokensPerSecond(const Completion& c) {
+  return c.token_ids.size() > 1 && c.decode_seconds > 0 ? double(c.token_ids.size() - 1) / c.decode_seconds
+                                                        : 0;
+}
+
+Json ToJson(const Request& request, const Completion& c) {
+  Json json;
+  json["prompt_tokens"] = request.prompt.size();
+  json["token_ids"] = c.token_ids;
+  json["text"] = c.text;
+  json["finish_reason"] = ToString(c.finish);
+  json["prefill_seconds"] = c.prefill_seconds;
+  json["decode_seconds"] = c.decode_seconds;
+  json["tokens_per_second"] = TokensPerSecond(c);
+  if (request.logits_top > 0) {
+    Json top = Json::array();
+    for (const auto& [id, value] : c.last_prompt_logits) top.push_back({id, value});
+    json["last_prompt_logits"] = std::move(top);
+  }
+  return json;
+}
+
+void PrintSummary(const Request& request, const Completion& c) {
+  fmt::print(stderr,
+             "nibble: {} prompt tokens in {:.3f} s, {} new tokens in {:.3f} s ({:.0f} tokens/s), {}\n",
+             request.prompt.size(), c.prefill_seconds, c.token_ids.size(), c.decode_seconds,
+             TokensPerSecond(c), ToString(c.finish));
+}
+
+void PrintCompletions(const Options& o, const std::vector<Prompt>& prompts,
+                      const std::vector<Request>& requests, const std::vector<Completion>& completions) {
+  for (size_t i = 0; i < completions.size(); ++i) {
+    if (o.json) {
+      PrintJson(ToJson(requests[i], completions[i]));
+      continue;
+    }
+    if (completions.size() == 1) Print("\n");  // the text was streamed
+    if (completions.size() > 1) Print(fmt::format("== {}\n{}\n", prompts[i].name, completions[i].text));
+    if (o.logits_top > 0)
+      for (const auto& [id, value] : completions[i].last_prompt_logits)
+        Print(fmt::format("{}\t{}\n", id, value));
+    if (!o.common.quiet) PrintSummary(requests[i], completions[i]);
+  }
+}
+
+Result<int> Run(const Options& o) {
+  NIBBLE_ASSIGN(const std::vector<Prompt> prompts, ReadPrompts(o));
+  EngineOptions engine_options = ToEngineOptions(o.model, o.common);
+  engine_options.max_seqs = int(prompts.size());
+  NIBBLE_ASSIGN(const std::unique_ptr<Engine> engine, LoadEngine(engine_options, o.common));
+  NIBBLE_ASSIGN(std::vector<Request> requests, MakeRequests(o, prompts, *engine));
+  if (!o.json && requests.size() == 1) requests[0].on_text = Print;
+  const SignalGuard guard;
+  NIBBLE_ASSIGN(const std::vector<Completion> completions, engine->Generate(requests, guard.flag()));
+  PrintCompletions(o, prompts, requests, completions);
+  return guard.ExitCode();
+}
+
+// What only the whole command line shows.
+void CheckOptions(const Options& o) {
+  if (o.prompts.empty() == o.files.empty())
+    throw CLI::ValidationError("generate", "give either -p TEXT or -f FILE");
+  if (o.prompts.size() + o.files.size() > kMaxPrompts)
+    throw CLI::ValidationError("generate", fmt::format("more than {} prompts", kMaxPrompts));
+  for (const std::string& text : o.prompts)
+    if (text.empty()) throw CLI::ValidationError("--prompt", "empty, expected text");
+  for (const std::string& text : o.stop)
+    if (text.empty()) throw CLI::ValidationError("--stop", "empty, expected text");
+  if (o.tokens == 0 && o.logits_top == 0)
+    throw CLI::ValidationError("--predict", "0 new tokens leave nothing to do without --logits-top");
+  if (o.stream && o.prompts.size() + o.files.size() > 1)
+    throw CLI::ValidationError("--stream", "shows one prompt at a time; several need --json or no flag");
+  if (const Status status = CheckSampling(o.sampling); !status.ok())
+    throw CLI::ValidationError("sampling", status.message());
+  CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
+}
+
+// The parser would take -1 for 2^64 - 1.
+std::string CheckSeed(const std::string& value) {
+  return value.starts_with('-') ? fmt::format("{} is negative", value) : std::string();
+}
+
+void AddSampling(CLI::App& parser, SamplingParams& s) {
+  const char* group = "Sampling";
+  parser.add_option("--temp,--temperature", s.temperature, "Temperature; 0 is greedy [0]")
+      ->type_name("T")
+      ->group(group);
+  parser.add_option("--top-k", s.top_k, "Keep the K most likely tokens; 0 is off [0]")
+      ->type_name("K")
+      ->group(group);
+  parser.add_option("--top-p", s.top_p, "Keep the most likely tokens that reach probability P [1]")
+      ->type_name("P")
+      ->group(group);
+  parser.add_option("--min-p", s.min_p, "Drop tokens below P times the most likely one [0]")
+      ->type_name("P")
+      ->group(group);
+  parser
+      .add_option("--repeat-penalty", s.repetition_penalty,
+                  "Divide logits of tokens already there; 1 is off [1]")
+      ->type_name("R")
+      ->group(group);
+  parser.add_option("--seed", s.seed, "Same seed, same text [0]")
+      ->check(CLI::Validator(CheckSeed, ""))
+      ->type_name("S")
+      ->group(group);
+}
+
+}  // namespace
+
+Command AddGenerate(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App* parser = app.add_subcommand("generate", "Continue a prompt");
+  AddModel(*parser, o->model);
+  parser
+      ->add_option("-p,--prompt", o->prompts,
+                   "Text to continue; again for more prompts, which run as one batch")
+      ->type_name("TEXT")
+      ->expected(1)
+      ->take_all()
+      ->allow_extra_args(false);
+  parser
+      ->add_option("-f,--file", o->files,
+                   "File with the text to continue, - for standard input; may be given again")
+      ->type_name("FILE")
+      ->expected(1)
+      ->take_all()
+      ->allow_extra_args(false);
+  parser->add_option("-n,--predict", o->tokens, fmt::format("New tokens at most [{}]", kDefaultTokens))
+      ->check(CLI::Range(0, kMaxTokens).description(""))
+      ->type_name("N");
+  parser
+      ->add_option("--stop", o->stop,
+                   "Text that ends the continuation and is not printed; may be given again")
+      ->type_name("TEXT")
+      ->expected(1)
+      ->take_all()
+      ->allow_extra_args(false);
+  parser->add_flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token");
+  CLI::Option* stream =
+      parser->add_flag("--stream", o->stream, "Print text as it comes (the default for one prompt)");
+  parser->add_flag("--json", o->json, "Print one JSON object a prompt, a line each")->excludes(stream);
+  parser->add_option("--logits-top", o->logits_top, "Also give the K largest logits after the prompt")
+      ->check(CLI::Range(1, kMaxTokens).description(""))
+      ->type_name("K");
+  AddSampling(*parser, o->sampling);
+  AddCommon(*parser, o->common);
+  parser->callback([o] { CheckOptions(*o); });
+  parser->footer(
+      "Examples:\n"
+      "  nibble generate -m models/novelist-10m -p \"It was a dark and stormy night\" -n 64\n"
+      "  nibble generate -m models/novelist-10m -f prompt.txt --temp 0.8 --top-p 0.95 --seed 7\n"
+      "  nibble generate -m models/novelist-10m -p One -p Two --recipe qserve --json");
+  return {parser, [o] { return Run(*o); }};
+}
+
+}  // namespace nibble::cli
