@@ -5,34 +5,32 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
+#include "base/utf8.h"
+#include "text/byte_alphabet.h"
+
 namespace nibble {
 namespace {
 
-// Token i is byte i; decoding replaces an incomplete character at the end by U+FFFD, as real tokenizers do.
-class ByteTokenizer final : public Tokenizer {
- public:
-  Result<std::vector<int32_t>> Encode(std::string_view text, SpecialTokens, SpecialText) const override {
-    return std::vector<int32_t>(reinterpret_cast<const uint8_t*>(text.data()),
-                                reinterpret_cast<const uint8_t*>(text.data()) + text.size());
+// A byte-level tokenizer of 256 entries: token i is byte i.
+std::unique_ptr<Tokenizer> MakeByteTokenizer() {
+  nlohmann::json vocab;
+  for (int b = 0; b < 256; ++b) {
+    std::string character;
+    AppendUtf8(kByteAlphabet.to_char[static_cast<size_t>(b)], &character);
+    vocab[character] = b;
   }
-  std::string Decode(std::span<const int32_t> ids, bool) const override {
-    std::string out;
-    for (size_t i = 0; i < ids.size();) {
-      const auto b = static_cast<uint8_t>(ids[i]);
-      const size_t n = b < 0x80 ? 1 : b < 0xE0 ? 2 : b < 0xF0 ? 3 : 4;
-      if (i + n > ids.size()) {
-        out += "\xEF\xBF\xBD";
-        break;
-      }
-      for (size_t j = 0; j < n; ++j) out += static_cast<char>(ids[i + j]);
-      i += n;
-    }
-    return out;
-  }
-  std::string TokenText(int32_t id) const override { return {static_cast<char>(id)}; }
-  bool IsSpecial(int32_t) const override { return false; }
-  int vocab_size() const override { return 256; }
-};
+  const nlohmann::json tokenizer{
+      {"added_tokens", nlohmann::json::array()},
+      {"pre_tokenizer", {{"type", "ByteLevel"}, {"add_prefix_space", false}}},
+      {"decoder", {{"type", "ByteLevel"}}},
+      {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", nlohmann::json::array()}}}};
+  auto json = Json::Parse(tokenizer.dump(), {}, "tokenizer.json");
+  auto made = Tokenizer::Parse(json->root());
+  EXPECT_TRUE(made.ok()) << made.status().message();
+  return *std::move(made);
+}
 
 struct Streamed {
   std::vector<std::string> pieces;
@@ -41,8 +39,8 @@ struct Streamed {
 };
 
 Streamed Stream(std::string_view text, std::vector<std::string> stop) {
-  const ByteTokenizer tokenizer;
-  TextStream stream(tokenizer, std::move(stop));
+  const auto tokenizer = MakeByteTokenizer();
+  TextStream stream(*tokenizer, std::move(stop));
   Streamed out{};
   for (char c : text) {
     const auto piece = stream.Push(static_cast<uint8_t>(c));
