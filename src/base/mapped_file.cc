@@ -38,8 +38,9 @@ Slot* FindSlot(uintptr_t address) {
 // Async-signal-safe: atomics and two system calls.
 void OnBusError(int signal, siginfo_t* info, void* context) {
   const int saved_errno = errno;
+  const bool from_memory = info->si_code > 0;  // not sent by kill() or raise(): si_addr is an address
   const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
-  if (Slot* slot = FindSlot(address)) {
+  if (Slot* slot = from_memory ? FindSlot(address) : nullptr) {
     void* page = reinterpret_cast<void*>(address & ~(page_bytes - 1));
     const void* zeros = mmap(page, page_bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     if (zeros != MAP_FAILED) {
@@ -51,7 +52,8 @@ void OnBusError(int signal, siginfo_t* info, void* context) {
   if ((previous_handler.sa_flags & SA_SIGINFO) && previous_handler.sa_sigaction) {
     previous_handler.sa_sigaction(signal, info, context);
   } else {
-    sigaction(SIGBUS, &previous_handler, nullptr);  // the fault comes again and meets the old handler
+    sigaction(SIGBUS, &previous_handler, nullptr);  // a fault comes again by itself and meets the old handler
+    if (!from_memory) raise(signal);
   }
   errno = saved_errno;
 }

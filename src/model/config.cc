@@ -66,7 +66,7 @@ Result<const Family*> FindFamily(JsonRef config, ModelConfig* c) {
   }
   const char* hint =
       config.Find("auto_map") ? " (auto_map asks for code from the folder; none is ever run)" : "";
-  return Error(Code::kUnsupported, "{}: architecture \"{}\" is not known{}; known are {}", config.Where(),
+  return Error(Code::kUnsupported, "{}: architectures: \"{}\" is not known{}; known are {}", config.Where(),
                Printable(name), hint, KnownArchitectures());
 }
 
