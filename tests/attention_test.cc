@@ -116,7 +116,7 @@ void RunAll(const Shape& s) {
 TEST(Attention, PositionsGroupsWindows) {
   for (const int64_t position : {0, 1, 63, 64, 65, 127, 200})
     for (const int group : {1, 2, 4, 7})
-      for (const int64_t window : {0, 1, 16, 64, 100})
+      for (const int64_t window : {0, 1, 16, 64, 65, 100})
         for (const int rows : {1, 5, 64})
           RunAll({64, group, position, std::min(rows, 64 - int(position % 64)), window, CodecId::kF32,
                   CodecId::kF32});

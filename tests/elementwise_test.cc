@@ -296,6 +296,19 @@ TEST(LogSumExp, LowestIndexOfEqualMaximaAndNan) {
   }
 }
 
+TEST(LogSumExp, FindsTheMaximumAnywhere) {
+  for (const auto* isa : test::Isas()) {
+    for (size_t at = 0; at < 83; ++at) {
+      std::vector<float> x(83, -3.0f);
+      x[at] = 800;  // taken for anything but the maximum, it overflows
+      const LseResult r = RunLse(isa, x, 1, 83);
+      EXPECT_EQ(r.argmax[0], int(at)) << isa->isa;
+      EXPECT_EQ(r.max[0], 800.0f) << isa->isa;
+      EXPECT_EQ(r.lse[0], 800.0) << isa->isa;
+    }
+  }
+}
+
 TEST(LogSumExp, SinglePrecisionIsCaught) {
   const int k = 8192;
   const auto x = test::Normal(k, 9, 3);

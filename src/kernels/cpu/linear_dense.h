@@ -17,7 +17,7 @@ struct DenseBf16 {
   static NIBBLE_HD Vec16 Load(const std::byte* p) { return Vec16::LoadBf16(p); }
 };
 
-static constexpr int kDenseMaxRows = kAccumulators >= 24 ? 12 : kAccumulators >= 6 ? 6 : 2;
+static constexpr int kDenseMaxRows = kAccumulators >= 24 ? 12 : kAccumulators >= 6 ? 6 : 4;
 static constexpr int kDenseGroup = 16;  // panels that share one copy of a block of x
 static constexpr int kDenseXFloats =
     3072;  // that copy: 12 KiB, a quarter of the smallest first-level cache in use
@@ -30,9 +30,16 @@ struct DenseBlock {
   alignas(64) float sum[kDenseMaxRows * kDenseGroup * weight::kPanel];  // [rows, kDenseGroup, 16]
 };
 
-// sum[r][p] += x[r][:] w[p][:] for R rows and P panels.
+// Inputs of R rows that fit into the copy of x; also its row stride, which is a constant so that one pointer
+// and displacements reach all rows.
+template <int R>
+static constexpr int kDenseStretch = kDenseXFloats / R / weight::kPanel* weight::kPanel;
+
+// sum[r][p] += x[r][:] w[p][:] for R rows and P panels. Not inlined: among other code the compiler runs out
+// of registers and keeps a weight in memory.
 template <class W, int R, int P>
-static void DenseMicro(const float* x, const std::byte* w, int64_t panel_bytes, int k_count, float* sum) {
+static __attribute__((noinline)) void DenseMicro(const float* x, const std::byte* w, int64_t panel_bytes,
+                                                 int k_count, float* sum) {
   Vec16 s[R][P];  // every loop over R or P must be unrolled for this to stay in registers
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
@@ -41,10 +48,11 @@ static void DenseMicro(const float* x, const std::byte* w, int64_t panel_bytes, 
   for (int k = 0; k < k_count; ++k) {
     Vec16 wk[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) wk[p] = W::Load(w + p * panel_bytes + int64_t{k} * weight::kPanel * W::kBytes);
+    for (int p = 0; p < P; ++p)
+      wk[p] = W::Load(w + p * panel_bytes + int64_t{k} * weight::kPanel * W::kBytes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec16 xk = Vec16::Set1(x[r * k_count + k]);
+      const Vec16 xk = Vec16::Set1(x[r * kDenseStretch<R> + k]);
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) s[r][p] = Vec16::Fma(xk, wk[p], s[r][p]);
     }
@@ -64,14 +72,15 @@ static NIBBLE_HD void DensePanels(DenseBlock& b, const std::byte* w, int64_t pan
   if constexpr (P > 1) DensePanels<W, R, P / 2>(b, w, panel_bytes, k_count, p, panels);
 }
 
-static void DenseCopyX(const LinearArgs& a, int row, int rows, int k_begin, int k_count, float* x) {
-  for (int r = 0; r < rows; ++r) {
+template <int R>
+static void DenseCopyX(const LinearArgs& a, int row, int k_begin, int k_count, float* x) {
+  for (int r = 0; r < R; ++r) {
     const float* from = a.x + (row + r) * a.x_stride + k_begin;
     for (int k = 0; k < k_count; k += weight::kPanel) {
       const int n = k_count - k < weight::kPanel ? k_count - k : weight::kPanel;
       Vec16 v = Vec16::LoadPart(from + k, n);
       if (a.arith == MatmulArith::kBF16) v = v.RoundToBf16();
-      v.StorePart(x + r * k_count + k, n);
+      v.StorePart(x + r * kDenseStretch<R> + k, n);
     }
   }
 }
@@ -93,12 +102,11 @@ static void DenseStore(const LinearArgs& a, const DenseBlock& b, int row, int ro
 template <class W, int R>
 static void DenseRows(const LinearArgs& a, DenseBlock& b, int row, int panel, int panels) {
   constexpr int kP = Pow2AtMost(kAccumulators / R < kDenseMaxPanels ? kAccumulators / R : kDenseMaxPanels);
-  constexpr int kStretch = kDenseXFloats / R / weight::kPanel * weight::kPanel;
   const int64_t panel_bytes = int64_t{a.w.k} * weight::kPanel * W::kBytes;
-  for (float& s : b.sum) s = 0;
-  for (int k = 0; k < a.w.k; k += kStretch) {
-    const int count = a.w.k - k < kStretch ? a.w.k - k : kStretch;
-    DenseCopyX(a, row, R, k, count, b.x);
+  for (int i = 0; i < R * kDenseGroup * weight::kPanel; ++i) b.sum[i] = 0;
+  for (int k = 0; k < a.w.k; k += kDenseStretch<R>) {
+    const int count = a.w.k - k < kDenseStretch<R> ? a.w.k - k : kDenseStretch<R>;
+    DenseCopyX<R>(a, row, k, count, b.x);
     const std::byte* w = a.w.codes + panel * panel_bytes + int64_t{k} * weight::kPanel * W::kBytes;
     DensePanels<W, R, kP>(b, w, panel_bytes, count, 0, panels);
   }

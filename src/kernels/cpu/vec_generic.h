@@ -26,6 +26,14 @@ struct Vec16 {
     return x;
   }
 
+  typedef uint16_t H8 __attribute__((vector_size(16)));
+  typedef uint64_t W2 __attribute__((vector_size(16)));
+  static NIBBLE_HD H8 LoadQuarter16(const void* p, int i) {  // four 16-bit values, then zeros
+    uint64_t w;
+    __builtin_memcpy(&w, static_cast<const char*>(p) + 8 * i, 8);
+    return (H8)W2{w, 0};
+  }
+
   static NIBBLE_HD Vec16 Set1(float x) {
     return Each([=](int) { return F4{x, x, x, x}; });
   }
@@ -49,9 +57,8 @@ struct Vec16 {
   }
   static NIBBLE_HD Vec16 LoadF16(const void* p) {
     return Each([=](int i) {
-      uint16_t h[4];
-      __builtin_memcpy(h, static_cast<const char*>(p) + 8 * i, 8);
-      const U4 x = {h[0], h[1], h[2], h[3]}, em = x & 0x7fff;
+      const H8 h = LoadQuarter16(p, i);
+      const U4 x = (U4)__builtin_shufflevector(h, H8{}, 0, 8, 1, 9, 2, 10, 3, 11), em = x & 0x7fff;
       const F4 scale = Bits(U4{} + 0x77800000u);  // 2^112 moves the exponent bias, subnormals included
       const U4 finite = Bits(Bits(em << 13) * scale);
       const U4 special = U4(em >= 0x7c00) & 0x7f800000u;
@@ -60,9 +67,8 @@ struct Vec16 {
   }
   static NIBBLE_HD Vec16 LoadBf16(const void* p) {
     return Each([=](int i) {
-      uint16_t b[4];
-      __builtin_memcpy(b, static_cast<const char*>(p) + 8 * i, 8);
-      return Bits(U4{b[0], b[1], b[2], b[3]} << 16);
+      const H8 b = LoadQuarter16(p, i);  // a zero below each: the value in the upper half of 32 bits
+      return Bits((U4)__builtin_shufflevector(b, H8{}, 8, 0, 9, 1, 10, 2, 11, 3));
     });
   }
   static NIBBLE_HD Vec16 LoadU8(const void* p) {
