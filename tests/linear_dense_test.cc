@@ -39,8 +39,8 @@ Packed Pack(Layout layout, int n, int k, uint32_t seed) {
 
 constexpr Layout kLayouts[] = {Layout::kF32, Layout::kF16, Layout::kBF16};
 constexpr MatmulArith kAriths[] = {MatmulArith::kF32, MatmulArith::kBF16};
-// Outputs are of order 1. A chain of k <= 1031 f32 roundings errs by 6e-6 at most. The difference is
-// relative, and a 6e-14. single output that nearly cancels raises it.
+// Outputs are of order 1, and a chain of k <= 1031 f32 roundings errs by 6e-6 at most. The difference is
+// relative: a single output that nearly cancels raises it from 2e-13 to 2e-12.
 constexpr double kDifference = 1e-11, kMaxAbs = 1e-5;
 
 LinearArgs Args(const weight::PackedWeight& w, const float* x, float* y, int rows, MatmulArith arith) {
@@ -137,6 +137,32 @@ TEST(LinearDense, Strides) {
     for (int r = 0; r < rows; ++r)
       for (int i = n; i < y_stride; ++i) EXPECT_TRUE(std::isnan(y[size_t(r * y_stride + i)]));
     EXPECT_TRUE(y.Intact());
+  }
+}
+
+// Weights are widened exactly: all 65536 bit patterns of both 16-bit types, as weights of a single input 1.
+TEST(LinearDense, WidensEveryPattern) {
+  const int n = 65536;
+  std::vector<uint16_t> all(n);
+  for (int i = 0; i < n; ++i) all[size_t(i)] = uint16_t(i);
+  const float one = 1;
+  for (const auto* isa : test::Isas()) {
+    for (const Layout layout : {Layout::kF16, Layout::kBF16}) {
+      weight::PackedWeight w;
+      w.layout = layout;
+      w.n = n;
+      w.k = 1;
+      w.codes = reinterpret_cast<const std::byte*>(all.data());
+      std::vector<float> y(n);
+      isa->linear(Args(w, &one, y.data(), 1, MatmulArith::kF32));
+      int wrong = 0;
+      for (int i = 0; i < n; ++i) {
+        const float want = layout == Layout::kF16 ? HalfToFloat(uint16_t(i)) : Bf16ToFloat(uint16_t(i));
+        const bool same = std::isnan(want) ? std::isnan(y[size_t(i)]) : y[size_t(i)] == want;
+        wrong += !same;
+      }
+      EXPECT_EQ(wrong, 0) << isa->isa << " " << isa->linear_name(layout, MatmulArith::kF32);
+    }
   }
 }
 

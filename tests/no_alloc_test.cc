@@ -11,6 +11,9 @@
 #include "backend/backend.h"
 #include "base/check.h"
 #include "cache/kv_cache.h"
+#include "engine/sampler.h"
+#include "model/model.h"
+#include "recipe/attention_recipe.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define NIBBLE_TEST_COUNTS_MALLOC 0
@@ -23,7 +26,7 @@ std::atomic<int64_t> allocations{0};
 }
 
 #if NIBBLE_TEST_COUNTS_MALLOC
-extern "C" void* __libc_malloc(size_t);
+extern "C" void* __libc_malloc(size_t);  // NOLINT: the C library's own name for what malloc replaces
 extern "C" void* malloc(size_t bytes) {  // operator new, strdup and the rest of libc come through here
   ++allocations;
   return __libc_malloc(bytes);
@@ -147,6 +150,39 @@ TEST(NoAlloc, TheCounterSeesAnAllocation) {
   std::vector<int> v(100);
   EXPECT_EQ(v[99], 0);
   EXPECT_EQ(allocations - before, 1);
+}
+
+// The whole engine step on the embedded model: cache, forward pass and sampler.
+TEST(NoAlloc, DecodeStepOfAModel) {
+  for (const std::string recipe : {"exact", "kv16", "kv8", "qserve"}) {
+    auto backend = *MakeCpuBackend(2);
+    const AttentionRecipe r = *ParseRecipe(recipe, DType::kF32);
+    auto model = *Model::Load(NIBBLE_SOURCE_DIR "/models/novelist-10m", *backend,
+                              {.max_step_rows = 64, .max_logit_rows = 4});
+    const ModelConfig& c = model->config();
+    auto cache = *KvCache::Make(*backend, {.shape = {c.layers, c.kv_heads, c.head_dim},
+                                           .recipe = r,
+                                           .max_seqs = 1,
+                                           .max_step_tokens = 64,
+                                           .max_tokens = 512});
+    const SeqId seq = *cache->Open();
+    Sampler sampler(c.vocab);
+    std::vector<int32_t> history{4091};
+    history.reserve(512);
+    const int32_t one = 1, row = 0;
+    const int64_t before = allocations.load();
+    for (int i = 0; i < 150; ++i) {  // crosses two page ends
+      ASSERT_TRUE(cache->BeginStep({&seq, 1}, {&one, 1}).ok());
+      const Tensor logits = model->Forward({{&history.back(), 1}, {&row, 1}}, *cache);
+      history.push_back(sampler.Sample({logits.as<float>(), static_cast<size_t>(c.vocab)}, history,
+                                       {.temperature = 1, .top_p = 0.9f, .repetition_penalty = 1.1f},
+                                       history.size()));
+    }
+    EXPECT_EQ(allocations.load() - before, 0) << recipe;
+    const std::string seen =
+        "this string is long enough to be allocated: " + recipe;  // the counter does count
+    EXPECT_GT(allocations.load() - before, 0);
+  }
 }
 
 }  // namespace

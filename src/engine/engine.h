@@ -18,7 +18,7 @@
 namespace nibble {
 
 struct EngineOptions {
-  std::string model;  // folder
+  std::string model = {};  // folder
   std::string recipe = "exact";
   DType dtype = DType::kF32;  // arithmetic of the exact path
   int threads = 0;            // 0: all available
@@ -31,13 +31,13 @@ enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
 const char* ToString(FinishReason);
 
 struct Request {
-  std::vector<int32_t> prompt;  // at least one token
-  SamplingParams sampling;
+  std::vector<int32_t> prompt{};  // at least one token
+  SamplingParams sampling{};
   int max_tokens = 128;  // new tokens
   bool ignore_eos = false;
-  std::vector<std::string> stop;  // text that ends generation and is not returned
-  int logits_top = 0;             // how many of the last prompt position's logits to return
-  std::function<void(std::string_view text)> on_text;  // streamed text, complete UTF-8 characters only
+  std::vector<std::string> stop{};  // text that ends generation and is not returned
+  int logits_top = 0;               // how many of the last prompt position's logits to return
+  std::function<void(std::string_view text)> on_text{};  // streamed text, complete UTF-8 characters only
 };
 
 struct Completion {

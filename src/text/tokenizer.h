@@ -16,6 +16,8 @@ namespace nibble {
 enum class SpecialTokens : uint8_t { kAdd, kOmit };   // whether the post-processor (e.g. <s>) runs
 enum class SpecialText : uint8_t { kParse, kPlain };  // whether "</s>" in the text becomes the special token
 
+class DecodeRun;  // text/decode_run.h: a decoding under way
+
 class Tokenizer {
  public:
   // Reads DIR/tokenizer.json (tokenizer_config.json is not needed). Unknown constructs are kUnsupported and
@@ -24,7 +26,8 @@ class Tokenizer {
   static Result<std::unique_ptr<Tokenizer>> Parse(JsonRef root);
   virtual ~Tokenizer() = default;
 
-  // kInvalidArgument when `text` is not valid UTF-8 (names the byte offset). Linear in the text. Thread-safe.
+  // kInvalidArgument when `text` is not valid UTF-8 (names the byte offset), is longer than 64 MiB, or makes
+  // a pattern of tokenizer.json take more than linear time. Linear in the text. Thread-safe.
   virtual Result<std::vector<int32_t>> Encode(std::string_view text, SpecialTokens,
                                               SpecialText = SpecialText::kParse) const = 0;
   // Whole-sequence decoding, as HF decode(ids, skip_special_tokens). Ids out of range are skipped.
@@ -32,21 +35,24 @@ class Tokenizer {
   virtual std::string TokenText(int32_t id) const = 0;  // the vocabulary entry as tokenizer.json spells it
   virtual bool IsSpecial(int32_t id) const = 0;
   virtual int vocab_size() const = 0;  // largest id + 1, added tokens included
+  virtual std::unique_ptr<DecodeRun> StartDecode(bool skip_special) const = 0;  // for StreamDecoder
 };
 
 // Turns ids into text piece by piece: holds back bytes that may still become a character, so that the pieces
-// concatenate to Decode() of all ids.
+// concatenate to Decode() of all ids. The work of a Push does not grow with the text before it.
 class StreamDecoder {
  public:
-  explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = true);
+  explicit StreamDecoder(const Tokenizer& tokenizer,
+                         bool skip_special = true);  // the tokenizer must outlive it
+  ~StreamDecoder();
+  StreamDecoder(StreamDecoder&&) noexcept;
   std::string Push(int32_t id);  // text that is final now, maybe empty
-  std::string Flush();           // what was held back, incomplete characters as U+FFFD
+  std::string Flush();           // what was held back, incomplete characters as U+FFFD; a new text may follow
 
  private:
-  const Tokenizer& tokenizer_;
+  const Tokenizer* tokenizer_;
   bool skip_special_;
-  std::vector<int32_t> pending_;
-  std::string emitted_;  // text already returned for pending_
+  std::unique_ptr<DecodeRun> run_;
 };
 
 }  // namespace nibble

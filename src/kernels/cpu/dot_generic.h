@@ -48,12 +48,14 @@ static NIBBLE_HD Weights4 LoadNibbles(const std::byte* p, bool high) {
   return w;
 }
 
+static NIBBLE_HD int16_t Widen(int8_t v) { return v; }
+
 // 64 bytes of kI8Channel, as w + kS8Offset: the offset is for instructions that want unsigned weights; the
 // caller subtracts kS8Offset * (sum of x).
 constexpr int32_t kS8Offset = 0;
 static NIBBLE_HD Weights4 LoadS8(const std::byte* p) {
   Weights4 w;
-  for (int i = 0; i < 64; ++i) w.v[i] = int8_t(p[i]);
+  for (int i = 0; i < 64; ++i) w.v[i] = Widen(int8_t(p[i]));
   return w;
 }
 
@@ -63,7 +65,7 @@ struct Inputs8 {
   explicit NIBBLE_HD Inputs8(int32_t x4) {
     int8_t x[4];
     memcpy(x, &x4, 4);
-    for (int i = 0; i < 8; ++i) v[i] = x[i % 4];
+    for (int i = 0; i < 8; ++i) v[i] = Widen(x[i % 4]);
   }
 };
 

@@ -27,7 +27,7 @@ static NIBBLE_HD int32_t RowSum(const LinearArgs& a, int row) {
   return sum;
 }
 
-// The float end of one row and panel.
+// The float end of one row and `lanes` outputs from `first`.
 static NIBBLE_HD void StoreLanes(const LinearArgs& a, const int32_t* sum, int row, int first, int lanes) {
   const float* scale = a.w.scale + first;
   const float row_scale = a.x_scale[row];
@@ -43,18 +43,22 @@ static NIBBLE_HD void StoreLanes(const LinearArgs& a, const int32_t* sum, int ro
   for (int i = 0; i < lanes; ++i) y[i] = value[i];
 }
 
+static void StorePanel(const LinearArgs& a, const int32_t* sum, int row, int panel) {
+  const int first = panel * weight::kPanel, lanes = a.w.n - first;
+  if (lanes >= weight::kPanel) {
+    StoreLanes(a, sum, row, first, weight::kPanel);  // a constant length becomes vector code
+  } else {
+    StoreLanes(a, sum, row, first, lanes);
+  }
+}
+
 template <int kRows, int kPanels>
 static NIBBLE_HD void StoreTile(const LinearArgs& a, IntTile t, const I32x16 (&sums)[kPanels][kRows]) {
   for (int p = 0; p < kPanels; ++p) {
-    const int first = (t.panel + p) * weight::kPanel, lanes = a.w.n - first;
     for (int r = 0; r < kRows; ++r) {
       int32_t sum[weight::kPanel];
       sums[p][r].Store(sum);
-      if (lanes >= weight::kPanel) {
-        StoreLanes(a, sum, t.row + r, first, weight::kPanel);  // a constant length becomes vector code
-      } else {
-        StoreLanes(a, sum, t.row + r, first, lanes);
-      }
+      StorePanel(a, sum, t.row + r, t.panel + p);
     }
   }
 }
