@@ -3,6 +3,7 @@
 #include "apps/cli/common.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/table.h"
+#include "base/thread_pool.h"
 #include "model/quantize_folder.h"
 
 namespace nibble::cli {
@@ -38,11 +39,11 @@ void PrintReport(const Options& o, const QuantizeReport& r) {
 Result<int> Run(const Options& o) {
   const SignalGuard guard;
   Progress progress("quantize", o.common.quiet);
-  QuantizeOptions options{};
+  QuantizeOptions options;
   for (const Format& format : kFormats)
     if (o.weights == format.name) options.storage = format.storage;
   options.int8_embedding = o.embedding == "int8";
-  options.threads = o.common.threads;
+  options.threads = o.common.threads > 0 ? o.common.threads : AvailableCpus();
   options.on_progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };
   options.cancel = guard.flag();
   const auto report = QuantizeFolder(o.model, o.out, options);

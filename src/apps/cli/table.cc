@@ -35,9 +35,12 @@ std::string Table::ToString() const {
     for (size_t i = 0; i < width.size(); ++i) {
       const std::string cell = row.empty() ? std::string(width[i], '-') : row[i];
       const std::string pad(width[i] - Columns(cell), ' ');
-      line += "  " + (alignment_[i] == 'r' ? pad + cell : cell + pad);
+      line += "  ";
+      line += alignment_[i] == 'r' ? pad + cell : cell + pad;
     }
-    out += line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line;
+    out += '\n';
   }
   return out;
 }
@@ -55,9 +58,14 @@ std::string HumanBytes(uint64_t bytes) {
 }
 
 std::string HumanCount(int64_t n) {
-  std::string digits = fmt::format("{}", n);
-  for (int64_t at = int64_t(digits.size()) - 3; at > (n < 0 ? 1 : 0); at -= 3) digits.insert(size_t(at), ",");
-  return digits;
+  const std::string digits = fmt::format("{}", n);
+  std::string out;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    const bool group = (digits.size() - i) % 3 == 0 && i > 0 && digits[i - 1] != '-';
+    if (group) out.push_back(',');
+    out.push_back(digits[i]);
+  }
+  return out;
 }
 
 std::string HumanShape(const std::vector<int64_t>& shape) {
