@@ -16,7 +16,8 @@ for fragment in "${fragments[@]}"; do
 done
 
 compile_alone() {
-  echo "#include \"$1\"" | "${CXX:-g++}" -std=c++20 -fsyntax-only -Wall -Wextra -Werror -I. -Isrc -x c++ - ||
+  echo "#include \"$1\"" | "${CXX:-g++}" -std=c++20 -fsyntax-only -Wall -Wextra -Werror -I. -Isrc -DNIBBLE_SOURCE_DIR='""' \
+    -DNIBBLE_BINARY_DIR='""' -x c++ - ||
     { echo "$1: does not compile alone"; return 1; }
 }
 export -f compile_alone
