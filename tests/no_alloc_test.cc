@@ -32,14 +32,15 @@ extern "C" void* malloc(size_t bytes) {  // operator new, strdup and the rest of
   return __libc_malloc(bytes);
 }
 #else
-void* operator new(size_t bytes) {
+// Not inlined: the compiler would see a new answered by free and warn.
+__attribute__((noinline)) void* operator new(size_t bytes) {
   ++allocations;
   void* p = std::malloc(bytes);
   if (p == nullptr) std::abort();
   return p;
 }
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, size_t) noexcept { std::free(p); }
+__attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
+__attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
 #endif
 
 namespace nibble {
