@@ -10,8 +10,8 @@
 #include <nlohmann/json.hpp>
 
 #include "model/config.h"
-#include "support/bad_inputs.h"
-#include "support/temp_dir.h"
+#include "tests/support/bad_inputs.h"
+#include "tests/support/temp_dir.h"
 
 namespace nibble {
 namespace {

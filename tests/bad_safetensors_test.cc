@@ -11,9 +11,9 @@
 #include "io/check_weights.h"
 #include "io/manifest.h"
 #include "io/weights.h"
-#include "support/bad_files.h"
-#include "support/bad_inputs.h"
-#include "support/temp_dir.h"
+#include "tests/support/bad_files.h"
+#include "tests/support/bad_inputs.h"
+#include "tests/support/temp_dir.h"
 
 namespace nibble {
 namespace {

@@ -16,8 +16,8 @@ struct QuantizeOptions {
   weight::Storage storage = weight::Storage::kW4A8Group;
   bool int8_embedding = false;  // the embedding, and a head of its own, as s8 rows
   int threads = 1;
-  std::function<void(int64_t done, int64_t total)> on_progress;  // weights; on the calling thread
-  const std::atomic<bool>* cancel = nullptr;                     // looked at between tensors
+  std::function<void(int64_t done, int64_t total)> on_progress = {};  // weights; on the calling thread
+  const std::atomic<bool>* cancel = nullptr;                          // looked at between tensors
 };
 
 struct QuantizeReport {
