@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 5. Byte-pair encoding of one piece: a linked list of symbols and a heap of possible merges, lowest
+// Floor 5. Byte-pair encoding of one piece: a linked list of symbols and a queue of possible merges, lowest
 // rank first, leftmost among equals.
 #include "text/bpe.h"
 
@@ -98,8 +98,43 @@ struct Candidate {
   int32_t id;      // what the two symbols become
 };
 
-struct Later {
-  bool operator()(const Candidate& a, const Candidate& b) const { return a.order > b.order; }
+bool Before(const Candidate& a, const Candidate& b) { return a.order < b.order; }
+bool After(const Candidate& a, const Candidate& b) { return a.order > b.order; }
+
+// Candidates in order. New ones go to a heap; a long heap is sorted and then read from the front while a new
+// one fills, because taking a million entries out of a heap waits for memory at every step.
+class CandidateQueue {
+ public:
+  void Push(const Candidate& c) {
+    heap_.push_back(c);
+    std::push_heap(heap_.begin(), heap_.end(), After);
+  }
+
+  bool Pop(Candidate* c) {
+    if (next_ == sorted_.size() && heap_.size() > kLong) {
+      sorted_.swap(heap_);
+      heap_.clear();
+      next_ = 0;
+      // Merging from left to right tends to find candidates in order.
+      if (!std::is_sorted(sorted_.begin(), sorted_.end(), Before))
+        std::sort(sorted_.begin(), sorted_.end(), Before);
+    }
+    const bool in_sorted = next_ < sorted_.size();
+    if (!in_sorted && heap_.empty()) return false;
+    if (in_sorted && (heap_.empty() || !Before(heap_.front(), sorted_[next_]))) {
+      *c = sorted_[next_++];
+      return true;
+    }
+    std::pop_heap(heap_.begin(), heap_.end(), After);
+    *c = heap_.back();
+    heap_.pop_back();
+    return true;
+  }
+
+ private:
+  static constexpr size_t kLong = 256;
+  std::vector<Candidate> heap_, sorted_;
+  size_t next_ = 0;  // first entry of sorted_ not taken yet
 };
 
 class Merger {
@@ -110,15 +145,11 @@ class Merger {
     for (int32_t i = 0; i < n; ++i) {
       symbols_.push_back({ids[static_cast<size_t>(i)], i - 1, i + 1 < n ? i + 1 : kNone});
     }
-    for (int32_t i = 0; i + 1 < n; ++i) Consider(i, false);
-    std::make_heap(heap_.begin(), heap_.end(), Later());
+    for (int32_t i = 0; i + 1 < n; ++i) Consider(i);
   }
 
   void Run() {
-    while (!heap_.empty()) {
-      std::pop_heap(heap_.begin(), heap_.end(), Later());
-      const Candidate top = heap_.back();
-      heap_.pop_back();
+    for (Candidate top{}; queue_.Pop(&top);) {
       const auto left = static_cast<int32_t>(top.order & UINT32_MAX);
       const int32_t right = At(left).next;
       if (At(left).id == kNone || right == kNone) continue;
@@ -129,8 +160,8 @@ class Merger {
       At(left).next = At(right).next;
       At(right).id = kNone;
       if (At(left).next != kNone) At(At(left).next).previous = left;
-      if (At(left).previous != kNone) Consider(At(left).previous, true);
-      if (At(left).next != kNone) Consider(left, true);
+      if (At(left).previous != kNone) Consider(At(left).previous);
+      if (At(left).next != kNone) Consider(left);
     }
   }
 
@@ -143,16 +174,15 @@ class Merger {
  private:
   Symbol& At(int32_t i) { return symbols_[static_cast<size_t>(i)]; }
 
-  void Consider(int32_t left, bool keep_heap) {
+  void Consider(int32_t left) {
     const MergeTable::Entry* merge = merges_.Find(At(left).id, At(At(left).next).id);
     if (merge == nullptr) return;
-    heap_.push_back({static_cast<uint64_t>(merge->rank) << 32 | static_cast<uint32_t>(left), merge->id});
-    if (keep_heap) std::push_heap(heap_.begin(), heap_.end(), Later());
+    queue_.Push({static_cast<uint64_t>(merge->rank) << 32 | static_cast<uint32_t>(left), merge->id});
   }
 
   const MergeTable& merges_;
   std::vector<Symbol> symbols_;
-  std::vector<Candidate> heap_;
+  CandidateQueue queue_;
 };
 
 }  // namespace

@@ -42,6 +42,7 @@ bool IsNumeric(char32_t c) {
 bool IsPunctuation(char32_t c) {
   if (c < 0x80)
     return c > 0x20 && c < 0x7F && !(c >= '0' && c <= '9') && !((c | 0x20) >= 'a' && (c | 0x20) <= 'z');
+  if (FindRow(kOncePunctuation, c) != nullptr) return true;
   const utf8proc_category_t k = Category(c);
   return k >= UTF8PROC_CATEGORY_PC && k <= UTF8PROC_CATEGORY_PO && FindRow(kNotYetPunctuation, c) == nullptr;
 }

@@ -358,7 +358,7 @@ def main(arguments):
     elif mode == "compact":
         texts = [pathlib.Path(p).read_text() for p in rest]
         for family in FAMILIES:
-            tok = family([t[:60000] for t in texts] + atoms["code"] + atoms["emoji"], 420)
+            tok = family([t[:60000] for t in texts] + atoms["code"] + atoms["emoji"], 1000)
             (GOLDEN / f"{family.__name__}.json").write_text(
                 json.dumps(json.loads(tok.to_str()), ensure_ascii=False, separators=(",", ":")) + "\n")
             (GOLDEN / f"{family.__name__}.hashes.json").write_text(
