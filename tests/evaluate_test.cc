@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "base/thread_pool.h"
+#include "text/decode_run.h"
 
 namespace nibble {
 namespace {
@@ -113,6 +114,7 @@ class ByteTokenizer final : public Tokenizer {  // one id a character, 'a' is 2
   std::string TokenText(int32_t) const override { return ""; }
   bool IsSpecial(int32_t) const override { return false; }
   int vocab_size() const override { return kVocab; }
+  std::unique_ptr<DecodeRun> StartDecode(bool) const override { return nullptr; }
 
  private:
   int offset_;

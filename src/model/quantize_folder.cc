@@ -69,7 +69,10 @@ struct Job {
 class Quantizer {
  public:
   Quantizer(const std::string& dir, const QuantizeOptions& options)
-      : dir_(dir), options_(options), pool_(options.threads), rows_(static_cast<size_t>(pool_.threads())) {}
+      : dir_(dir),
+        options_(options),
+        pool_(options.threads > 0 ? options.threads : AvailableCpus()),
+        rows_(static_cast<size_t>(pool_.threads())) {}
 
   Result<QuantizeReport> Run(const std::string& out);
 

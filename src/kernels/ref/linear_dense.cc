@@ -35,6 +35,7 @@ double PackedElement(const weight::PackedWeight& w, int row, int k) {
     default:
       NIBBLE_CHECK(false, "layout without elements");
   }
+  return 0;
 }
 
 void LinearDense(const LinearArgs& a, double* y) {
