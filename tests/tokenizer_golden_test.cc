@@ -12,8 +12,8 @@
 #include <memory>
 
 #include "base/json.h"
+#include "tests/support/tokenizer_strings.h"
 #include "text/tokenizer.h"
-#include "tokenizer_strings.h"
 
 namespace nibble {
 namespace {
@@ -124,6 +124,59 @@ INSTANTIATE_TEST_SUITE_P(All, Family,
                          testing::Values("gpt2", "gpt2_prefix", "llama3", "qwen2", "o200k", "cl100k",
                                          "splits", "llama2", "mistral", "metaspace", "unknown", "tricky"),
                          [](const auto& family) { return std::string(family.param); });
+
+// Tokenizers of real models: the embedded one and those that NIBBLE_TEST_MODELS leads to.
+class RealModel : public testing::TestWithParam<const char*> {};
+
+fs::path FindReal(const std::string& name) {
+  const char* models = std::getenv("NIBBLE_TEST_MODELS");
+  std::vector<fs::path> places = {fs::path(NIBBLE_SOURCE_DIR) / "models" / name};
+  if (models != nullptr) {
+    places.push_back(fs::path(models) / name);
+    places.push_back(fs::path(models).parent_path() / "tokenizers" / name);
+  }
+  for (const fs::path& place : places) {
+    if (fs::exists(place / "tokenizer.json")) return place;
+  }
+  return {};
+}
+
+TEST_P(RealModel, AnswersAsTheReference) {
+  const fs::path dir = FindReal(GetParam());
+  if (dir.empty()) GTEST_SKIP() << GetParam() << " is not here: set NIBBLE_TEST_MODELS";
+  const auto tokenizer = Tokenizer::Load(dir);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  const json golden = ReadJson(kGolden / (GetParam() + std::string(".hashes.json")));
+  EXPECT_EQ(CompareHashes(**tokenizer, golden), 0)
+      << "of " << golden["encode_plain_decode"].size() << " blocks";
+}
+
+// Every tokenizer vector of golden.json, where the model has one.
+TEST_P(RealModel, Vectors) {
+  const fs::path dir = FindReal(GetParam());
+  if (dir.empty() || !fs::exists(dir / "golden.json")) GTEST_SKIP() << "no golden.json for " << GetParam();
+  const auto tokenizer = Tokenizer::Load(dir);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
+  const json golden = ReadJson(dir / "golden.json");
+  ASSERT_GE(golden["tokenizer"].size(), 10u);
+  for (const json& entry : golden["tokenizer"]) {
+    const auto text = entry["text"].get<std::string>();
+    const auto ids = entry["ids"].get<std::vector<int32_t>>();
+    const auto bare = entry["ids_without_bos"].get<std::vector<int32_t>>();
+    EXPECT_EQ(*(*tokenizer)->Encode(text, SpecialTokens::kAdd), ids) << text;
+    EXPECT_EQ(*(*tokenizer)->Encode(text, SpecialTokens::kOmit), bare) << text;
+    if (text.find("<|") == std::string::npos) {
+      EXPECT_EQ((*tokenizer)->Decode(ids, true), text);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RealModel, testing::Values("novelist-10m", "novelist-29m", "pythia"),
+                         [](const auto& model) {
+                           std::string name = model.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 // The comparison can fail: another family's answers are not taken for right.
 TEST(Golden, WrongTokenizerIsCaught) {

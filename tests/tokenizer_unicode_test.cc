@@ -8,10 +8,10 @@
 #include <fstream>
 #include <vector>
 
+#include "tests/support/tokenizer_strings.h"
 #include "text/pre_tokenizer.h"
 #include "text/regex.h"
 #include "text/unicode.h"
-#include "tokenizer_strings.h"
 
 namespace nibble {
 namespace {

@@ -226,7 +226,7 @@ class Translator {
       } else if (Eat("?<=") || Eat("?<!")) {
         return Refuse(start, "look-behind");
       } else {
-        return Refuse(start, "the group " + std::string(in_.substr(start, 3)));
+        return Refuse(start, "the group " + Printable(in_.substr(start, 3)));
       }
     }
     NIBBLE_ASSIGN(Part body, Alternatives(depth + 1, caseless));
@@ -300,7 +300,7 @@ class Translator {
         break;
     }
     const bool letter = c < 0x80 && ((c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z'));
-    if (letter) return Refuse(start, "the escape " + std::string(in_.substr(start, 2)));
+    if (letter) return Refuse(start, "the escape " + Printable(in_.substr(start, 2)));
     return ClassItem{"", c};
   }
 
@@ -314,7 +314,7 @@ class Translator {
     const bool letters = std::all_of(name.begin(), name.end(), [](char c) {
       return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '_';
     });
-    if (name.empty() || !letters) return Refuse(start, "the property " + std::string(name));
+    if (name.empty() || !letters) return Refuse(start, "the property " + Printable(name));
     // One or two letters are a general category; a longer name can only be a script.
     return ClassItem{fmt::format("\\{}{{{}{}}}", negated ? 'P' : 'p', name.size() > 2 ? "sc:" : "", name),
                      {}};

@@ -10,7 +10,7 @@
   tokenizers.py unicode                writes tests/golden/tokenizers/unicode.json: hashes of the reference's
                                        classes and mappings over all code points
 
-Strings come from a generator that tests/tokenizer_strings.h repeats in C++, so only hashes are stored.
+Strings come from a generator that tests/support/tokenizer_strings.h repeats in C++, so only hashes are stored.
 """
 import json
 import pathlib
@@ -27,7 +27,7 @@ STRINGS, BLOCK = 20000, 250
 MASK = (1 << 64) - 1
 
 
-# ---- the generator; keep in step with tests/tokenizer_strings.h -------------------------------------------
+# ---- the generator; keep in step with tests/support/tokenizer_strings.h -------------------------------------------
 class Random:
     """splitmix64 (Steele, Lea, Flood 2014)."""
 
