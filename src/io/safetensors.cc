@@ -20,14 +20,15 @@ constexpr uint64_t kLengthBytes = 8;
 constexpr size_t kMaxMetadata = 65536;
 
 // The types of the safetensors crate.
-constexpr std::array<ElementType, 21> kElementTypes = {{
-    {"F64", 64, Element::kF64},      {"F32", 32, Element::kF32},      {"F16", 16, Element::kF16},
-    {"BF16", 16, Element::kBF16},    {"I64", 64, Element::kI64},      {"I32", 32, Element::kI32},
-    {"I16", 16, Element::kI16},      {"I8", 8, Element::kI8},         {"U8", 8, Element::kU8},
-    {"BOOL", 8, Element::kBool},     {"U64", 64, Element::kOther},    {"U32", 32, Element::kOther},
-    {"U16", 16, Element::kOther},    {"C64", 64, Element::kOther},    {"F8_E4M3", 8, Element::kOther},
-    {"F8_E5M2", 8, Element::kOther}, {"F8_E8M0", 8, Element::kOther}, {"F8_E4M3FNUZ", 8, Element::kOther},
-    {"F6_E2M3", 6, Element::kOther}, {"F6_E3M2", 6, Element::kOther}, {"F4", 4, Element::kOther},
+constexpr std::array<ElementType, 22> kElementTypes = {{
+    {"F64", 64, Element::kF64},          {"F32", 32, Element::kF32},      {"F16", 16, Element::kF16},
+    {"BF16", 16, Element::kBF16},        {"I64", 64, Element::kI64},      {"I32", 32, Element::kI32},
+    {"I16", 16, Element::kI16},          {"I8", 8, Element::kI8},         {"U8", 8, Element::kU8},
+    {"BOOL", 8, Element::kBool},         {"U64", 64, Element::kOther},    {"U32", 32, Element::kOther},
+    {"U16", 16, Element::kOther},        {"C64", 64, Element::kOther},    {"F8_E4M3", 8, Element::kOther},
+    {"F8_E5M2", 8, Element::kOther},     {"F8_E8M0", 8, Element::kOther}, {"F8_E4M3FNUZ", 8, Element::kOther},
+    {"F8_E5M2FNUZ", 8, Element::kOther}, {"F6_E2M3", 6, Element::kOther}, {"F6_E3M2", 6, Element::kOther},
+    {"F4", 4, Element::kOther},
 }};
 
 // What is kept of a tensor until the whole file is known to be good: a header of a million entries that lie

@@ -37,6 +37,7 @@ struct CaseLimits {
   size_t file_bytes = 0;                 // of the input: its pages count as memory once they are read
   size_t growth = size_t{64} << 20;      // resident memory beyond the file
   size_t addresses = size_t{512} << 20;  // RLIMIT_AS beyond the file and what the process has already
+  int slower = kSanitized ? 15 : 1;      // how much more time this build is given
 };
 
 struct Outcome {
@@ -69,7 +70,7 @@ inline size_t StatusBytes(const char* key) {  // a "kB" line of /proc/self/statu
     setrlimit(RLIMIT_AS, &as);
   }
   // Seconds of work, so that a busy machine hangs nobody; the alarm is for those who wait instead of working.
-  const rlim_t seconds = static_cast<rlim_t>(limits.seconds) * (kSanitized ? 15 : 1);
+  const rlim_t seconds = static_cast<rlim_t>(limits.seconds) * static_cast<rlim_t>(limits.slower);
   const rlimit cpu = {seconds, seconds + 1};
   setrlimit(RLIMIT_CPU, &cpu);
   alarm(static_cast<unsigned>(4 * seconds));
