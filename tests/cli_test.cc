@@ -149,7 +149,8 @@ TEST(Cli, SamplingAndStop) {
 
 TEST(Cli, TokenizeMatchesGolden) {
   size_t checked = 0;
-  for (const json& vector : GoldenJson(Model10m())["tokenizer"]) {
+  const json golden = GoldenJson(Model10m());
+  for (const json& vector : golden["tokenizer"]) {
     const std::string text = vector["text"];
     if (text.find('\0') != std::string::npos || checked == 12) continue;  // an argument cannot hold NUL
     ++checked;
@@ -215,7 +216,7 @@ TEST(Cli, EvalTable) {
   EXPECT_EQ(r.exit_code, 0);
   EXPECT_EQ(r.err, "") << "no bar when piped";
   for (const char* word :
-       {"perplexity", "KL divergence, p99", "same top token      100.00%", "KV bits per value"})
+       {"perplexity", "KL divergence, p99", "same top token          100.00%", "KV bits per value"})
     EXPECT_NE(r.out.find(word), std::string::npos) << word << "\n" << r.out;
 }
 
@@ -223,7 +224,7 @@ TEST(Cli, QuantizeThenInspectEvalAndGenerate) {
   const TempDir dir;
   uint64_t last_bytes = 0;
   const json original = RunJson({"inspect", Model10m()});
-  EXPECT_EQ(original["memory"]["weight_bytes"], RunJson(Eval({"--max-windows", "1"}))["weight_bytes"]);
+  EXPECT_EQ(original["memory"]["weight_bytes"], RunJson(Eval({}))["weight_bytes"]);
   for (const char* format : {"w4a8-chn", "w4a8-g128", "w8a8"}) {
     const std::string out = dir.path() + "/" + format;
     const json report = RunJson({"quantize", "-m", Model10m(), "-o", out, "--weights", format});
@@ -281,8 +282,12 @@ TEST(Cli, InterruptKeepsWhatIsThere) {
   const RunResult r = stream.Wait();
   EXPECT_EQ(r.exit_code, 130);
   text += r.out;
-  EXPECT_EQ(text.rfind(", and the\nsunshine", 0), 0u) << text;
+  ASSERT_GT(text.size(), 1u);
   EXPECT_EQ(text.back(), '\n');
+  text.pop_back();
+  const std::string golden = GoldenJson(Model10m())["generation"][0]["greedy64_text"];
+  const size_t common = std::min(text.size(), golden.size());
+  EXPECT_EQ(text.substr(0, common), golden.substr(0, common));
   EXPECT_LT(text.size(), 12000u);  // 4000 tokens would be more
 }
 

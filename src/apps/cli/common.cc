@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 
+int g_stdout_errno = 0;  // of the first write that failed
 std::atomic<bool> g_interrupted{false};
 std::atomic<int> g_signal{0};
 static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
@@ -126,8 +127,8 @@ Result<std::string> ReadText(const std::string& path, uint64_t max_bytes) {
 }
 
 void Print(std::string_view text) {
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  const size_t written = std::fwrite(text.data(), 1, text.size(), stdout);
+  if ((written < text.size() || std::fflush(stdout) != 0) && g_stdout_errno == 0) g_stdout_errno = errno;
 }
 
 void PrintJson(const Json& value) {
@@ -135,8 +136,9 @@ void PrintJson(const Json& value) {
 }
 
 Status FinishStdout() {
-  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return {};
-  return Error(Code::kIo, "cannot write to standard output: {}", std::strerror(errno != 0 ? errno : EIO));
+  Print("");
+  if (g_stdout_errno == 0) return {};
+  return Error(Code::kIo, "cannot write to standard output: {}", std::strerror(g_stdout_errno));
 }
 
 SignalGuard::SignalGuard() {

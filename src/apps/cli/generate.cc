@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 9. `nibble generate`: prompts in, text out, as a stream or as JSON.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 
@@ -100,7 +102,7 @@ void PrintCompletions(const Options& o, const std::vector<Prompt>& prompts,
     if (o.logits_top > 0)
       for (const auto& [id, value] : completions[i].last_prompt_logits)
         Print(fmt::format("{}\t{}\n", id, value));
-    if (!o.common.quiet) PrintSummary(requests[i], completions[i]);
+    if (!o.common.quiet && isatty(STDERR_FILENO) == 1) PrintSummary(requests[i], completions[i]);
   }
 }
 

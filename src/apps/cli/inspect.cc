@@ -143,8 +143,9 @@ std::string TensorText(const Inspection& in) {
   table.AddRule();
   for (const auto& [dtype, total] : in.dtypes)
     table.AddRow({fmt::format("{} tensors", total.tensors), dtype, "", HumanCount(int64_t(total.bytes))});
-  table.AddRow({fmt::format("{} files", in.weights->files().size()), "", "",
-                HumanCount(int64_t(in.weights->total_bytes()))});
+  table.AddRow(
+      {fmt::format("{} file{}", in.weights->files().size(), in.weights->files().size() == 1 ? "" : "s"), "",
+       "", HumanCount(int64_t(in.weights->total_bytes()))});
   return table.ToString();
 }
 

@@ -63,7 +63,7 @@ Command AddQuantize(CLI::App& app) {
   auto o = std::make_shared<Options>();
   CLI::App* parser = app.add_subcommand("quantize", "Write a model folder with quantized weights");
   AddModel(*parser, o->model);
-  parser->add_option("-o,--out", o->out, "Folder to write; it must not exist yet")
+  parser->add_option("-o,--out", o->out, "Folder to write; it must not exist or be empty")
       ->required()
       ->type_name("DIR");
   std::vector<std::string> names;
