@@ -8,10 +8,7 @@
 #include <cmath>
 #include <limits>
 
-<<<<<<< HEAD
 #include "base/thread_pool.h"
-=======
->>>>>>> cli
 #include "text/decode_run.h"
 
 namespace nibble {
@@ -117,11 +114,7 @@ class ByteTokenizer final : public Tokenizer {  // one id a character, 'a' is 2
   std::string TokenText(int32_t) const override { return ""; }
   bool IsSpecial(int32_t) const override { return false; }
   int vocab_size() const override { return kVocab; }
-<<<<<<< HEAD
-  std::unique_ptr<DecodeRun> StartDecode(bool) const override { return nullptr; }
-=======
   std::unique_ptr<DecodeRun> StartDecode(bool) const override { std::abort(); }
->>>>>>> cli
 
  private:
   int offset_;
