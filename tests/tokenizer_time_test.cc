@@ -75,7 +75,7 @@ TEST_P(Linear, AMillionOfAnything) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Linear, testing::Values("llama3", "qwen2", "llama2", "tricky"),
+INSTANTIATE_TEST_SUITE_P(All, Linear, testing::Values("llama3", "llama2"),
                          [](const auto& family) { return std::string(family.param); });
 
 // Texts that make a pattern try the same place again and again are refused, after linear time.
