@@ -41,7 +41,7 @@ void OnBusError(int signal, siginfo_t* info, void* context) {
   const bool from_memory = info->si_code > 0;  // not sent by kill() or raise(): si_addr is an address
   const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
   if (Slot* slot = from_memory ? FindSlot(address) : nullptr) {
-    void* page = reinterpret_cast<void*>(address & ~(page_bytes - 1));
+    void* page = static_cast<std::byte*>(info->si_addr) - address % page_bytes;
     const void* zeros = mmap(page, page_bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     if (zeros != MAP_FAILED) {
       slot->lost.store(true, std::memory_order_release);
@@ -137,9 +137,11 @@ Status MappedFile::CheckUnchanged() const {
 }
 
 void MappedFile::Release(std::span<const std::byte> range) const {
-  const auto begin = (reinterpret_cast<uintptr_t>(range.data()) + page_bytes - 1) & ~(page_bytes - 1);
-  const auto end = (reinterpret_cast<uintptr_t>(range.data()) + range.size()) & ~(page_bytes - 1);
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  const auto address = reinterpret_cast<uintptr_t>(range.data());
+  const uintptr_t begin = (page_bytes - address % page_bytes) % page_bytes;  // of the first whole page
+  const uintptr_t tail = (address + range.size()) % page_bytes;
+  if (begin + tail >= range.size()) return;
+  madvise(const_cast<std::byte*>(range.data()) + begin, range.size() - begin - tail, MADV_DONTNEED);
 }
 
 }  // namespace nibble
