@@ -56,26 +56,32 @@ TEST_P(Linear, AMillionOfAnything) {
       Json::ReadFile(NIBBLE_SOURCE_DIR "/tests/golden/tokenizers/" + std::string(GetParam()) + ".json", {});
   const auto tokenizer = Tokenizer::Parse(document->root());
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().message();
-  for (const std::string_view unit :
-       {"a", "^", " ", "\n", "\xF0\x9F\x98\x80", "\n ", "ab", "\xCC\x81\xCC\xB4"}) {
+  const auto encode = [&](const std::string& text) {
+    const auto ids = (*tokenizer)->Encode(text, SpecialTokens::kAdd);
+    EXPECT_TRUE(ids.ok()) << ids.status().message();
+  };
+  for (const std::string_view unit : {"a", "^", " ", "\n", "\xF0\x9F\x98\x80"}) {
     const std::string one = Repeat(unit, kMillion), two = one + one;
-    const auto encode = [&](const std::string& text) {
-      const auto ids = (*tokenizer)->Encode(text, SpecialTokens::kAdd);
-      EXPECT_TRUE(ids.ok()) << ids.status().message();
-    };
-    encode(two);
-    double t1 = Seconds(1, [&] { encode(one); }), t2 = Seconds(1, [&] { encode(two); });
-    for (int again = 0; again < 3 && t2 > 2.3 * t1; ++again) {  // the machine may have been busy
-      t1 = Seconds(2, [&] { encode(one); });
+    double t1 = 0, t2 = 1;
+    const int most = kSanitized ? 1 : 5;
+    for (int tries = 0; tries < most && t2 > 2.3 * t1; ++tries) {  // again: the machine may have been busy
       t2 = Seconds(2, [&] { encode(two); });
+      t1 = Seconds(2, [&] { encode(one); });
     }
     if (kSanitized) continue;
     EXPECT_LT(t1, 1.0) << testing::PrintToString(unit);
     EXPECT_LT(t2, 2.3 * t1) << testing::PrintToString(unit) << ": " << t1 << " s and " << t2 << " s";
   }
+  for (const std::string_view unit : {"\n ", "ab", "\xCC\x81\xCC\xB4", "1"}) {
+    const std::string text = Repeat(unit, kMillion);
+    const double seconds = Seconds(1, [&] { encode(text); });
+    if (!kSanitized) {
+      EXPECT_LT(seconds, 1.0) << testing::PrintToString(unit);
+    }
+  }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Linear, testing::Values("llama3", "llama2"),
+INSTANTIATE_TEST_SUITE_P(All, Linear, testing::Values("llama3", "qwen2", "llama2"),
                          [](const auto& family) { return std::string(family.param); });
 
 // Texts that make a pattern try the same place again and again are refused, after linear time.

@@ -41,7 +41,8 @@ Status Decoder::Init(const io::Weights& weights) {
   }
   NIBBLE_RETURN_IF_ERROR(weights.CheckUnchanged());
   if (const auto unused = load.Unused(); !unused.empty()) {
-    config_.notes.push_back(fmt::format("{} tensors are not used, the first is {}", unused.size(), unused[0]));
+    config_.notes.push_back(
+        fmt::format("{} tensors are not used, the first is {}", unused.size(), unused[0]));
   }
   weight_bytes_ = load.bytes();
   buffers_ = load.TakeBuffers();

@@ -3,6 +3,7 @@
 // vocabularies hold text. Bytes that print in Latin-1 are themselves, the others U+0100 and on, in order.
 #pragma once
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 namespace nibble {

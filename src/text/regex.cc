@@ -21,13 +21,16 @@ constexpr size_t kMaxLiteralBytes = 256;            // a literal is compared at 
 
 struct Budget {
   size_t left;
-  size_t last;  // where the previous callout was
+  size_t start;  // where the match under trial began at the previous callout
+  size_t last;   // where the previous callout was
 };
 
 int CountChoice(pcre2_callout_block* block, void* data) {
   auto* budget = static_cast<Budget*>(data);
   const size_t here = block->current_position;
-  const size_t cost = 1 + (here > budget->last ? here - budget->last : budget->last - here);
+  const size_t from = block->start_match == budget->start ? budget->last : block->start_match;
+  const size_t cost = 1 + (here > from ? here - from : from - here);
+  budget->start = block->start_match;
   budget->last = here;
   if (cost > budget->left) return PCRE2_ERROR_CALLOUT;
   budget->left -= cost;
@@ -132,7 +135,7 @@ Status Regex::FindAll(std::string_view text, std::vector<Span>* matches) const {
   matches->clear();
   std::string copy;
   const std::string_view subject = unicode::AliasForPatterns(text, &copy) ? copy : text;
-  Budget budget = {kStepsPerByte * text.size() + 4096, 0};
+  Budget budget = {kStepsPerByte * text.size() + 4096, 0, 0};
   pcre2_set_callout(scratch.context, CountChoice, &budget);
   for (size_t pos = 0; pos < subject.size();) {
     const int n = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(subject.data()), subject.size(), pos,

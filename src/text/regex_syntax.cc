@@ -20,10 +20,12 @@ constexpr int kMaxGroupDepth = 16;         // the parser recurses this far at mo
 constexpr int kMaxRepeat = 1000;           // counts in {n,m}
 constexpr size_t kMaxPatternBytes = 8192;  // the longest known pattern has about 700
 
-// \s, \d and \w as Oniguruma has them (its \w has the Latin-1 digits and fractions too), inside [].
+// \s and \w as Oniguruma has them, for use inside []. Alone its \w also takes the Latin-1 digits and
+// fractions.
 constexpr std::string_view kSpace = "\\p{White_Space}";
 constexpr std::string_view kNotSpace = "\\P{White_Space}";
-constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
+constexpr std::string_view kWord = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+constexpr std::string_view kWordAlone = "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}";
 
 std::string Escaped(char32_t c) {
   const bool plain = c < 0x80 && ((c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z'));
@@ -254,6 +256,7 @@ class Translator {
     NIBBLE_ASSIGN(const ClassItem item, EscapeItem());
     if (item.single) return Literal(start, *item.single, caseless);
     if (caseless && item.text != kSpace) return Refuse(start, "a property under (?i)");
+    if (item.text == kWord) return Part{fmt::format("[{}{}]", kWord, kWordAlone)};
     return Part{"[" + item.text + "]"};
   }
 
