@@ -1,6 +1,7 @@
-// Every CPU kernel, once an ISA. The includer names NIBBLE_ISA and NIBBLE_RUNS_HERE and has included its
-// vec_*.h and dot_*.h inside namespace nibble::cpu::NIBBLE_ISA. Nothing here may leave a symbol outside that
-// namespace: no std templates, no non-inlined shared functions (tools/check_isa.sh).
+// SPDX-License-Identifier: Apache-2.0
+// Floor 4. Every CPU kernel, once an ISA. The includer names NIBBLE_ISA and NIBBLE_RUNS_HERE and has included
+// its vec_*.h and dot_*.h inside namespace nibble::cpu::NIBBLE_ISA. Nothing here may leave a symbol outside
+// that namespace: no std templates, no non-inlined shared functions (tools/check_isa.sh).
 namespace nibble::cpu::NIBBLE_ISA {
 // clang-format off
 #include "kernels/cpu/vec_math.h"

@@ -78,7 +78,7 @@ static NIBBLE_HD void Scores(const AttentionWork& w, const float* k_tile, int64_
 
 // Turns the scores of one entry into weights relative to the running maximum, which it moves.
 static void SoftmaxStep(const AttentionWork& w, int e, TokenRange range) {
-  const float kNone = -__builtin_inff();
+  constexpr float kNone = -__builtin_inff();
   float* s = w.scores + e * w.a.page.tokens;
   Vec16 top = Vec16::Set1(kNone);
   const int first = range.begin / 16 * 16;
@@ -187,6 +187,7 @@ static void AttentionOutput(const AttentionWork& w) {
   }
 }
 
+// REQUIRES page.tokens a multiple of 16, page.head_dim of 8, and all rows inside one page.
 static void Attention(const AttentionArgs& a) {
   const int tokens = a.page.tokens, head_dim = a.page.head_dim, entries = a.rows * a.group;
   float* k_scratch = a.scratch;

@@ -2,7 +2,7 @@
 // Floor 4. y[m, n] = sum_k x[m, k] w[n, k] over float weights. One lane is one output, and each output is one
 // chain of multiply-adds with k ascending: whatever the blocking by rows, panels and stretches of k, the bits
 // of a row are the same. Measured with 256 rows, k 1024, n 4096, bf16 weights, one thread:
-// docs/decisions/0008-dense-matmul.md.
+// docs/decisions/0011-one-order-of-sums.md.
 
 struct DenseF32 {
   static constexpr int kBytes = 4;

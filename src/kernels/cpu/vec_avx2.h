@@ -16,15 +16,13 @@ struct Vec16 {
   static NIBBLE_HD __m256i PartMask(int n) {  // lanes 0 .. n-1
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
-  static NIBBLE_HD __m256i Bytes32(const void* p) {
-    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-  }
   static NIBBLE_HD __m128i Bytes16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
   static NIBBLE_HD Vec16 Load(const void* p) {
     const float* f = static_cast<const float*>(p);
     return {_mm256_loadu_ps(f), _mm256_loadu_ps(f + 8)};
   }
   static NIBBLE_HD Vec16 LoadPart(const void* p, int n) {
+    if (n >= 16) return Load(p);  // masked moves are slow on some processors
     const float* f = static_cast<const float*>(p);
     return {_mm256_maskload_ps(f, PartMask(n)), _mm256_maskload_ps(f + 8, PartMask(n - 8))};
   }
@@ -52,6 +50,7 @@ struct Vec16 {
     _mm256_storeu_ps(f + 8, hi);
   }
   NIBBLE_HD void StorePart(void* p, int n) const {
+    if (n >= 16) return Store(p);
     float* f = static_cast<float*>(p);
     _mm256_maskstore_ps(f, PartMask(n), lo);
     _mm256_maskstore_ps(f + 8, PartMask(n - 8), hi);

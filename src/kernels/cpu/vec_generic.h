@@ -51,6 +51,7 @@ struct Vec16 {
     return Each([=](int i) { return Load4(static_cast<const char*>(p) + 16 * i); });
   }
   static NIBBLE_HD Vec16 LoadPart(const void* p, int n) {
+    if (n >= 16) return Load(p);
     float x[16] = {};
     __builtin_memcpy(x, p, size_t(n) * 4);
     return Load(x);
@@ -86,7 +87,7 @@ struct Vec16 {
     });
   }
   NIBBLE_HD void Store(void* p) const { __builtin_memcpy(p, q, 64); }
-  NIBBLE_HD void StorePart(void* p, int n) const { __builtin_memcpy(p, q, size_t(n) * 4); }
+  NIBBLE_HD void StorePart(void* p, int n) const { __builtin_memcpy(p, q, n >= 16 ? 64 : size_t(n) * 4); }
   NIBBLE_HD void StoreF16(void* p) const {  // rounded as FloatToHalf does
     for (int i = 0; i < 16; ++i) {
       const uint16_t h = FloatToHalf(q[i / 4][i % 4]);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 2. What int8-token and int4-token share (QServe's KV8 and KV4, arXiv 2405.04532 section 4.2): one
 // scale and one minimum for each token of a KV head, x ~ code * scale + min, codes 0 .. levels. Why the
-// minimum and not a zero point: docs/decisions/0010-kv-page-stores-minimum.md.
+// minimum and not a zero point: docs/decisions/0007-kv-page-stores-minimum.md.
 #pragma once
 #include "quant/kv/codec.h"
 

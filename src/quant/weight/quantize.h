@@ -17,7 +17,7 @@ inline constexpr int kProtectiveRange = 119;
 
 // Level 2 of kW4A8Group: integer scale s2 and zero point z of a group whose level-1 codes lie in lo..hi; a
 // code q becomes u and decodes as (u - z) * s2. 0 counts as a member: a group of one sign would otherwise
-// need a z outside 0..15 and be cut off (docs/decisions/0011-group-range-includes-zero.md).
+// need a z outside 0..15 and be cut off (docs/decisions/0008-group-range-includes-zero.md).
 struct GroupParams {
   int scale, zero;
 };
