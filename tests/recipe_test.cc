@@ -71,6 +71,9 @@ TEST(RecipeTest, PresetsAndOverrides) {
   EXPECT_EQ(Must("kv16"), Must("k=f16 v=f16"));
   EXPECT_EQ(Must("kv8"), Must("k=int8-token v=int8-token"));
   EXPECT_EQ(Must("qserve"), Must("v=int4-token k=int4-token"));
+  EXPECT_EQ(Must("flashq2"), Must("k=flashq2 v=flashq2"));
+  EXPECT_EQ(Must("kivi4"), Must("k=int4-channel v=int4-group"));
+  EXPECT_EQ(Must("kivi2"), Must("k=int2-channel v=int2-group"));
   EXPECT_EQ(Must("qserve v=int8-token"), Must("k=int4-token v=int8-token"));
   EXPECT_EQ(Must("k=int4-token"), Must("exact k=int4-token")) << "items alone start from exact";
   EXPECT_EQ(Must("k=int4-token").v, kv::CodecId::kF32);
@@ -93,7 +96,7 @@ struct Refused {
   DType arithmetic = DType::kF32;
 };
 const Refused kRefused[] = {
-    {"", Code::kInvalidArgument, "empty; give a preset (exact, kv16, kv8, qserve)"},
+    {"", Code::kInvalidArgument, "empty; give a preset (exact, kv16, kv8, qserve, flashq4, flashq2, kivi4, kivi2)"},
     {"  \n", Code::kInvalidArgument, "empty"},
     // Known from the design, absent here: the list of what there is.
     {"qk=int8-block", Code::kUnsupported,
@@ -110,18 +113,15 @@ const Refused kRefused[] = {
     {"select=window", Code::kUnsupported, "known but not"},
     {"select=h2o", Code::kUnsupported, "known but not"},
     {"smooth=k", Code::kUnsupported, "known but not in this build, which has none"},
-    {"k=flashq4", Code::kUnsupported, "known but not"},
+    {"k=gear", Code::kUnsupported, "known but not"},
     {"v=flashq-mixed:2bit=0.5", Code::kUnsupported, "known but not"},
     {"k=qaq:bits=4", Code::kUnsupported, "known but not"},
-    {"k=kivi2", Code::kUnsupported, "known but not"},
-    {"k=gear", Code::kUnsupported, "known but not"},
     {"k=turboquant3", Code::kUnsupported, "known but not"},
     {"sage1", Code::kUnsupported, "preset 'sage1' is known but not in this build, which has exact, kv16"},
     {"sage2-8b", Code::kUnsupported, "known but not"},
     {"turbo", Code::kUnsupported, "known but not"},
     {"turbo-mixed", Code::kUnsupported, "known but not"},
-    {"flashq4", Code::kUnsupported, "known but not"},
-    {"kivi2", Code::kUnsupported, "known but not"},
+    {"sage1", Code::kUnsupported, "known but not"},
     {"sparq:r=32,k=128", Code::kUnsupported, "known but not"},
     {"qserve+sparq", Code::kUnsupported, "preset 'qserve+sparq' is known but not"},
     // Unknown, with the nearest.

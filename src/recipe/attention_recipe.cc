@@ -30,16 +30,15 @@ constexpr auto kCodecNames = [] {
 }();
 
 // Known from the design, not in this build.
-constexpr std::string_view kAbsentCodecs[] = {"fp8",   "flashq4", "flashq2", "flashq-mixed", "qaq",
-                                              "kivi2", "kivi4",   "gear",    "turboquant4",  "turboquant3"};
+constexpr std::string_view kAbsentCodecs[] = {"fp8",  "flashq-mixed", "qaq",
+                                              "gear", "turboquant4",  "turboquant3"};
 constexpr std::string_view kAbsentQk[] = {"int8-block", "int8-thread", "int4-thread"};
 constexpr std::string_view kAbsentSmooth[] = {"k", "qk"};
 constexpr std::string_view kAbsentSoftmax[] = {"sas"};
 constexpr std::string_view kAbsentPv[] = {"fp8", "fp8-f16acc", "int8"};
 constexpr std::string_view kAbsentSelect[] = {"window", "sparq", "h2o"};
-constexpr std::string_view kAbsentPresets[] = {"sage1",       "sage2-8b",    "sage2-4b",   "flashq4", "turbo",
-                                               "turbo-mixed", "sparq",       "qaq",        "kivi2",   "kivi4",
-                                               "gear",        "turboquant4", "turboquant3"};
+constexpr std::string_view kAbsentPresets[] = {"sage1", "sage2-8b", "sage2-4b", "turbo",       "turbo-mixed",
+                                               "sparq", "qaq",      "gear",     "turboquant4", "turboquant3"};
 
 struct Key {
   std::string_view name;
@@ -64,11 +63,20 @@ constexpr auto kKeyNames = [] {
 // "exact" takes its codec from the arithmetic.
 struct Preset {
   std::string_view name;
-  kv::CodecId codec;
+  kv::CodecId k, v;
 };
-constexpr Preset kPresets[] = {
-    {"kv16", kv::CodecId::kF16}, {"kv8", kv::CodecId::kInt8Token}, {"qserve", kv::CodecId::kInt4Token}};
-constexpr std::string_view kPresetNames[] = {"exact", "kv16", "kv8", "qserve"};
+constexpr Preset kPresets[] = {{"kv16", kv::CodecId::kF16, kv::CodecId::kF16},
+                               {"kv8", kv::CodecId::kInt8Token, kv::CodecId::kInt8Token},
+                               {"qserve", kv::CodecId::kInt4Token, kv::CodecId::kInt4Token},
+                               {"flashq4", kv::CodecId::kFlashQ4, kv::CodecId::kFlashQ4},
+                               {"flashq2", kv::CodecId::kFlashQ2, kv::CodecId::kFlashQ2},
+                               {"kivi4", kv::CodecId::kInt4Channel, kv::CodecId::kInt4Group},
+                               {"kivi2", kv::CodecId::kInt2Channel, kv::CodecId::kInt2Group}};
+constexpr auto kPresetNames = [] {
+  std::array<std::string_view, std::size(kPresets) + 1> names{"exact"};
+  for (size_t i = 0; i < std::size(kPresets); ++i) names[i + 1] = kPresets[i].name;
+  return names;
+}();
 
 std::string Join(Names names) { return fmt::format("{}", fmt::join(names, ", ")); }
 
@@ -132,22 +140,24 @@ Result<size_t> FindValue(const Key& key, std::string_view value) {
                Suggest(head, key.values), key.name, Join(key.values));
 }
 
-AttentionRecipe WithCodec(kv::CodecId codec, DType arithmetic) {
+AttentionRecipe WithCodecs(kv::CodecId k, kv::CodecId v, DType arithmetic) {
   AttentionRecipe r;
-  r.k = r.v = codec;
+  r.k = k;
+  r.v = v;
   r.qk = arithmetic == DType::kBF16 ? QkArith::kBF16 : QkArith::kF32;
   r.pv = arithmetic == DType::kBF16 ? PvArith::kBF16 : PvArith::kF32;
   return r;
 }
 
 AttentionRecipe Exact(DType arithmetic) {
-  return WithCodec(arithmetic == DType::kBF16 ? kv::CodecId::kBF16 : kv::CodecId::kF32, arithmetic);
+  const kv::CodecId codec = arithmetic == DType::kBF16 ? kv::CodecId::kBF16 : kv::CodecId::kF32;
+  return WithCodecs(codec, codec, arithmetic);
 }
 
 Result<AttentionRecipe> FindPreset(std::string_view name, DType arithmetic) {
   if (name == "exact") return Exact(arithmetic);
   for (const Preset& p : kPresets)
-    if (name == p.name) return WithCodec(p.codec, arithmetic);
+    if (name == p.name) return WithCodecs(p.k, p.v, arithmetic);
   // "qserve+sparq" joins presets. Each part must be known; then the whole waits for a later build.
   for (std::string_view rest = name;;) {
     const size_t plus = rest.find('+');
@@ -215,6 +225,8 @@ std::vector<std::string_view> SplitItems(std::string_view text) {
 }
 
 }  // namespace
+
+std::span<const std::string_view> PresetNames() { return kPresetNames; }
 
 Result<AttentionRecipe> ParseRecipe(std::string_view text, DType arithmetic) {
   NIBBLE_CHECK(arithmetic == DType::kF32 || arithmetic == DType::kBF16, "arithmetic is f32 or bf16");

@@ -3,6 +3,7 @@
 // benchmarks, server and bindings all use the same string, e.g. "k=int4-token v=int4-token".
 #pragma once
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -28,10 +29,13 @@ struct AttentionRecipe {
   bool operator==(const AttentionRecipe&) const = default;
 };
 
-// Parses a preset name ("exact", "qserve", "kv8"), key=value items, or a preset followed by items that
+// Parses a preset name (PresetNames), key=value items, or a preset followed by items that
 // override it. `arithmetic` (kF32 or kBF16) is what "exact" means. Unknown keys, values and impossible
 // combinations are kInvalidArgument / kUnsupported with the reason and the values that exist.
 Result<AttentionRecipe> ParseRecipe(std::string_view text, DType arithmetic);
+
+// Every preset of this build, "exact" first.
+std::span<const std::string_view> PresetNames();
 
 // The canonical form; ParseRecipe(ToString(r)) == r.
 std::string ToString(const AttentionRecipe&);

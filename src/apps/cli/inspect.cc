@@ -13,9 +13,6 @@
 namespace nibble::cli {
 namespace {
 
-// Planned beside the recipe that the user names.
-constexpr const char* kPresets[] = {"exact", "kv8", "qserve"};
-
 struct Options {
   CommonOptions common;
   std::string path;
@@ -58,7 +55,8 @@ Result<Inspection> Inspect(const Options& o) {
   }
   in.config = *std::move(config);
   in.notes.insert(in.notes.end(), in.config->notes.begin(), in.config->notes.end());
-  std::vector<std::string> recipes(std::begin(kPresets), std::end(kPresets));
+  const auto presets = PresetNames();  // planned beside the recipe that the user names
+  std::vector<std::string> recipes(presets.begin(), presets.end());
   if (std::find(recipes.begin(), recipes.end(), o.common.recipe) == recipes.end())
     recipes.push_back(o.common.recipe);
   for (const std::string& recipe : recipes) {

@@ -2,10 +2,13 @@
 // Floor 2. The one list of KV codecs. A new codec is one file, one number in codec.h and one line here.
 #pragma once
 #include "base/typelist.h"
+#include "quant/kv/flashq.h"
 #include "quant/kv/float.h"
 #include "quant/kv/int4_token.h"
 #include "quant/kv/int8_token.h"
+#include "quant/kv/kivi.h"
 
 namespace nibble::kv {
-using Codecs = TypeList<F32, F16, BF16, Int8Token, Int4Token>;
+using Codecs = TypeList<F32, F16, BF16, Int8Token, Int4Token, FlashQ4, FlashQ2, Int4Channel, Int2Channel,
+                        Int4Group, Int2Group>;
 }  // namespace nibble::kv

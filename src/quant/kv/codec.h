@@ -15,7 +15,19 @@
 namespace nibble::kv {
 
 // Stored in saved caches: append only.
-enum class CodecId : uint8_t { kF32, kF16, kBF16, kInt8Token, kInt4Token };
+enum class CodecId : uint8_t {
+  kF32,
+  kF16,
+  kBF16,
+  kInt8Token,
+  kInt4Token,
+  kFlashQ4,
+  kFlashQ2,
+  kInt4Channel,
+  kInt2Channel,
+  kInt4Group,
+  kInt2Group
+};
 
 inline constexpr int kPageTokens = 64;
 
