@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
 
 #include "tests/support/run_nibble.h"
 #include "tests/support/tiny_model.h"
@@ -148,6 +149,25 @@ TEST(CliErrors, ModelsAndFiles) {
       },
       1);
   EXPECT_FALSE(std::filesystem::exists(none));
+}
+
+// One byte of the last tensor, a norm, is made 0xFF: the manifest sees it, and as bf16 the value is NaN or
+// differs.
+TEST(CliErrors, InspectFindsDamage) {
+  const TempDir dir;
+  const std::string out = dir.path() + "/damaged";
+  ASSERT_EQ(RunNibble({"quantize", "-m", Model10m(), "-o", out, "--weights", "w8a8", "--quiet"}).exit_code,
+            0);
+  EXPECT_EQ(RunNibble({"inspect", out, "--verify", "--check-weights"}).exit_code, 0);
+  const std::string file = out + "/model.safetensors";
+  std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
+  bytes.seekp(-2, std::ios::end);
+  bytes.write("\xFF\xFF", 2);
+  bytes.close();
+  Expect({{"manifest", {"inspect", out, "--verify"}, {"model.safetensors"}},
+          {"NaN", {"inspect", out, "--check-weights"}, {"nan"}},
+          {"no manifest", {"inspect", Model10m(), "--verify"}, {"nibble_manifest.json"}}},
+         1);
 }
 
 TEST(CliErrors, PromptsThatDoNotFit) {

@@ -9,6 +9,7 @@
 #include <set>
 #include <sstream>
 
+#include "recipe/attention_recipe.h"
 #include "tests/support/run_nibble.h"
 #include "tests/support/tiny_model.h"
 
@@ -252,9 +253,10 @@ TEST(Cli, InspectFolderAndFile) {
   EXPECT_EQ(folder["files"].size(), 2u);
   ASSERT_EQ(folder["tensors"].size(), 6u * 9 + 2);
   EXPECT_EQ(Keys(folder["tensors"][0]), (std::set<std::string>{"name", "dtype", "shape", "bytes"}));
-  ASSERT_EQ(folder["memory"]["kv"].size(), 3u);
+  const size_t presets = PresetNames().size();
+  ASSERT_EQ(folder["memory"]["kv"].size(), presets);
   EXPECT_EQ(folder["memory"]["kv"][0]["recipe"], "exact");
-  EXPECT_EQ(RunJson({"inspect", Model10m(), "--recipe", "k=f16 v=f16"})["memory"]["kv"].size(), 4u);
+  EXPECT_EQ(RunJson({"inspect", Model10m(), "--recipe", "k=f16 v=f16"})["memory"]["kv"].size(), presets + 1);
 
   const json file = RunJson({"inspect", Model10m() + "/model-00002-of-00002.safetensors"});
   EXPECT_EQ(file["files"].size(), 1u);

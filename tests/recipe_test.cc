@@ -96,7 +96,8 @@ struct Refused {
   DType arithmetic = DType::kF32;
 };
 const Refused kRefused[] = {
-    {"", Code::kInvalidArgument, "empty; give a preset (exact, kv16, kv8, qserve, flashq4, flashq2, kivi4, kivi2)"},
+    {"", Code::kInvalidArgument,
+     "empty; give a preset (exact, kv16, kv8, qserve, flashq4, flashq2, kivi4, kivi2)"},
     {"  \n", Code::kInvalidArgument, "empty"},
     // Known from the design, absent here: the list of what there is.
     {"qk=int8-block", Code::kUnsupported,

@@ -9,6 +9,8 @@
 #include "apps/cli/common.h"
 #include "apps/cli/memory_plan.h"
 #include "apps/cli/table.h"
+#include "io/check_weights.h"
+#include "io/manifest.h"
 
 namespace nibble::cli {
 namespace {
@@ -16,7 +18,7 @@ namespace {
 struct Options {
   CommonOptions common;
   std::string path;
-  bool json = false;
+  bool json = false, check_weights = false, verify = false;
 };
 
 struct DtypeTotal {
@@ -36,7 +38,9 @@ struct Inspection {
 
 Result<Inspection> Inspect(const Options& o) {
   Inspection in;
+  if (o.verify) NIBBLE_RETURN_IF_ERROR(io::VerifyManifest(o.path));
   NIBBLE_ASSIGN(in.weights, io::Weights::Open(o.path));
+  if (o.check_weights) NIBBLE_RETURN_IF_ERROR(io::CheckWeights(*in.weights));
   in.notes.assign(in.weights->notes().begin(), in.weights->notes().end());
   for (const io::TensorInfo& t : in.weights->tensors()) {
     DtypeTotal& total = in.dtypes[t.dtype];
@@ -187,6 +191,9 @@ Command AddInspect(CLI::App& app) {
   CLI::App* parser = app.add_subcommand("inspect", "Show what a model folder or a safetensors file holds");
   parser->add_option("path", o->path, "Model folder or .safetensors file")->required()->type_name("PATH");
   parser->add_flag("--json", o->json, "Print one JSON object");
+  parser->add_flag("--check-weights", o->check_weights,
+                   "Refuse weights with NaN, infinity or a negative scale");
+  parser->add_flag("--verify", o->verify, "Compare every file with the manifest that quantize wrote");
   AddCommon(*parser, o->common);
   parser->callback([o] { CheckRecipe("--recipe", o->common.recipe, o->common.dtype); });
   parser->footer(
