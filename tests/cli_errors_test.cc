@@ -165,7 +165,7 @@ TEST(CliErrors, InspectFindsDamage) {
   bytes.write("\xFF\xFF", 2);
   bytes.close();
   Expect({{"manifest", {"inspect", out, "--verify"}, {"model.safetensors"}},
-          {"NaN", {"inspect", out, "--check-weights"}, {"nan"}},
+          {"NaN", {"inspect", out, "--check-weights"}, {"NaN"}},
           {"no manifest", {"inspect", Model10m(), "--verify"}, {"nibble_manifest.json"}}},
          1);
 }
