@@ -47,7 +47,7 @@ class BpeTokenizer final : public Tokenizer {
   std::unique_ptr<TokenFinder> exact_, normalized_;        // tokens found before and after normalizing
   std::unique_ptr<Normalizer> normalizer_;                 // null: none
   std::unique_ptr<PreTokenizer> pre_tokenizer_;            // null: none
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<TextDecoder> decoder_;
   PostProcessor post_processor_;
   std::vector<TokenEntry> entries_;  // by id
 };

@@ -23,7 +23,7 @@ struct TokenEntry {
 class DecodeRun {
  public:
   // REQUIRES: entries and decoder outlive the run.
-  DecodeRun(const std::vector<TokenEntry>& entries, const Decoder& decoder, bool skip_special);
+  DecodeRun(const std::vector<TokenEntry>& entries, const TextDecoder& decoder, bool skip_special);
   void Push(int32_t id);  // ids that do not exist are skipped
   void Finish();
   std::string Take();  // text since the last call

@@ -252,7 +252,7 @@ class PassStage final : public DecodeStage {
 };
 
 template <class TokenStageType, bool kFuses>
-class PlainDecoder final : public Decoder {
+class PlainDecoder final : public TextDecoder {
  public:
   Stage Start(Stage next, bool fused) const override {
     return std::make_unique<TokenStageType>(std::move(next), fused);
@@ -260,14 +260,14 @@ class PlainDecoder final : public Decoder {
   bool Fuses(bool) const override { return kFuses; }
 };
 
-class FuseDecoder final : public Decoder {
+class FuseDecoder final : public TextDecoder {
  public:
   Stage Start(Stage next, bool) const override { return std::make_unique<PassStage>(std::move(next)); }
   bool Fuses(bool) const override { return true; }
 };
 
 template <class StageType, class Options>
-class OptionsDecoder final : public Decoder {
+class OptionsDecoder final : public TextDecoder {
  public:
   explicit OptionsDecoder(Options options) : options_(std::move(options)) {}
   Stage Start(Stage next, bool fused) const override {
@@ -278,9 +278,9 @@ class OptionsDecoder final : public Decoder {
   Options options_;
 };
 
-class SequenceDecoder final : public Decoder {
+class SequenceDecoder final : public TextDecoder {
  public:
-  explicit SequenceDecoder(std::vector<std::unique_ptr<Decoder>> parts) : parts_(std::move(parts)) {}
+  explicit SequenceDecoder(std::vector<std::unique_ptr<TextDecoder>> parts) : parts_(std::move(parts)) {}
   Stage Start(Stage next, bool fused) const override {
     std::vector<bool> receives;
     for (const auto& part : parts_) {
@@ -296,15 +296,15 @@ class SequenceDecoder final : public Decoder {
   }
 
  private:
-  std::vector<std::unique_ptr<Decoder>> parts_;
+  std::vector<std::unique_ptr<TextDecoder>> parts_;
 };
 
-using Made = Result<std::unique_ptr<Decoder>>;
+using Made = Result<std::unique_ptr<TextDecoder>>;
 
 Made LoadSequence(JsonRef section) {
   NIBBLE_ASSIGN(const JsonRef list, section.Get("decoders"));
   if (!list.is_array()) return Error(Code::kInvalidArgument, "{}: wanted an array", list.Where());
-  std::vector<std::unique_ptr<Decoder>> parts;
+  std::vector<std::unique_ptr<TextDecoder>> parts;
   for (size_t i = 0; i < list.size(); ++i) {
     if (list[i].is_null()) return Error(Code::kInvalidArgument, "{}: wanted a decoder", list[i].Where());
     NIBBLE_ASSIGN(auto part, LoadDecoder(list[i]));
@@ -339,7 +339,7 @@ Made LoadReplace(JsonRef section) {
 
 }  // namespace
 
-Result<std::unique_ptr<Decoder>> LoadDecoder(JsonRef section) {
+Result<std::unique_ptr<TextDecoder>> LoadDecoder(JsonRef section) {
   if (section.is_null()) return Made(std::make_unique<PlainDecoder<JoinStage, false>>());
   NIBBLE_ASSIGN(const std::string_view type, section.GetString("type"));
   if (type == "Sequence") return LoadSequence(section);

@@ -34,9 +34,9 @@ class DecodeSink final : public DecodeStage {
 };
 
 // Makes running decoders. Immutable, shared by threads.
-class Decoder {
+class TextDecoder {
  public:
-  virtual ~Decoder() = default;
+  virtual ~TextDecoder() = default;
   // A stage that passes its output to `next`. `fused`: it receives parts of one token instead of tokens.
   virtual std::unique_ptr<DecodeStage> Start(std::unique_ptr<DecodeStage> next, bool fused) const = 0;
   // Whether such a stage emits parts of one token.
@@ -44,6 +44,6 @@ class Decoder {
 };
 
 // `section` may be null: then tokens are joined by spaces, as the reference does.
-Result<std::unique_ptr<Decoder>> LoadDecoder(JsonRef section);
+Result<std::unique_ptr<TextDecoder>> LoadDecoder(JsonRef section);
 
 }  // namespace nibble

@@ -93,7 +93,7 @@ std::unique_ptr<DecodeRun> BpeTokenizer::StartDecode(bool skip_special) const {
   return std::make_unique<DecodeRun>(entries_, *decoder_, skip_special);
 }
 
-DecodeRun::DecodeRun(const std::vector<TokenEntry>& entries, const Decoder& decoder, bool skip_special)
+DecodeRun::DecodeRun(const std::vector<TokenEntry>& entries, const TextDecoder& decoder, bool skip_special)
     : entries_(entries), skip_special_(skip_special) {
   auto sink = std::make_unique<DecodeSink>();
   sink_ = sink.get();
