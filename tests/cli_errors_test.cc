@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "tests/support/run_nibble.h"
 #include "tests/support/tiny_model.h"
@@ -151,21 +152,26 @@ TEST(CliErrors, ModelsAndFiles) {
   EXPECT_FALSE(std::filesystem::exists(none));
 }
 
-// One byte of the last tensor, a norm, is made 0xFF: the manifest sees it, and as bf16 the value is NaN or
-// differs.
+// The first value of the final norm becomes NaN in the file: the manifest sees it, and so does a look at the
+// weights.
 TEST(CliErrors, InspectFindsDamage) {
   const TempDir dir;
   const std::string out = dir.path() + "/damaged";
   ASSERT_EQ(RunNibble({"quantize", "-m", Model10m(), "-o", out, "--weights", "w8a8", "--quiet"}).exit_code,
             0);
   EXPECT_EQ(RunNibble({"inspect", out, "--verify", "--check-weights"}).exit_code, 0);
-  const std::string file = out + "/model.safetensors";
-  std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
-  bytes.seekp(-2, std::ios::end);
-  bytes.write("\xFF\xFF", 2);
-  bytes.close();
+  std::fstream file(out + "/model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  uint64_t header_bytes = 0;
+  file.read(reinterpret_cast<char*>(&header_bytes), 8);
+  std::string header(header_bytes, ' ');
+  file.read(header.data(), std::streamsize(header_bytes));
+  const auto norm = nlohmann::json::parse(header)["model.norm.weight"];
+  ASSERT_EQ(norm["dtype"], "BF16");
+  file.seekp(std::streamoff(8 + header_bytes + norm["data_offsets"][0].get<uint64_t>()));
+  file.write("\xFF\xFF", 2);
+  file.close();
   Expect({{"manifest", {"inspect", out, "--verify"}, {"model.safetensors"}},
-          {"NaN", {"inspect", out, "--check-weights"}, {"NaN"}},
+          {"NaN", {"inspect", out, "--check-weights"}, {"model.norm.weight", "NaN"}},
           {"no manifest", {"inspect", Model10m(), "--verify"}, {"nibble_manifest.json"}}},
          1);
 }

@@ -63,9 +63,10 @@ const CodecInfo& Int8() { return Get(CodecId::kInt8Token); }
 
 TEST(KvCodecTest, NamesAndSizes) {
   const PageShape s{128, 64};
-  const std::pair<const char*, int> want[] = {{"f32", 32768},       {"f16", 16384},       {"bf16", 16384},
-                                              {"int8-token", 8448}, {"int4-token", 4352}, {"flashq4", 4356},
-                                              {"flashq2", 2308}};
+  const std::pair<const char*, int> want[] = {
+      {"f32", 32768},         {"f16", 16384},       {"bf16", 16384},     {"int8-token", 8448},
+      {"int4-token", 4352},   {"flashq4", 4356},    {"flashq2", 2308},   {"int4-channel", 5120},
+      {"int2-channel", 3072}, {"int4-group", 5120}, {"int2-group", 3072}};
   ASSERT_EQ(kRegistry.size(), std::size(want));
   for (const auto& [name, bytes] : want) {
     const CodecInfo* c = Find(name);
