@@ -162,7 +162,7 @@ EvaluateReport MakeReport(const Scorer& scorer, bool with_reference) {
   report.nll_per_token = Mean(scorer.nll);
   report.perplexity = std::exp(report.nll_per_token);
   if (with_reference) {
-    EvaluateReport::Reference& r = report.reference.emplace();
+    ReferenceReport& r = report.reference.emplace();
     r.nll_per_token = Mean(scorer.reference_nll);
     r.perplexity = std::exp(r.nll_per_token);
     r.kld = Summarize(scorer.kld);

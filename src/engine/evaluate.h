@@ -53,17 +53,19 @@ struct EvaluateOptions {
   const std::atomic<bool>* cancel = nullptr;                     // ends with the complete windows so far
 };
 
+// How the model compares with its reference.
+struct ReferenceReport {
+  double nll_per_token = 0, perplexity = 0;
+  Distribution kld;
+  double same_top = 0;     // share of positions, 0..1
+  double delta_p_rms = 0;  // root mean square of RowComparison::delta_p
+};
+
 struct EvaluateReport {
   int windows = 0;
   int64_t tokens = 0;  // scored
   double nll_per_token = 0, perplexity = 0;
-  struct Reference {
-    double nll_per_token = 0, perplexity = 0;
-    Distribution kld;
-    double same_top = 0;     // share of positions, 0..1
-    double delta_p_rms = 0;  // root mean square of RowComparison::delta_p
-  };
-  std::optional<Reference> reference;
+  std::optional<ReferenceReport> reference;
   double seconds = 0;
   bool cancelled = false;
 };

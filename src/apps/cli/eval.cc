@@ -26,7 +26,7 @@ Json ToJson(const EvaluateReport& report, const Engine& engine) {
   json["nll_per_token"] = report.nll_per_token;
   json["perplexity"] = report.perplexity;
   if (report.reference) {
-    const EvaluateReport::Reference& r = *report.reference;
+    const ReferenceReport& r = *report.reference;
     json["reference_nll_per_token"] = r.nll_per_token;
     json["reference_perplexity"] = r.perplexity;
     json["kld_mean"] = r.kld.mean;
@@ -61,7 +61,7 @@ std::string ToTable(const Options& o, const EvaluateReport& report, const Engine
   row("weights in memory", HumanBytes(engine.weight_bytes()));
   row("time", fmt::format("{:.2f} s", report.seconds));
   if (report.reference) {
-    const EvaluateReport::Reference& r = *report.reference;
+    const ReferenceReport& r = *report.reference;
     table.AddRule();
     row("reference", o.reference);
     row("reference recipe", fmt::format("{} ({})", o.reference_recipe, o.reference_dtype));
