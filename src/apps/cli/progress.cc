@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -36,7 +37,7 @@ std::string FormatProgress(std::string_view label, int64_t done, int64_t total, 
   const double share = total > 0 ? std::clamp(double(done) / double(total), 0.0, 1.0) : 0.0;
   std::string time = "--:-- left";
   if (share > 0) {
-    const auto left = int64_t(seconds * (1 - share) / share + 0.5);
+    const int64_t left = std::llround(seconds * (1 - share) / share);
     time = left >= 3600 ? fmt::format("{}:{:02}:{:02} left", left / 3600, left / 60 % 60, left % 60)
                         : fmt::format("{}:{:02} left", left / 60, left % 60);
   }
