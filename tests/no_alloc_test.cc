@@ -39,7 +39,11 @@ __attribute__((noinline)) void* operator new(size_t bytes) {
   if (p == nullptr) std::abort();
   return p;
 }
-__attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
+__attribute__((noinline)) void* operator new(size_t bytes, const std::nothrow_t&) noexcept {  // simdjson's
+  ++allocations;
+  return std::malloc(bytes);
+}
+void operator delete(void* p) noexcept { std::free(p); }
 __attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
 #endif
 
