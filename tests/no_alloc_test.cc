@@ -43,7 +43,7 @@ __attribute__((noinline)) void* operator new(size_t bytes, const std::nothrow_t&
   ++allocations;
   return std::malloc(bytes);
 }
-void operator delete(void* p) noexcept { std::free(p); }
+__attribute__((noinline)) void operator delete(void* p) noexcept { std::free(p); }
 __attribute__((noinline)) void operator delete(void* p, size_t) noexcept { std::free(p); }
 #endif
 
