@@ -298,7 +298,7 @@ TEST(Cli, ProgressBarOnTerminals) {
   const RunResult color = RunOnTerminal(Eval({}), {"TERM=xterm", "NO_COLOR="});
   EXPECT_EQ(color.exit_code, 0);
   EXPECT_NE(color.err.find("eval ["), std::string::npos) << color.err;
-  EXPECT_NE(color.err.find("%"), std::string::npos);
+  EXPECT_NE(color.err.find('%'), std::string::npos);
   EXPECT_NE(color.err.find(" left"), std::string::npos);
   EXPECT_NE(color.err.find("\x1b[36m"), std::string::npos);
   EXPECT_EQ(color.err.substr(color.err.rfind('\r')), "\r\x1b[K");

@@ -112,22 +112,22 @@ Result<Regex> Regex::CompileTranslated(std::string_view pattern, std::string_vie
 }
 
 const Regex& Regex::WordOrSymbolRun() {
-  static const Regex kRegex = [] {
+  static const Regex compiled = [] {
     const std::string word(kRustWord);
     auto regex = CompileTranslated("\\w+|[^\\w\\s]+", "[" + word + "]+|[^" + word + "\\p{White_Space}]+");
     NIBBLE_CHECK(regex.ok(), "a fixed pattern");
     return *std::move(regex);
   }();
-  return kRegex;
+  return compiled;
 }
 
 const Regex& Regex::WordRun() {
-  static const Regex kRegex = [] {
+  static const Regex compiled = [] {
     auto regex = CompileTranslated("\\w+", "[" + std::string(kRustWord) + "]+");
     NIBBLE_CHECK(regex.ok(), "a fixed pattern");
     return *std::move(regex);
   }();
-  return kRegex;
+  return compiled;
 }
 
 Status Regex::FindAll(std::string_view text, std::vector<Span>* matches) const {
