@@ -146,7 +146,7 @@ TEST(BadTokenizer, Merges) {  // T02
 
 TEST(BadTokenizer, Patterns) {  // T03
   Family family("T03 patterns");
-  const std::pair<const char*, const char*> kRefused[] = {
+  const std::pair<const char*, const char*> refused[] = {
       {"(a+)+$", "nested quantifier"},
       {"(?:a*b?)*c", "nested quantifier"},
       {"(a|aa)*b", "choice"},
@@ -195,7 +195,7 @@ TEST(BadTokenizer, Patterns) {  // T03
       {"(?=a)+b", "repeated anchor"},
       {"a\\", "at the end"},
   };
-  for (const auto& [pattern, word] : kRefused) {
+  for (const auto& [pattern, word] : refused) {
     const std::string text = Changed("/pre_tokenizer/pretokenizers/0/pattern/Regex", pattern);
     family.Refused(std::string("T03 ") + pattern, [&] { return ParseText(text); }, {word});
   }
@@ -248,12 +248,12 @@ TEST(BadTokenizer, IgnoredAndClamped) {  // T07, T13
   const json truncation = {
       {"direction", "Right"}, {"max_length", 4}, {"strategy", "LongestFirst"}, {"stride", 9}};
   const json padding = {{"strategy", {{"Fixed", 0}}}, {"direction", "Left"}, {"pad_id", 1 << 30}};
-  const std::pair<const char*, json> kAccepted[] = {{"/truncation", truncation},
-                                                    {"/padding", padding},
-                                                    {"/decoder/decoders/3/start", 1000000},
-                                                    {"/decoder/decoders/3/stop", 1000000},
-                                                    {"/model/vocab/", 9}};
-  for (const auto& [path, value] : kAccepted) {
+  const std::pair<const char*, json> accepted[] = {{"/truncation", truncation},
+                                                   {"/padding", padding},
+                                                   {"/decoder/decoders/3/start", 1000000},
+                                                   {"/decoder/decoders/3/stop", 1000000},
+                                                   {"/model/vocab/", 9}};
+  for (const auto& [path, value] : accepted) {
     const std::string text = Changed(path, value);
     family.Accepted(std::string("T07 ") + path, [&] {
       const auto document = Json::Parse(text, {}, "tokenizer.json");

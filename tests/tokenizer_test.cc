@@ -46,13 +46,13 @@ json Small(const std::vector<std::string>& vocabulary, const json& merges, const
 }
 
 TEST(Tokenizer, RefusesBytesThatAreNotUtf8) {  // T08
-  const std::pair<std::string, size_t> kCases[] = {
+  const std::pair<std::string, size_t> cases[] = {
       {"\xED\xA0\x80", 0},       {"ab\xC0\x80", 2},           {"\xC3", 0},         {"a\x80", 1},
       {"ok\xF4\x90\x80\x80", 2}, {"\xF0\x9F\x98", 0},         {"\xFF", 0},         {"x\xE0\x80\x80", 1},
       {"\xED\xBF\xBF", 0},       {"\xF8\x88\x80\x80\x80", 0}, {"e\xCC\x81\xCC", 3}};
   for (const char* name : {"llama3.json", "llama2.json", "tricky.json"}) {
     const auto tokenizer = Make(Read(name));
-    for (const auto& [text, offset] : kCases) {
+    for (const auto& [text, offset] : cases) {
       const auto ids = tokenizer->Encode(text, SpecialTokens::kAdd);
       ASSERT_FALSE(ids.ok());
       EXPECT_EQ(ids.status().code(), Code::kInvalidArgument);

@@ -66,12 +66,12 @@ TEST(Unicode, PatternClasses) {
 
 TEST(Unicode, PreTokenizers) {
   const json golden = Golden();
-  const std::pair<const char*, const char*> kCases[] = {
+  const std::pair<const char*, const char*> cases[] = {
       {"Digits", R"({"type":"Digits","individual_digits":true})"},
       {"Whitespace", R"({"type":"Whitespace"})"},
       {"WhitespaceSplit", R"({"type":"WhitespaceSplit"})"},
       {"Punctuation", R"({"type":"Punctuation","behavior":"Isolated"})"}};
-  for (const auto& [name, section] : kCases) {
+  for (const auto& [name, section] : cases) {
     const auto document = Json::Parse(section, JsonLimits(), "test");
     const auto pre = LoadPreTokenizer(document->root());
     ASSERT_TRUE(pre.ok()) << pre.status().message();
