@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tests. The program as a user runs it: JSON keys and values of every command, streaming, batches, signals,
 // the progress bar. Wrong usage and bad files are in cli_errors_test.cc.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 #include <signal.h>
 
 #include <cmath>
@@ -295,6 +297,9 @@ TEST(Cli, InterruptKeepsWhatIsThere) {
 
 // The bar is drawn where a person sees it, without color when asked, and is gone at the end.
 TEST(Cli, ProgressBarOnTerminals) {
+  const int terminal = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+  if (terminal < 0) GTEST_SKIP() << "this system gives no pseudo terminal (is /dev/pts mounted?)";
+  close(terminal);
   const RunResult color = RunOnTerminal(Eval({}), {"TERM=xterm", "NO_COLOR="});
   EXPECT_EQ(color.exit_code, 0);
   EXPECT_NE(color.err.find("eval ["), std::string::npos) << color.err;
