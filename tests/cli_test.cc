@@ -3,8 +3,8 @@
 // the progress bar. Wrong usage and bad files are in cli_errors_test.cc.
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <fstream>
