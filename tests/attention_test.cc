@@ -2,100 +2,15 @@
 // Attention: every ISA, codec and shape against the double-precision definition on the same bytes, bitwise
 // independence of the rows of a call, and a scalar online softmax whose seeded mistakes the tolerance must
 // catch.
-#include "kernels/ref/attention.h"
-
-#include "base/half.h"
-#include "float_kernels.h"
-#include "quant/kv/registry.h"
+#include "attention_problem.h"
 
 namespace nibble {
 namespace {
 
 using kv::CodecId;
-
-struct Shape {
-  int head_dim, group;
-  int64_t position;
-  int rows;
-  int64_t window;
-  CodecId k, v;
-};
-
-float RoundTo(DType type, float x) {
-  if (type == DType::kF16) return HalfToFloat(FloatToHalf(x));
-  return type == DType::kBF16 ? Bf16ToFloat(FloatToBf16(x)) : x;
-}
-
-// Sealed pages and the raw page of one KV head for K or V, whose tokens from `filled` on are NaN.
-struct Cache {
-  std::vector<std::vector<std::byte>> pages;
-  std::vector<const std::byte*> pointers;
-  std::vector<std::byte> raw;
-};
-Cache MakeCache(const kv::CodecInfo& codec, kv::PageShape s, int pages, int filled, uint32_t seed) {
-  Cache c;
-  std::vector<float> rows = test::Normal(size_t(s.tokens) * size_t(s.head_dim), seed);
-  for (int p = 0; p < pages; ++p) {
-    test::FillNormal(rows.data(), rows.size(), seed + uint32_t(p) + 1);
-    for (float& x : rows) x = RoundTo(codec.raw, x);
-    c.pages.emplace_back(size_t(codec.page_bytes(s)));
-    codec.encode_page(s, rows.data(), c.pages.back().data());
-    c.pointers.push_back(c.pages.back().data());
-  }
-  test::FillNormal(rows.data(), rows.size(), seed);
-  c.raw.assign(rows.size() * size_t(SizeOf(codec.raw)), std::byte{0xff});
-  for (size_t i = 0; i < size_t(filled) * size_t(s.head_dim); ++i) {
-    const uint16_t u = codec.raw == DType::kF16 ? FloatToHalf(rows[i]) : FloatToBf16(rows[i]);
-    if (codec.raw == DType::kF32) {
-      std::memcpy(&c.raw[4 * i], &rows[i], 4);
-    } else {
-      std::memcpy(&c.raw[2 * i], &u, 2);
-    }
-  }
-  return c;
-}
-
-// The arguments of one call and all that they point to.
-struct Problem {
-  explicit Problem(const Shape& s)
-      : page{s.head_dim, kv::kPageTokens},
-        k(MakeCache(kv::Get(s.k), page, int(s.position / 64), int(s.position % 64) + s.rows, 100)),
-        v(MakeCache(kv::Get(s.v), page, int(s.position / 64), int(s.position % 64) + s.rows, 200)),
-        q(test::Normal(size_t(s.rows * s.group * s.head_dim), 300, 2)),
-        scratch(size_t(AttentionScratchFloats(s.rows, s.group, page))),
-        out(q.size()) {
-    args.q = q.data();
-    args.out = out.data();
-    args.k_pages = k.pointers.data();
-    args.v_pages = v.pointers.data();
-    args.k_raw = k.raw.data();
-    args.v_raw = v.raw.data();
-    args.scratch = scratch.data();
-    args.q_stride = args.out_stride = int64_t{s.group} * s.head_dim;
-    args.position = s.position;
-    args.window = s.window;
-    args.rows = s.rows;
-    args.group = s.group;
-    args.pages = int(s.position / 64);
-    args.page = page;
-    args.k_codec = s.k;
-    args.v_codec = s.v;
-    args.scale = 1 / std::sqrt(float(s.head_dim));
-  }
-  std::vector<double> Reference() const {
-    std::vector<double> want(out.size());
-    ref::Attention(args, want.data());
-    return want;
-  }
-  test::Error ErrorAgainst(const std::vector<double>& want) const {
-    return test::Compare(out.data(), args.out_stride, want.data(), args.rows, int(args.out_stride));
-  }
-  kv::PageShape page;
-  Cache k, v;
-  std::vector<float> q;
-  test::Guarded<float> scratch, out;
-  AttentionArgs args{};
-};
+using test::MakeCache;
+using test::Problem;
+using test::Shape;
 
 // Outputs are of order 1 (often less, as averages of V); scores of order 2 to 10 carry f32 errors of a few
 // 1e-7.
@@ -122,37 +37,21 @@ TEST(Attention, PositionsGroupsWindows) {
                   CodecId::kF32});
 }
 
-TEST(Attention, EveryPairOfCodecs) {
-  for (const auto& k : kv::kRegistry)
-    for (const auto& v : kv::kRegistry)
-      for (const int64_t position : {40, 150}) RunAll({64, 2, position, 24, 0, k.id, v.id});
+// Each codec for K and for V, with itself, with f32 and with another of its neighbourhood.
+TEST(Attention, PairsOfCodecs) {
+  const size_t count = kv::kRegistry.size();
+  for (size_t i = 0; i < count; ++i) {
+    const CodecId codec = kv::kRegistry[i].id, next = kv::kRegistry[(i + 1) % count].id;
+    for (const auto& [k, v] : {std::pair{codec, codec}, std::pair{codec, CodecId::kF32},
+                               std::pair{CodecId::kF32, codec}, std::pair{codec, next}})
+      for (const int64_t position : {40, 150}) RunAll({64, 2, position, 24, 0, k, v});
+  }
 }
 
 TEST(Attention, HeadSizes) {
   for (const auto& codec : kv::kRegistry)
     for (const int head_dim : {8, 16, 24, 40, 72, 80, 96, 128, 136, 256})
       for (const int rows : {1, 9}) RunAll({head_dim, 3, 130, rows, 70, codec.id, codec.id});
-}
-
-// Rows [begin, begin + count) of a problem as a call of their own, into `out`. The raw tokens that are then
-// still to come are NaN.
-void RunSlice(const cpu::CpuKernels& isa, const Problem& p, int begin, int count, float* out) {
-  AttentionArgs a = p.args;
-  const auto poison = [&](std::vector<std::byte> raw) {
-    const size_t used = raw.size() / 64 * size_t(a.position % 64 + begin + count);
-    std::fill(raw.begin() + int64_t(used), raw.end(), std::byte{0xff});
-    return raw;
-  };
-  const std::vector<std::byte> k_raw = poison(p.k.raw), v_raw = poison(p.v.raw);
-  std::vector<float> scratch(size_t(AttentionScratchFloats(count, a.group, a.page)), NAN);
-  a.k_raw = k_raw.data();
-  a.v_raw = v_raw.data();
-  a.scratch = scratch.data();
-  a.q += begin * a.q_stride;
-  a.out = out + begin * a.out_stride;
-  a.position += begin;
-  a.rows = count;
-  isa.attention(a);
 }
 
 TEST(Attention, RowDoesNotDependOnTheOthers) {
@@ -165,7 +64,7 @@ TEST(Attention, RowDoesNotDependOnTheOthers) {
           for (const int count : {1, 2, 7, 33}) {
             std::vector<float> apart(p.out.size(), NAN);
             for (int row = 0; row < 64; row += count)
-              RunSlice(*isa, p, row, std::min(count, 64 - row), apart.data());
+              p.RunSlice(*isa, row, std::min(count, 64 - row), apart.data());
             EXPECT_TRUE(test::SameBits(apart.data(), p.out.data(), apart.size()))
                 << isa->isa << " " << codec.name << " window " << window << " rows " << count;
           }

@@ -105,6 +105,22 @@ TEST(CliErrors, Usage) {
           {"embedding",
            {"quantize", "-m", m, "-o", "/tmp/x", "--weights", "w8a8", "--quantize-embedding", "int4"},
            {"--quantize-embedding", "int4"}},
+          {"method",
+           {"quantize", "-m", m, "-o", "/tmp/x", "--weights", "w8a8", "--method", "awq"},
+           {"--method", "awq"}},
+          {"pass",
+           {"quantize", "-m", m, "-o", "/tmp/x", "--weights", "w8a8", "--passes", "fold,spin"},
+           {"--passes", "spin", "smooth-attention"}},
+          {"rotation of norms",
+           {"quantize", "-m", m, "-o", "/tmp/x", "--weights", "w8a8", "--passes", "rotate"},
+           {"--passes", "fold"}},
+          {"alpha",
+           {"quantize", "-m", m, "-o", "/tmp/x", "--weights", "w8a8", "--alpha", "2"},
+           {"--alpha", "2"}},
+          {"calibration without need",
+           {"quantize", "-m", m, "-o", "/tmp/x", "--weights", "w8a8", "--method", "rtn", "--calibration",
+            "x"},
+           {"--calibration", "rtn"}},
           {"no text", {"tokenize", "-m", m}, {"-p TEXT or -f FILE"}},
           {"text twice", {"tokenize", "-m", m, "-p", "x", "-f", "y"}, {"--file"}},
           {"no path", {"inspect"}, {"path"}},
@@ -138,10 +154,19 @@ TEST(CliErrors, ModelsAndFiles) {
           {"reference missing", {"eval", "-m", m, "--text", Hound(), "--reference", none}, {"none"}},
           {"quantize nothing", {"quantize", "-m", none, "-o", none + "2", "--weights", "w8a8"}, {"none"}},
           {"quantize onto a folder",
-           {"quantize", "-m", m, "-o", dir.path(), "--weights", "w8a8"},
+           {"quantize", "-m", m, "-o", dir.path(), "--weights", "w8a8", "--method", "rtn"},
            {"not empty"}},
+          {"calibrate onto a folder",
+           {"quantize", "-m", m, "-o", dir.path(), "--weights", "w8a8", "--calibration", Hound()},
+           {"not empty"}},
+          {"calibration text missing",
+           {"quantize", "-m", m, "-o", none + "2", "--weights", "w8a8", "--calibration", none},
+           {"none", "--calibration FILE"}},
+          {"calibration text empty",
+           {"quantize", "-m", m, "-o", none + "2", "--weights", "w8a8", "--calibration", empty},
+           {"empty.txt", "empty"}},
           {"quantize into nowhere",
-           {"quantize", "-m", m, "-o", none + "/x/y", "--weights", "w8a8"},
+           {"quantize", "-m", m, "-o", none + "/x/y", "--weights", "w8a8", "--method", "rtn"},
            {"none"}},
           {"inspect nothing", {"inspect", none}, {"none"}},
           {"inspect garbage", {"inspect", garbage}, {"a.safetensors"}},
@@ -157,8 +182,10 @@ TEST(CliErrors, ModelsAndFiles) {
 TEST(CliErrors, InspectFindsDamage) {
   const TempDir dir;
   const std::string out = dir.path() + "/damaged";
-  ASSERT_EQ(RunNibble({"quantize", "-m", Model10m(), "-o", out, "--weights", "w8a8", "--quiet"}).exit_code,
-            0);
+  ASSERT_EQ(
+      RunNibble({"quantize", "-m", Model10m(), "-o", out, "--weights", "w8a8", "--method", "rtn", "--quiet"})
+          .exit_code,
+      0);
   EXPECT_EQ(RunNibble({"inspect", out, "--verify", "--check-weights"}).exit_code, 0);
   std::fstream file(out + "/model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
   uint64_t header_bytes = 0;

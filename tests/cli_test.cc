@@ -73,7 +73,9 @@ TEST(Cli, GenerateMatchesGolden) {
   const json got = RunJson(Generate({"-p", kNight, "-n", "64", "--ignore-eos", "--logits-top", "16"}));
   EXPECT_EQ(Keys(got),
             (std::set<std::string>{"prompt_tokens", "token_ids", "text", "finish_reason", "prefill_seconds",
-                                   "decode_seconds", "tokens_per_second", "last_prompt_logits"}));
+                                   "decode_seconds", "tokens_per_second", "last_prompt_logits", "decode_rows",
+                                   "bytes_read_per_row", "scalars_read_per_row", "tokens_read_per_row",
+                                   "dense_fallbacks"}));
   EXPECT_EQ(got["prompt_tokens"], golden["ids"].size());
   EXPECT_EQ(got["token_ids"], golden["greedy64"]);
   EXPECT_EQ(got["text"], golden["greedy64_text"]);
@@ -230,7 +232,8 @@ TEST(Cli, QuantizeThenInspectEvalAndGenerate) {
   EXPECT_EQ(original["memory"]["weight_bytes"], RunJson(Eval({}))["weight_bytes"]);
   for (const char* format : {"w4a8-chn", "w4a8-g128", "w8a8"}) {
     const std::string out = dir.path() + "/" + format;
-    const json report = RunJson({"quantize", "-m", Model10m(), "-o", out, "--weights", format});
+    const json report =
+        RunJson({"quantize", "-m", Model10m(), "-o", out, "--weights", format, "--method", "rtn"});
     EXPECT_EQ(Keys(report), (std::set<std::string>{"bytes_before", "bytes_after", "tensors", "seconds"}));
     EXPECT_GT(report["bytes_after"], last_bytes);
     EXPECT_LT(report["bytes_after"], report["bytes_before"].get<uint64_t>() * 3 / 4);
@@ -246,6 +249,39 @@ TEST(Cli, QuantizeThenInspectEvalAndGenerate) {
     EXPECT_LT(eval["kld_mean"], 0.2);
     EXPECT_EQ(RunJson({"generate", "-m", out, "-p", kNight, "-n", "8"})["token_ids"].size(), 8u);
   }
+}
+
+TEST(Cli, QuantizeWithCalibration) {
+  const TempDir dir;
+  const auto args = [&](const std::string& out, Args more) {
+    Args all = {"quantize",
+                "-m",
+                Model10m(),
+                "-o",
+                dir.path() + out,
+                "--weights",
+                "w4a8-g128",
+                "--calibration",
+                Hound(),
+                "--calibration-tokens",
+                "256",
+                "--calibration-window",
+                "128"};
+    all.insert(all.end(), more.begin(), more.end());
+    return all;
+  };
+  const json report = RunJson(args("/all", {}));
+  EXPECT_EQ(Keys(report), (std::set<std::string>{"bytes_before", "bytes_after", "tensors", "seconds",
+                                                 "resumed_layers", "layers"}));
+  ASSERT_EQ(report["layers"].size(), 6u);
+  EXPECT_EQ(Keys(report["layers"][5]),
+            (std::set<std::string>{"layer", "attention", "value", "mlp", "linears", "stream_error"}));
+  EXPECT_EQ(report["layers"][5]["linears"].size(), 7u);
+  const RunResult table = RunNibble(args("/some", {"--passes", "fold,rotate,clip"}));
+  EXPECT_EQ(table.exit_code, 0) << table.err;
+  for (const char* word : {"keys a/b", "down", "42 tensors in w4a8-g128"})
+    EXPECT_NE(table.out.find(word), std::string::npos) << word << "\n" << table.out;
+  EXPECT_EQ(RunJson({"inspect", dir.path() + "/some"})["config"]["weight_format"], "w4a8-g128");
 }
 
 TEST(Cli, InspectFolderAndFile) {

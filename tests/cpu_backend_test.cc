@@ -367,6 +367,15 @@ TEST(CpuNames, InfoAndExplain) {
   EXPECT_NE(one.ExplainLinear({.layout = weight::Layout::kI4Group}, MatmulArith::kF32).find("generic/"),
             std::string::npos);
   EXPECT_NE(one.ExplainAttention({}).find("generic/"), std::string::npos);
+  const auto explain = [&](const char* recipe) {
+    return one.ExplainAttention(*ParseRecipe(recipe, DType::kF32));
+  };
+  EXPECT_EQ(
+      explain("sage2-4b"),
+      "generic/tiled-flash/f32; sealed pages: INT4 QK in integers by c, Q and K smoothed, E4M3 PV in f32 "
+      "with FP22 sums simulated");
+  EXPECT_EQ(explain("qserve+sas pv=int8"),
+            "generic/tiled-flash/int4-token; softmax by SAS; sealed pages: INT8 PV in integers by c");
 }
 
 TEST(CpuNames, TheForcedIsaIsTakenOrRefused) {

@@ -92,7 +92,6 @@ TEST(Summarize, QuantilesInterpolate) {
 
 TEST(CutWindows, FullWindowsOnlyAndShortTexts) {
   const std::vector<int32_t> ids = {10, 11, 12, 13, 14, 15, 16};
-  using Windows = std::vector<std::vector<int32_t>>;
   EXPECT_EQ(CutWindows(ids, 1, 4, 40), (Windows{{1, 10, 11, 12}, {1, 13, 14, 15}}));
   EXPECT_EQ(CutWindows(ids, 1, 4, 1), (Windows{{1, 10, 11, 12}}));
   EXPECT_EQ(CutWindows(ids, -1, 3, 40), (Windows{{10, 11, 12}, {13, 14, 15}}));
@@ -136,8 +135,9 @@ class SineEngine final : public Engine {
     if (position == bad_row) row[5] = std::numeric_limits<float>::quiet_NaN();
     return row;
   }
-  Status Score(std::span<const int32_t> tokens,
-               const std::function<Status(int64_t, Tensor)>& on_logits) override {
+  using Engine::Score;
+  Status Score(std::span<const int32_t> tokens, int64_t prefill, const OnLogits& on_logits) override {
+    EXPECT_EQ(prefill, 0);
     fed.emplace_back(tokens.begin(), tokens.end());
     for (int64_t first = 0; first < int64_t(tokens.size()); first += block_) {
       const int64_t rows = std::min<int64_t>(block_, int64_t(tokens.size()) - first);
@@ -154,6 +154,8 @@ class SineEngine final : public Engine {
   Result<std::vector<Completion>> Generate(std::span<const Request>, const std::atomic<bool>*) override {
     return Error(Code::kUnsupported, "this engine only scores");
   }
+  void Observe(Observer*) override { FAIL() << "not called"; }
+  RowReads TakeReads() override { return {}; }
   const ModelConfig& config() const override { return config_; }
   const Tokenizer& tokenizer() const override { return tokenizer_; }
   const AttentionRecipe& recipe() const override { return recipe_; }
@@ -261,6 +263,27 @@ TEST(Evaluate, WithoutReference) {
   EXPECT_NEAR(report->nll_per_token, Slow(model, model, model.fed).nll, 1e-12);
   EXPECT_EQ(last, total);
   EXPECT_EQ(total, 24);
+}
+
+TEST(Evaluate, KeptReferenceIsComputedOnceAndChangesNoBit) {
+  SineEngine reference(1.5f, 5), lock_step(1.5f, 5);
+  const EvaluateOptions options = SmallWindows(2);
+  const auto windows = CutText(reference, nullptr, kText, options);
+  ASSERT_TRUE(windows.ok());
+  const size_t window_bytes = 12 * kVocab * sizeof(float);
+  ReferenceLogits logits(reference, 2 * window_bytes);  // of four windows
+  for (const float sharpness : {2.0f, 2.5f}) {
+    SineEngine model(sharpness, 4);
+    const auto got = EvaluateWindows(model, &logits, *windows, options);
+    const auto want = Evaluate(model, &lock_step, kText, options);
+    ASSERT_TRUE(got.ok() && want.ok());
+    EXPECT_EQ(got->reference->kld.mean, want->reference->kld.mean);
+    EXPECT_EQ(got->reference->kld.p99, want->reference->kld.p99);
+    EXPECT_EQ(got->reference->nll_per_token, want->reference->nll_per_token);
+  }
+  EXPECT_EQ(reference.fed.size(), 6u);  // windows 0 and 1 once, 2 and 3 for each model
+  EXPECT_TRUE(logits.Kept(1));
+  EXPECT_FALSE(logits.Kept(2));
 }
 
 TEST(Evaluate, CancelKeepsCompleteWindows) {

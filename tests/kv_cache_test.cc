@@ -287,13 +287,13 @@ TEST(KvCacheAccounting, OptionsAndSizesAreChecked) {
 
 TEST(KvCacheAccounting, PlannedSizes) {
   const KvShape shape{.layers = 3, .kv_heads = 2, .head_dim = 64};
-  const KvSizes exact = PlanKv(shape, {}, 4, 1000);
+  const KvSizes exact = PlanKv(shape, 2, {}, 4, 1000);
   EXPECT_DOUBLE_EQ(exact.bits_per_value, 32.0);
   EXPECT_EQ(exact.bytes_per_token, 3 * 2 * 64 * 4 * 2);
   EXPECT_EQ(exact.tail_bytes_per_seq, 3 * 2 * 64 * 64 * 4 * 2);
   EXPECT_EQ(exact.pool_bytes, 16 * 64 * exact.bytes_per_token + 4 * exact.tail_bytes_per_seq);
   const AttentionRecipe int4{.k = kv::CodecId::kInt4Token, .v = kv::CodecId::kInt4Token};
-  const KvSizes small = PlanKv(shape, int4, 1, 1000);
+  const KvSizes small = PlanKv(shape, 2, int4, 1, 1000);
   // A token and head: 64 codes of 4 bits, an f16 scale and an f16 offset.
   EXPECT_DOUBLE_EQ(small.bits_per_value, 4.0 + 32.0 / 64);
   EXPECT_EQ(small.tail_bytes_per_seq, 3 * 2 * 64 * 64 * 2 * 2);

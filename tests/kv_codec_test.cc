@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // KV codecs: page layout to the byte, QServe's vectors, error bounds over many kinds of rows, rows that are
 // broken, and pages made by an independent simulation. QServe's own encoder must be seen to fail.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <fstream>
 #include <functional>
 #include <limits>
 #include <random>
+#include <set>
 
 #include "golden_hex.h"
 #include "quant/kv/registry.h"
@@ -61,22 +64,44 @@ int CodeAt(const CodecInfo& c, PageShape s, const std::vector<std::byte>& page, 
 const CodecInfo& Int4() { return Get(CodecId::kInt4Token); }
 const CodecInfo& Int8() { return Get(CodecId::kInt8Token); }
 
-TEST(KvCodecTest, NamesAndSizes) {
+// docs/formats/kv_pages.md names every codec, its raw type, the bytes of a page of 64 x 128 and the bits a
+// value:
+// "| `flashq4` | f16 | ... | 4356 | 4.254 |". How many codecs the text describes rightly.
+size_t CountDescribed(const std::string& text) {
   const PageShape s{128, 64};
-  const std::pair<const char*, int> want[] = {
-      {"f32", 32768},         {"f16", 16384},       {"bf16", 16384},     {"int8-token", 8448},
-      {"int4-token", 4352},   {"flashq4", 4356},    {"flashq2", 2308},   {"int4-channel", 5120},
-      {"int2-channel", 3072}, {"int4-group", 5120}, {"int2-group", 3072}};
-  ASSERT_EQ(kRegistry.size(), std::size(want));
-  for (const auto& [name, bytes] : want) {
-    const CodecInfo* c = Find(name);
-    ASSERT_NE(c, nullptr) << name;
-    EXPECT_EQ(c->page_bytes(s), bytes) << name;
-    EXPECT_EQ(&Get(c->id), c);
+  size_t described = 0;
+  for (const CodecInfo& c : kRegistry) {
+    const auto at = text.find(fmt::format("\n| `{}` | {} |", c.name,
+                                          c.raw == DType::kF32   ? "f32"
+                                          : c.raw == DType::kF16 ? "f16"
+                                                                 : "bf16"));
+    if (at == text.npos) continue;
+    const std::string row = text.substr(at + 1, text.find('\n', at + 1) - at - 1);
+    const std::string bits = fmt::format("{:.3f}", 8.0 * c.page_bytes(s) / (64 * 128));
+    std::string shortest = bits;
+    while (shortest.back() == '0') shortest.pop_back();
+    if (shortest.back() == '.') shortest.pop_back();
+    described += row.ends_with(fmt::format(" | {} | {} |", c.page_bytes(s), shortest));
   }
+  return described;
+}
+
+TEST(KvCodecTest, NamesAndSizesAreDocumented) {
+  std::ifstream file(NIBBLE_SOURCE_DIR "/docs/formats/kv_pages.md");
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  EXPECT_EQ(CountDescribed(text), kRegistry.size());
+  text.replace(text.find("| 4352 |"), 8, "| 4353 |");
+  EXPECT_EQ(CountDescribed(text), kRegistry.size() - 1) << "a wrong size must be seen";
+  std::set<std::string_view> names;
+  for (const CodecInfo& c : kRegistry) {
+    names.insert(c.name);
+    EXPECT_EQ(Find(c.name), &c);
+    EXPECT_EQ(&Get(c.id), &c) << "two codecs share a number";
+  }
+  EXPECT_EQ(names.size(), kRegistry.size());
   EXPECT_EQ(Find("int4_token"), nullptr);
   // QServe's page of 8 KV heads, 34816 bytes, is ours head by head.
-  EXPECT_EQ(8 * Int4().page_bytes(s), 34816);
+  EXPECT_EQ(8 * Int4().page_bytes({128, 64}), 34816);
 }
 
 // Whatever the page held before, the same bytes come out, and none beyond PageBytes.

@@ -159,13 +159,15 @@ TEST(NoAlloc, TheCounterSeesAnAllocation) {
 
 // The whole engine step on the embedded model: cache, forward pass and sampler.
 TEST(NoAlloc, DecodeStepOfAModel) {
-  for (const std::string recipe : {"exact", "kv16", "kv8", "qserve"}) {
+  for (const std::string recipe : {"exact", "kv16", "kv8", "qserve", "sage2-4b", "turbo tail=float",
+                                   "sparq:r=16,k=32", "window:k=32", "h2o:k=32", "qaq"}) {
     auto backend = *MakeCpuBackend(2);
     const AttentionRecipe r = *ParseRecipe(recipe, DType::kF32);
     auto model = *Model::Load(NIBBLE_SOURCE_DIR "/models/novelist-10m", *backend,
                               {.max_step_rows = 64, .max_logit_rows = 4});
     const ModelConfig& c = model->config();
     auto cache = *KvCache::Make(*backend, {.shape = {c.layers, c.kv_heads, c.head_dim},
+                                           .heads = c.heads,
                                            .recipe = r,
                                            .max_seqs = 1,
                                            .max_step_tokens = 64,

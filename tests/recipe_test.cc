@@ -60,11 +60,12 @@ TEST(RecipeTest, AForgottenKeyIsSeen) {
 }
 
 TEST(RecipeTest, CanonicalForm) {
-  EXPECT_EQ(ToString(Must("exact")), "k=f32 v=f32 qk=f32 smooth=none softmax=exact pv=f32 select=all");
+  EXPECT_EQ(ToString(Must("exact")),
+            "k=f32 v=f32 tail=float qk=f32 smooth=none softmax=exact pv=f32 select=all");
   EXPECT_EQ(ToString(Must("exact", DType::kBF16)),
-            "k=bf16 v=bf16 qk=bf16 smooth=none softmax=exact pv=bf16 select=all");
+            "k=bf16 v=bf16 tail=float qk=bf16 smooth=none softmax=exact pv=bf16 select=all");
   EXPECT_EQ(ToString(Must("qserve")),
-            "k=int4-token v=int4-token qk=f32 smooth=none softmax=exact pv=f32 select=all");
+            "k=int4-token v=int4-token tail=float qk=f32 smooth=none softmax=exact pv=f32 select=all");
 }
 
 TEST(RecipeTest, PresetsAndOverrides) {
@@ -83,6 +84,37 @@ TEST(RecipeTest, PresetsAndOverrides) {
   EXPECT_FALSE(Must("kv8") == Must("kv8", DType::kBF16)) << "the arithmetic is part of the value";
 }
 
+TEST(RecipeTest, ParametersAndJoinedPresets) {
+  const AttentionRecipe r = Must("qserve+sparq:r=16,copy=int4");
+  EXPECT_EQ(r.k, kv::CodecId::kInt4Token);
+  EXPECT_EQ(r.select.kind, SelectKind::kSparq);
+  EXPECT_EQ(r.select.sparq.r, 16);
+  EXPECT_EQ(r.select.sparq.k, 128) << "what is not given keeps its default";
+  EXPECT_EQ(r.select.sparq.copy, KeyCopy::kInt4);
+  EXPECT_EQ(ToString(r),
+            "k=int4-token v=int4-token tail=float qk=f32 smooth=none softmax=exact pv=f32 "
+            "select=sparq:r=16,copy=int4");
+  EXPECT_EQ(Must("sparq:r=16 select=sparq:k=64").select.sparq.r, 32) << "an item replaces the value whole";
+  EXPECT_EQ(Must(ToString(Must("sas:threshold=-7.25"))), Must("softmax=sas:threshold=-7.25"));
+  for (const std::string_view name : PresetNames()) EXPECT_EQ(Must(ToString(Must(name))), Must(name)) << name;
+}
+
+TEST(RecipeTest, EachSasHasItsOwnCubic) {
+  const auto c0 = [](std::string_view text) { return PolynomialOf(Must(text).arithmetic).c0; };
+  EXPECT_EQ(c0("sas"), .9996f) << "the paper's";
+  EXPECT_EQ(c0("sas2"), 1) << "exact at 0";
+  EXPECT_EQ(c0("sas2:cubic=paper"), .9996f);
+  EXPECT_EQ(c0("sas:cubic=endpoint"), 1);
+  EXPECT_TRUE(PolynomialOf(Must("sas2:cubic=base2").arithmetic).base2);
+  EXPECT_NE(ToString(Must("sas:cubic=paper")), ToString(Must("sas"))) << "auto is a value of its own";
+}
+
+TEST(RecipeTest, Sas2ThresholdBoundsTheMass) {
+  EXPECT_NEAR(Sas2Threshold(1e-2f, 1000), -11.51f, 0.01f);
+  EXPECT_NEAR(Sas2Threshold(1e-2f, 32768), -15.0f, 0.01f);
+  EXPECT_EQ(Sas2Threshold(1e-6f, 1 << 20), -16) << "where the table ends";
+}
+
 TEST(RecipeTest, Compares) {
   const AttentionRecipe exact = Must("exact");
   for (const char* other : {"k=f16", "v=f16", "kv8", "qserve"}) EXPECT_FALSE(Must(other) == exact) << other;
@@ -97,34 +129,21 @@ struct Refused {
 };
 const Refused kRefused[] = {
     {"", Code::kInvalidArgument,
-     "empty; give a preset (exact, kv16, kv8, qserve, flashq4, flashq2, kivi4, kivi2)"},
+     "empty; give a preset (exact, kv16, kv8, qserve, flashq4, flashq2, kivi4, kivi2, "},
     {"  \n", Code::kInvalidArgument, "empty"},
     // Known from the design, absent here: the list of what there is.
-    {"qk=int8-block", Code::kUnsupported,
-     "qk='int8-block' is known but not in this build, which has f32, bf16"},
-    {"qk=int8-thread", Code::kUnsupported, "known but not"},
-    {"qk=int4-thread", Code::kUnsupported, "known but not"},
-    {"k=fp8", Code::kUnsupported, "which has f32, f16, bf16, int8-token, int4-token"},
-    {"pv=fp8", Code::kUnsupported, "known but not"},
-    {"pv=fp8-f16acc", Code::kUnsupported, "known but not"},
-    {"pv=int8", Code::kUnsupported, "known but not"},
-    {"softmax=sas", Code::kUnsupported, "known but not in this build, which has exact"},
-    {"softmax=sas:threshold=-6", Code::kUnsupported, "known but not"},
-    {"select=sparq:r=32,k=128", Code::kUnsupported, "select='sparq:r=32,k=128' is known but not"},
-    {"select=window", Code::kUnsupported, "known but not"},
-    {"select=h2o", Code::kUnsupported, "known but not"},
-    {"smooth=k", Code::kUnsupported, "known but not in this build, which has none"},
-    {"k=gear", Code::kUnsupported, "known but not"},
+    {"k=flashq-mixed", Code::kUnsupported, "known but not in this build, which has f32, f16, bf16"},
     {"v=flashq-mixed:2bit=0.5", Code::kUnsupported, "known but not"},
-    {"k=qaq:bits=4", Code::kUnsupported, "known but not"},
-    {"k=turboquant3", Code::kUnsupported, "known but not"},
-    {"sage1", Code::kUnsupported, "preset 'sage1' is known but not in this build, which has exact, kv16"},
-    {"sage2-8b", Code::kUnsupported, "known but not"},
-    {"turbo", Code::kUnsupported, "known but not"},
-    {"turbo-mixed", Code::kUnsupported, "known but not"},
-    {"sage1", Code::kUnsupported, "known but not"},
-    {"sparq:r=32,k=128", Code::kUnsupported, "known but not"},
-    {"qserve+sparq", Code::kUnsupported, "preset 'qserve+sparq' is known but not"},
+    {"k=qaq:bits=4", Code::kInvalidArgument, "no parameter 'bits=4'"},
+    {"k=qaq:window=4", Code::kInvalidArgument, "no parameter 'window=4'"},
+    {"v=qaq:max=9", Code::kInvalidArgument, "out of range 1 to 8"},
+    {"v=qaq:source=disk", Code::kInvalidArgument, "it may be planes, host"},
+    {"k=qaq:min=5,max=4", Code::kInvalidArgument, "min=5 is more than max=4"},
+    {"k=qaq:pick=cost,outliers=0.01", Code::kInvalidArgument, "counts outliers by itself"},
+    {"qaq+sparq", Code::kUnsupported, "its widths follow the attention of every token"},
+    {"turbo-mixed", Code::kUnsupported,
+     "preset 'turbo-mixed' is known but not in this build, which has exact"},
+    {"qserve+turbo-mixed", Code::kUnsupported, "preset 'turbo-mixed' is known but not"},
     // Unknown, with the nearest.
     {"qserv", Code::kInvalidArgument, "did you mean 'qserve'?"},
     {"Exact", Code::kInvalidArgument, "did you mean 'exact'?"},
@@ -147,6 +166,23 @@ const Refused kRefused[] = {
     {"k=f16 qserve", Code::kInvalidArgument, "must stand first"},
     {"k=int4-token:group=64", Code::kInvalidArgument, "int4-token takes no parameters"},
     {"select=all:k=3", Code::kInvalidArgument, "all takes no parameters"},
+    {"select=sparq:q=3", Code::kInvalidArgument, "select=sparq has no parameter 'q=3'"},
+    {"select=sparq:", Code::kInvalidArgument, "select=sparq has no parameter ''"},
+    {"select=sparq:r=", Code::kInvalidArgument, "r='' is not a whole number"},
+    {"select=sparq:r=1.5", Code::kInvalidArgument, "r='1.5' is not a whole number"},
+    {"select=sparq:r=nan", Code::kInvalidArgument, "is not a whole number"},
+    {"select=sparq:r=0", Code::kInvalidArgument, "r=0 is out of range 1 to 256"},
+    {"select=sparq:r=8,r=9", Code::kInvalidArgument, "r is given twice"},
+    {"select=sparq:copy=int9", Code::kInvalidArgument, "did you mean 'int8'?"},
+    {"select=sparq:k=8,local=9", Code::kUnsupported, "k=8 is less than local=9"},
+    {"sparq:r=32,z=1", Code::kInvalidArgument, "has no parameter 'z=1'"},
+    {"kv8:r=1", Code::kInvalidArgument, "'kv8' takes no such parameters"},
+    {"qserve+kv8", Code::kInvalidArgument, "preset 'kv8' sets k=int8-token, another one k=int4-token"},
+    {"softmax=sas:threshold=3", Code::kInvalidArgument, "out of range -16 to -1"},
+    {"select=window:k=4,sinks=4", Code::kUnsupported, "leaves nothing beside sinks=4"},
+    {"select=h2o:k=4,local=5", Code::kUnsupported, "is less than local=5"},
+    {"smooth=k", Code::kUnsupported, "smooth needs an integer qk"},
+    {"tail=int8", Code::kUnsupported, "known but not in this build, which has float"},
     {"qk=bf16", Code::kUnsupported, "qk=bf16 cannot run in f32 arithmetic; use qk=f32 or --dtype bf16"},
     {"pv=bf16", Code::kUnsupported, "pv=bf16 cannot run in f32"},
     {"qk=f32", Code::kUnsupported, "qk=f32 cannot run in bf16 arithmetic; use qk=bf16", DType::kBF16},
@@ -169,7 +205,7 @@ TEST(RecipeTest, LongInputIsCutInTheMessage) {
                                   std::string(1 << 20, 'z') + "=f32", std::string(1 << 16, '+')}) {
     const auto r = ParseRecipe(text, DType::kF32);
     ASSERT_FALSE(r.ok());
-    EXPECT_LT(r.status().message().size(), 250u);
+    EXPECT_LT(r.status().message().size(), 1000u);  // the lists of names included
   }
 }
 

@@ -57,6 +57,7 @@ std::unique_ptr<KvCache> MakeCache(const Loaded& loaded, const AttentionRecipe& 
   const ModelConfig& c = loaded.model->config();
   KvCacheOptions options;
   options.shape = {c.layers, c.kv_heads, c.head_dim};
+  options.heads = c.heads;
   options.recipe = recipe;
   options.max_seqs = seqs;
   options.max_step_tokens = kMaxRows;
@@ -183,6 +184,21 @@ TEST_P(TinyModel, ChunksAgreeForEveryCodec) {
   }
 }
 
+TEST_P(TinyModel, ChunksAgreeForEveryArithmetic) {
+  const Loaded loaded = Load(golden_), two = Load(golden_, json::object(), 2);
+  ASSERT_TRUE(loaded.model && two.model);
+  const Rows exact = Logits(loaded, Recipe(kv::CodecId::kF32), prompt_, prompt_.size());
+  for (const char* text :
+       {"sage1", "sage2-8b", "sage2-4b", "sage2pp-8b", "turbo tail=float", "sas", "sas2"}) {
+    const AttentionRecipe recipe = *ParseRecipe(text, DType::kF32);
+    const Rows whole = Logits(loaded, recipe, prompt_, prompt_.size());
+    EXPECT_TRUE(SameBytes(whole, Logits(loaded, recipe, prompt_, 7))) << text << ", chunks of 7";
+    EXPECT_TRUE(SameBytes(whole, Logits(loaded, recipe, prompt_, 1))) << text << ", token by token";
+    EXPECT_TRUE(SameBytes(whole, Logits(two, recipe, prompt_, 64))) << text << ", two threads";
+    EXPECT_FALSE(SameBytes(whole, exact)) << text;
+  }
+}
+
 TEST_P(TinyModel, ChunksAgreeInBf16Arithmetic) {
   const Loaded loaded = Load(golden_, json::object(), 1, DType::kBF16);
   ASSERT_TRUE(loaded.model);
@@ -206,32 +222,34 @@ TEST_P(TinyModel, ThreadsAgree) {
 TEST_P(TinyModel, BatchEqualsAlone) {
   const Loaded loaded = Load(golden_, json::object(), 2);
   ASSERT_TRUE(loaded.model);
-  const AttentionRecipe recipe = Recipe(kv::CodecId::kInt4Token);
-  const std::vector<size_t> lengths = {149, 5, 64};
-  const auto cache = MakeCache(loaded, recipe, 3);
-  std::vector<SeqId> seqs;
-  for (size_t i = 0; i < lengths.size(); ++i) {
-    const auto seq = cache->Open();
-    ASSERT_TRUE(seq.ok());
-    seqs.push_back(*seq);
-  }
-  for (const bool decode : {false, true}) {
-    Ids tokens, counts, wanted;
-    for (const size_t length : lengths) {
-      const size_t begin = decode ? length : 0, end = decode ? length + 1 : length;
-      tokens.insert(tokens.end(), prompt_.begin() + static_cast<ptrdiff_t>(begin),
-                    prompt_.begin() + static_cast<ptrdiff_t>(end));
-      counts.push_back(static_cast<int32_t>(end - begin));
-      wanted.push_back(static_cast<int32_t>(tokens.size()) - 1);
-    }
-    ASSERT_TRUE(cache->BeginStep(seqs, counts).ok());
-    const Rows batched = CopyRows(loaded.model->Forward({tokens, wanted}, *cache), loaded);
+  for (const char* text : {"qserve", "sage2-4b", "turbo tail=float"}) {
+    const AttentionRecipe recipe = *ParseRecipe(text, DType::kF32);
+    const std::vector<size_t> lengths = {149, 5, 64};
+    const auto cache = MakeCache(loaded, recipe, 3);
+    std::vector<SeqId> seqs;
     for (size_t i = 0; i < lengths.size(); ++i) {
-      const size_t length = lengths[i] + (decode ? 1 : 0);
-      const Ids own(prompt_.begin(), prompt_.begin() + static_cast<ptrdiff_t>(length));
-      const Rows alone = Logits(loaded, recipe, own, length);
-      EXPECT_TRUE(SameBytes({alone.back()}, {batched[i]})) << i << (decode ? ", decoding" : ", prompt");
-      EXPECT_FALSE(SameBytes({alone.front()}, {batched[i]})) << "the comparison sees no difference";
+      const auto seq = cache->Open();
+      ASSERT_TRUE(seq.ok());
+      seqs.push_back(*seq);
+    }
+    for (const bool decode : {false, true}) {
+      Ids tokens, counts, wanted;
+      for (const size_t length : lengths) {
+        const size_t begin = decode ? length : 0, end = decode ? length + 1 : length;
+        tokens.insert(tokens.end(), prompt_.begin() + static_cast<ptrdiff_t>(begin),
+                      prompt_.begin() + static_cast<ptrdiff_t>(end));
+        counts.push_back(static_cast<int32_t>(end - begin));
+        wanted.push_back(static_cast<int32_t>(tokens.size()) - 1);
+      }
+      ASSERT_TRUE(cache->BeginStep(seqs, counts).ok());
+      const Rows batched = CopyRows(loaded.model->Forward({tokens, wanted}, *cache), loaded);
+      for (size_t i = 0; i < lengths.size(); ++i) {
+        const size_t length = lengths[i] + (decode ? 1 : 0);
+        const Ids own(prompt_.begin(), prompt_.begin() + static_cast<ptrdiff_t>(length));
+        const Rows alone = Logits(loaded, recipe, own, length);
+        EXPECT_TRUE(SameBytes({alone.back()}, {batched[i]})) << i << (decode ? ", decoding" : ", prompt");
+        EXPECT_FALSE(SameBytes({alone.front()}, {batched[i]})) << "the comparison sees no difference";
+      }
     }
   }
 }

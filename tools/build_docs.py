@@ -39,7 +39,7 @@ def main():
             if not linked.exists():
                 print(f"{source.relative_to(ROOT)}: link to {link}, which is not there")
                 broken += 1
-            elif linked.suffix == ".svg":
+            elif linked.suffix in (".svg", ".html"):
                 copy = target.parent / link
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(linked, copy)

@@ -18,14 +18,15 @@ if [ ! -x "$nibble" ]; then
   exit 1
 fi
 mkdir -p "$work"
-rm -rf "$quantized" # of an earlier run
+rm -rf "$quantized" "$quantized.qoq-state" # of an earlier run
 
 bold='' plain=''
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$'\e[1m' plain=$'\e[0m'; fi
 title() { printf '\n%s%s%s\n' "$bold" "$1" "$plain"; }
 
 title "Quantize $model to W4A8 (4-bit weights in groups of 128, 8-bit activations)"
-"$nibble" quantize -m "$model" -o "$quantized" --weights w4a8-g128
+# A quarter of the usual calibration: most of the quality in a fraction of the time.
+"$nibble" quantize -m "$model" -o "$quantized" --weights w4a8-g128 --calibration-tokens 8192
 
 continue_prompt() { # continue_prompt TITLE FOLDER
   title "$1"

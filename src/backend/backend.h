@@ -9,8 +9,12 @@
 
 #include "base/result.h"
 #include "kernels/args.h"
+#include "quant/kv/plane_arena.h"
+#include "quant/kv/qaq_rules.h"
 #include "quant/weight/format.h"
 #include "recipe/attention_recipe.h"
+#include "recipe/plan.h"
+#include "recipe/side_layout.h"
 #include "tensor/tensor.h"
 
 namespace nibble {
@@ -37,27 +41,48 @@ struct LinearOut {
 
 // New tokens of one sequence that lie in one page. Built once a step by the cache, the same for every layer.
 struct KvSegment {
+  int32_t seq = 0;            // slot of the sequence, < max_seqs
   int32_t row = 0, rows = 0;  // rows of the step's activation matrix
   int32_t position = 0;       // of the first row
+  int32_t dense_rows = 0;     // the first rows attend to all they may see, whatever the selection
   int32_t raw_slot = 0;    // raw page that receives and holds these rows: >= 0 tail slot, < 0 scratch ~slot
   int32_t copy_from = -1;  // tail slot whose first position % page_tokens tokens are copied in, or -1
   int32_t seal_page = -1;  // page written when this segment completes its page, or -1
   int32_t table = 0, pages = 0;  // sealed pages before this one: page_table[table .. table + pages)
 };
 
+// Running state of QAQ, by sequence slot and KV head: what the bound of K needs to know of the queries.
+using QaqState = kv::NormHistogram;
+
+// Where QAQ keeps K or V of one layer, beside the records in the pool. All null for another codec.
+struct QaqStore {
+  std::byte *planes = nullptr, *cells = nullptr;  // [kv_heads, capacity, bytes of a plane or cell]
+  kv::ArenaState* arenas = nullptr;               // [kv_heads, 2]: planes, cells
+  std::byte* host = nullptr;                      // [pages, kv_heads, raw page] or null: source=host only
+  int64_t plane_capacity = 0, cell_capacity = 0;  // of a KV head
+  const kv::QaqParams* params = nullptr;
+};
+
 // What the cache shows to the ops of one layer. Addresses: page p of KV head h at k_pool + (p * kv_heads + h)
 // * k_page_bytes; tail slot s at k_tail + (s * kv_heads + h) * page_tokens * head_dim * SizeOf(raw), scratch
 // alike.
 struct KvView {
-  std::byte *k_pool = nullptr, *v_pool = nullptr;  // [pages, kv_heads, page_bytes]
+  std::byte *k_pool = nullptr, *v_pool = nullptr;  // [pages, kv_heads, CodecInfo::pool_bytes]
   std::byte *k_tail = nullptr, *v_tail = nullptr;  // [slots, kv_heads, page_tokens, head_dim] raw
   std::byte *k_scratch = nullptr,
             *v_scratch = nullptr;  // [scratch slots, kv_heads, page_tokens, head_dim] raw
+  std::byte* side_pool = nullptr;  // [pages, kv_heads, side.bytes] what the recipe keeps beside the pages
+  std::byte* side_tail = nullptr;  // [slots, kv_heads, side.bytes] of the open page, by KvSegment::seq
   std::span<const KvSegment> segments;
   std::span<const int32_t> page_table;
   int kv_heads = 0;
   kv::PageShape page{};
   kv::CodecId k_codec{}, v_codec{};
+  const AttentionRecipe* recipe = nullptr;  // of this layer, the plan applied
+  const LayerPlan* plan = nullptr;          // or null
+  SideLayout side{};
+  QaqStore k_qaq{}, v_qaq{};
+  QaqState* qaq_state = nullptr;  // [slots, kv_heads], by KvSegment::seq; null without QAQ
 };
 
 struct KvAppendArgs {
@@ -79,6 +104,17 @@ struct LogSumExpOut {
   int32_t* argmax;  // [rows]
 };
 
+// What K or V of requantized pages took, looked at whenever a page was completed: so an average over the run.
+enum class KvSide : uint8_t { kK, kV };
+struct KvUsage {
+  int64_t values = 0;      // seen, over all looks
+  int64_t bits = 0;        // of records, resident planes, outliers and statistics
+  int64_t paper_bits = 0;  // of the same by QAQ's formula: codes, exact outliers, 32 bits a token
+  int64_t narrowings = 0, widenings = 0;  // of pages
+  int64_t starved = 0;                    // widenings that found fewer planes than they wanted
+  int64_t host_bytes = 0;                 // moved from the full-precision copy
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -98,6 +134,9 @@ class Backend {
   // Sizes the work buffers that ops need, so that no op allocates: widest input k, rows a step, and heads.
   virtual Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) = 0;
 
+  // The same for rows that select tokens, in contexts of up to `tokens`.
+  virtual Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) = 0;
+
   virtual void Embed(std::span<const int32_t> tokens, const weight::PackedWeight& table, Tensor y) = 0;
   virtual void Norm(Tensor x, const float* weight, float eps,
                     Tensor y) = 0;  // over the last dimension; y may be x
@@ -108,7 +147,16 @@ class Backend {
   virtual void Glu(Tensor gate, Tensor up, Activation, Tensor y) = 0;
   virtual void KvAppend(const KvAppendArgs&) = 0;  // raw rows into slots, full pages through the codec
   virtual void Attention(const AttendArgs&) = 0;
+  // x = x * scale + shift, in place, of x [rows, heads, head_dim] with scale and shift [heads / repeat,
+  // head_dim]: `repeat` heads share a row. Null: 1, 0.
+  virtual void AffineHeads(Tensor x, const float* scale, const float* shift, int repeat) = 0;
   virtual void LogSumExp(Tensor logits, const LogSumExpOut&) = 0;
+
+  // Summed over all attention since the last call, which sets them to 0.
+  virtual AttentionCounters TakeCounters() = 0;
+
+  // Of all requantized pages since the backend was made.
+  virtual KvUsage Usage(KvSide side) const = 0;
 
   // Which kernel an op gets, for --explain.
   virtual std::string ExplainLinear(const weight::PackedWeight&, MatmulArith) const = 0;

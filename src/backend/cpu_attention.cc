@@ -2,25 +2,17 @@
 // Floor 5. CPU backend: the KV cache ops. Of one layer, first every segment is appended and sealed, then
 // every query attends; so a later segment of a step finds the pages that an earlier one filled.
 #include <cstring>
+#include <string>
+#include <vector>
 
 #include "backend/cpu_backend.h"
+#include "backend/cpu_kv_view.h"
+#include "backend/smoothing.h"
 #include "base/check.h"
 #include "quant/kv/registry.h"
 
 namespace nibble {
 namespace {
-
-size_t RawBytes(const KvView& kv, DType raw) {  // of one raw page of one KV head
-  return size_t(kv.page.tokens) * size_t(kv.page.head_dim) * size_t(SizeOf(raw));
-}
-
-// The raw page of a slot (>= 0: tail slot, < 0: scratch ~slot) and KV head.
-std::byte* RawPage(const KvView& kv, bool is_v, int32_t slot, int head, size_t bytes) {
-  std::byte* tail = is_v ? kv.v_tail : kv.k_tail;
-  std::byte* scratch = is_v ? kv.v_scratch : kv.k_scratch;
-  const int64_t index = slot >= 0 ? slot : ~slot;
-  return (slot >= 0 ? tail : scratch) + size_t(index * kv.kv_heads + head) * bytes;
-}
 
 void CheckSegments(const KvView& kv, int64_t rows, int kv_heads, int head_dim) {
   NIBBLE_CHECK(kv.kv_heads == kv_heads && kv.page.head_dim == head_dim, "KV view of another shape");
@@ -28,6 +20,24 @@ void CheckSegments(const KvView& kv, int64_t rows, int kv_heads, int head_dim) {
     NIBBLE_CHECK(s.rows > 0 && s.row >= 0 && s.row + s.rows <= rows, "segment outside the step's rows");
     NIBBLE_CHECK(s.position % kv.page.tokens + s.rows <= kv.page.tokens, "segment over two pages");
     NIBBLE_CHECK(size_t(s.table) + size_t(s.pages) <= kv.page_table.size(), "segment outside the page table");
+  }
+}
+
+// What the rows [begin, end) of a segment read when each is a decode step by itself.
+void CountDense(const AttendArgs& a, const KvSegment& s, int begin, int end, AttentionCounters& counters) {
+  const KvView& kv = a.kv;
+  const kv::CodecInfo &k = kv::Get(kv.k_codec), &v = kv::Get(kv.v_codec);
+  const int tokens = kv.page.tokens, dim = kv.page.head_dim;
+  for (int row = begin; row < end; ++row) {
+    const int64_t position = s.position + row, own = position / tokens * tokens;
+    const int64_t first = FirstSeen(position, a.window), seen = position - first + 1;
+    const int64_t pages = std::max<int64_t>(0, own / tokens - first / tokens);
+    const int64_t raw = position - std::max(own, first) + 1;
+    ++counters.rows;
+    counters.tokens_read += seen;
+    counters.scalars_read += (2 * seen + 2) * dim;
+    counters.bytes_read +=
+        pages * (k.page_bytes(kv.page) + v.page_bytes(kv.page)) + raw * dim * (SizeOf(k.raw) + SizeOf(v.raw));
   }
 }
 
@@ -65,14 +75,15 @@ void CpuBackend::AppendSegment(const KvAppendArgs& a, const KvSegment& s, int he
                      .first_token = s.position % kv.page.tokens,
                      .head_dim = kv.page.head_dim,
                      .raw_type = codec.raw});
-  if (s.seal_page < 0) return;
+  if (s.seal_page < 0 || codec.requantizes) return;  // AttendInWaves seals those
   std::byte* pool = is_v ? kv.v_pool : kv.k_pool;
   const int64_t index = int64_t{s.seal_page} * kv.kv_heads + head;
   kernels_.kv_seal({.raw = raw,
-                    .page = pool + index * codec.page_bytes(kv.page),
+                    .page = pool + index * codec.pool_bytes(kv.page),
                     .scratch = scratch,
                     .codec = codec.id,
                     .shape = kv.page});
+  if (!is_v && s.pages == 0 && NeedsKeyMean(kv)) WriteKeyMean(kv, s.seal_page, head, codec.raw, raw);
 }
 
 void CpuBackend::KvAppend(const KvAppendArgs& a) {
@@ -90,20 +101,42 @@ void CpuBackend::KvAppend(const KvAppendArgs& a) {
       AppendSegment(a, a.kv.segments[size_t(i / (2 * kv_heads))], i / 2 % kv_heads, i % 2 == 1,
                     scratch_[size_t(worker)].floats);
   });
+  SealRecords(a.kv);
+}
+
+// Adds the step's queries to the running sums of their sequences, in token order however the step was cut. A
+// sequence's segments follow each other.
+void CpuBackend::SumQueries(const AttendArgs& a) {
+  const KvView& kv = a.kv;
+  const int group = a.heads / kv.kv_heads;
+  NIBBLE_CHECK(kv.side.q_sum.bytes == group * kv.page.head_dim * 4,
+               "Attention: a side record of other heads");
+  ForBlocks(int64_t(kv.segments.size()) * kv.kv_heads, int64_t{group} * kv.page.head_dim,
+            [&](int begin, int end, int) {
+              for (int i = begin; i < end; ++i) {
+                const size_t first = size_t(i / kv.kv_heads);
+                if (first > 0 && kv.segments[first - 1].seq == kv.segments[first].seq) continue;
+                for (size_t j = first; j < kv.segments.size() && kv.segments[j].seq == kv.segments[first].seq;
+                     ++j)
+                  AddQueries(a, kv.segments[j], i % kv.kv_heads);
+              }
+            });
 }
 
 // Queries [row_begin, row_end) of a segment, query heads [first, first + group) of KV head `head`.
 void CpuBackend::AttendSegment(const AttendArgs& a, const KvSegment& s, int head, int row_begin, int row_end,
-                               int first, int group, const Scratch& scratch) {
+                               int first, int group, Scratch& scratch) {
   const KvView& kv = a.kv;
   const kv::CodecInfo &k = kv::Get(kv.k_codec), &v = kv::Get(kv.v_codec);
-  const int64_t k_bytes = k.page_bytes(kv.page), v_bytes = v.page_bytes(kv.page);
+  const int64_t k_bytes = k.pool_bytes(kv.page), v_bytes = v.pool_bytes(kv.page);
   const std::byte **k_pages = scratch.pages, **v_pages = scratch.pages + kMaxContextPages;
   for (int p = 0; p < s.pages; ++p) {
     const int64_t index = int64_t{kv.page_table[size_t(s.table + p)]} * kv.kv_heads + head;
     k_pages[p] = kv.k_pool + index * k_bytes;
     v_pages[p] = kv.v_pool + index * v_bytes;
   }
+  const Means means = MeansOf(kv, s, head, first, group, scratch.q_mean);
+  if (first == 0) CountDense(a, s, std::max(row_begin, s.dense_rows), row_end, scratch.counters);
   const int64_t row = s.row + row_begin;
   const int query_head = head * (a.heads / kv.kv_heads) + first;
   kernels_.attention({.q = a.q.as<const float>() + row * a.q.stride[0] + query_head * a.q.stride[1],
@@ -125,10 +158,19 @@ void CpuBackend::AttendSegment(const AttendArgs& a, const KvSegment& s, int head
                       .page = kv.page,
                       .k_codec = kv.k_codec,
                       .v_codec = kv.v_codec,
-                      .scale = a.scale});
+                      .scale = a.scale,
+                      .arithmetic = kv.recipe != nullptr ? kv.recipe->arithmetic : Arithmetic{},
+                      .k_mean = means.k,
+                      .q_mean = means.q,
+                      .counters = &scratch.counters});
 }
 
 void CpuBackend::Attention(const AttendArgs& a) {
+  if (a.kv.qaq_state != nullptr) return AttendInWaves(a);
+  AttendAll(a);
+}
+
+void CpuBackend::AttendAll(const AttendArgs& a) {
   const KvView& kv = a.kv;
   NIBBLE_CHECK(a.q.rank == 3 && a.q.dim == a.out.dim && a.q.dim[1] == a.heads, "Attention: q and out shapes");
   NIBBLE_CHECK(a.heads % kv.kv_heads == 0, "Attention: heads must be a multiple of kv_heads");
@@ -139,11 +181,19 @@ void CpuBackend::Attention(const AttendArgs& a) {
   NIBBLE_CHECK(group <= max_group_ && kv.page.head_dim <= max_head_dim_ && kv.page.tokens == kv::kPageTokens,
                "Attention: more than Reserve was told");
   for (const KvSegment& s : kv.segments) NIBBLE_CHECK(s.pages <= kMaxContextPages, "context too long");
+  if (NeedsQuerySums(kv)) SumQueries(a);
+  AttendDense(a);
+  AttendSelected(a);
+}
 
+void CpuBackend::AttendDense(const AttendArgs& a) {
+  const KvView& kv = a.kv;
+  const int group = a.heads / kv.kv_heads;
+  const auto is_dense = [&kv](const KvSegment& s) { return DenseRows(kv, s) > 0; };
+  if (std::none_of(kv.segments.begin(), kv.segments.end(), is_dense)) return;
   // One item a segment and KV head, so that a page is decoded once for all queries that share it. Only when
   // that leaves threads without work are the queries divided: by rows, then by query heads.
   const int64_t whole = int64_t(kv.segments.size()) * kv.kv_heads;
-  if (whole == 0) return;
   const int64_t wanted = pool_.threads() == 1 ? 1 : (2 * pool_.threads() + whole - 1) / whole;
   const int64_t rows_each = (a.q.dim[0] + int64_t(kv.segments.size()) - 1) / int64_t(kv.segments.size());
   constexpr int64_t kMinRows = 8;
@@ -154,8 +204,9 @@ void CpuBackend::Attention(const AttendArgs& a) {
     const int64_t unit = whole - 1 - item / parts;  // late segments see more pages: longest first
     const KvSegment& s = kv.segments[size_t(unit / kv.kv_heads)];
     const int64_t row_part = item % parts / head_parts, head_part = item % head_parts;
-    const int row_begin = static_cast<int>(s.rows * row_part / row_parts);
-    const int row_end = static_cast<int>(s.rows * (row_part + 1) / row_parts);
+    const int64_t rows = DenseRows(kv, s);
+    const int row_begin = static_cast<int>(rows * row_part / row_parts);
+    const int row_end = static_cast<int>(rows * (row_part + 1) / row_parts);
     const int first = static_cast<int>(group * head_part / head_parts);
     const int last = static_cast<int>(group * (head_part + 1) / head_parts);
     if (row_begin == row_end) return;
@@ -165,7 +216,24 @@ void CpuBackend::Attention(const AttendArgs& a) {
 }
 
 std::string CpuBackend::ExplainAttention(const AttentionRecipe& recipe) const {
-  return fmt::format("{}/{}", kernels_.isa, kernels_.attention_name(recipe.k, recipe.v));
+  const Arithmetic& a = recipe.arithmetic;
+  constexpr const char* kSmooth[] = {"not smoothed", "K smoothed", "Q and K smoothed"};
+  std::vector<std::string> sealed;
+  if (IsInteger(a.qk))
+    sealed.push_back(fmt::format("{} QK in integers by {}, {}",
+                                 a.qk == QkArith::kInt4Thread ? "INT4" : "INT8", kernels_.s8_dot_name,
+                                 kSmooth[size_t(a.smooth)]));
+  if (a.pv == PvArith::kInt8)
+    sealed.push_back(fmt::format("INT8 PV in integers by {}", kernels_.s8_dot_name));
+  if (a.pv == PvArith::kFp8) sealed.push_back("E4M3 PV in f32 with FP22 sums simulated");
+  if (a.pv == PvArith::kFp8F16) sealed.push_back("E4M3 PV in f32 with f16 sums simulated");
+  if (a.pv == PvArith::kF16) sealed.push_back("f16 PV in f32 with f16 sums simulated");
+  std::string text = fmt::format("{}/{}", kernels_.isa, kernels_.attention_name(recipe.k, recipe.v));
+  if (a.softmax != SoftmaxKind::kExact) text += "; softmax by SAS";
+  if (!sealed.empty()) text += fmt::format("; sealed pages: {}", fmt::join(sealed, ", "));
+  const std::string_view rows = SelectKernelName(recipe.select);
+  if (!rows.empty()) text += fmt::format("; decode rows {}/{}", kernels_.isa, rows);
+  return text;
 }
 
 }  // namespace nibble

@@ -39,6 +39,7 @@ CpuBackend::CpuBackend(const cpu::CpuKernels& kernels, int threads) : kernels_(k
 CpuBackend::~CpuBackend() {
   for (const Buffer& b : weights_) Free(b);
   Free(work_);
+  Free(select_work_);
 }
 
 DeviceInfo CpuBackend::Info() const {
@@ -81,10 +82,13 @@ Status CpuBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int
   const size_t xq = AlignUp(size_t(rows) * size_t(k)), scale = AlignUp(size_t(rows) * sizeof(float));
   const size_t sums = AlignUp(size_t(rows) * groups * sizeof(int32_t));
   const size_t tiles = AlignUp(size_t(floats) * sizeof(float));
-  const size_t pages = size_t{2} * kMaxContextPages * sizeof(void*);
-  NIBBLE_ASSIGN(Buffer work, Alloc(xq + scale + sums + threads * (tiles + pages)));
+  const size_t means = AlignUp(size_t(group) * size_t(dim) * sizeof(float));
+  const size_t pages = size_t{3} * kMaxContextPages * sizeof(void*);
+  const size_t scores = AlignUp((kMaxContextPages + 1) * sizeof(float*));
+  NIBBLE_ASSIGN(Buffer work, Alloc(xq + scale + sums + threads * (tiles + means + pages + scores)));
   Free(work_);
   work_ = work;
+  wave_.reserve(size_t(rows));
   max_rows_ = rows, max_k_ = k, max_group_ = group, max_head_dim_ = dim;
   std::byte* p = work.data;
   const auto take = [&p](size_t bytes) { return std::exchange(p, p + bytes); };
@@ -94,7 +98,9 @@ Status CpuBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int
   scratch_.resize(threads);
   for (Scratch& s : scratch_) {
     s.floats = reinterpret_cast<float*>(take(tiles));
+    s.q_mean = reinterpret_cast<float*>(take(means));
     s.pages = reinterpret_cast<const std::byte**>(take(pages));
+    s.scores = reinterpret_cast<float**>(take(scores));
   }
   return {};
 }
@@ -184,6 +190,36 @@ void CpuBackend::Glu(Tensor gate, Tensor up, Activation activation, Tensor y) {
                   .k = static_cast<int>(y.dim[1]),
                   .activation = activation});
   });
+}
+
+void CpuBackend::AffineHeads(Tensor x, const float* scale, const float* shift, int repeat) {
+  CheckRows(x, "AffineHeads: x");
+  NIBBLE_CHECK(x.rank == 3 && repeat > 0 && x.dim[1] % repeat == 0, "AffineHeads: x shape");
+  const int64_t dim = x.dim[2];
+  ForBlocks(x.dim[0], x.dim[1] * dim, [&](int begin, int end, int) {
+    for (int row = begin; row < end; ++row)
+      for (int64_t head = 0; head < x.dim[1]; ++head) {
+        float* y = x.as<float>() + row * x.stride[0] + head * x.stride[1];
+        const int64_t first = head / repeat * dim;
+        if (scale != nullptr)
+          for (int64_t d = 0; d < dim; ++d) y[d] *= scale[first + d];
+        if (shift != nullptr)
+          for (int64_t d = 0; d < dim; ++d) y[d] += shift[first + d];
+      }
+  });
+}
+
+AttentionCounters CpuBackend::TakeCounters() {
+  AttentionCounters sum{};
+  for (Scratch& s : scratch_) {
+    const AttentionCounters& c = s.counters;
+    sum.rows += c.rows, sum.tokens_read += c.tokens_read, sum.scalars_read += c.scalars_read;
+    sum.bytes_read += c.bytes_read, sum.dense_fallbacks += c.dense_fallbacks;
+    sum.sas_rows += c.sas_rows, sum.sas_dropped += c.sas_dropped, sum.sas_dropped_mass += c.sas_dropped_mass;
+    sum.tail_clamped += c.tail_clamped, sum.tail_values += c.tail_values;
+    s.counters = {};
+  }
+  return sum;
 }
 
 void CpuBackend::LogSumExp(Tensor logits, const LogSumExpOut& out) {

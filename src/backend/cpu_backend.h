@@ -25,6 +25,7 @@ class CpuBackend final : public Backend {
   void Sync() override {}
   Result<weight::PackedWeight> Pack(const weight::WeightView&, MatmulArith) override;
   Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) override;
+  Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) override;
 
   void Embed(std::span<const int32_t> tokens, const weight::PackedWeight& table, Tensor y) override;
   void Norm(Tensor x, const float* weight, float eps, Tensor y) override;
@@ -35,6 +36,9 @@ class CpuBackend final : public Backend {
   void KvAppend(const KvAppendArgs&) override;
   void Attention(const AttendArgs&) override;
   void LogSumExp(Tensor logits, const LogSumExpOut&) override;
+  void AffineHeads(Tensor x, const float* scale, const float* shift, int repeat) override;
+  AttentionCounters TakeCounters() override;
+  KvUsage Usage(KvSide side) const override;
 
   std::string ExplainLinear(const weight::PackedWeight&, MatmulArith) const override;
   std::string ExplainAttention(const AttentionRecipe&) const override;
@@ -55,7 +59,12 @@ class CpuBackend final : public Backend {
   // Work memory of one thread, inside Reserve's buffer.
   struct Scratch {
     float* floats;            // attention tiles, or one page of rows while sealing
-    const std::byte** pages;  // [2, kMaxContextPages] page addresses of one KV head: K, V
+    float* q_mean;            // [max_group, max_head_dim]
+    const std::byte** pages;  // [3, kMaxContextPages] addresses of one KV head: K and V pages, side records
+    float** scores;           // [kMaxContextPages + 1] of one KV head: H2O's weights
+    float* select;            // ReserveSelection's
+    AttentionCounters counters;
+    KvUsage usage[2];  // by KvSide
   };
   // 16 million tokens of context. Only the addresses that are used take memory.
   static constexpr int64_t kMaxContextPages = 1 << 18;
@@ -63,8 +72,21 @@ class CpuBackend final : public Backend {
   void QuantizeRows(const float* x, int64_t x_stride, int rows, int k);
   void CopyOpenRows(const KvView&);
   void AppendSegment(const KvAppendArgs&, const KvSegment&, int head, bool is_v, float* scratch);
+  void SumQueries(const AttendArgs&);
+  void AttendDense(const AttendArgs&);
   void AttendSegment(const AttendArgs&, const KvSegment&, int head, int row_begin, int row_end, int first,
-                     int group, const Scratch&);
+                     int group, Scratch&);
+
+  // Token selection: cpu_select.cc.
+  void SealRecords(const KvView&);
+  void AttendSelected(const AttendArgs&);
+  void AttendH2o(const AttendArgs&);
+  SelectRow MakeSelectRow(const AttendArgs&, const KvSegment&, int head, int row, Scratch&) const;
+  void AttendAll(const AttendArgs&);
+  // QAQ (cpu_qaq.cc): attention page by page of every sequence, requantizing after each.
+  void AttendInWaves(const AttendArgs&);
+  void GatherStatistics(const AttendArgs&);
+  void WeighRows(const AttendArgs&, const KvSegment&, int head, Scratch&);
 
   const cpu::CpuKernels& kernels_;
   ThreadPool pool_;
@@ -77,6 +99,9 @@ class CpuBackend final : public Backend {
   float* x_scale_ = nullptr;      // [max_rows]
   int32_t* group_sum_ = nullptr;  // [max_rows, ceil(max_k / 128)]
   std::vector<Scratch> scratch_;  // [threads]
+  Buffer select_work_;
+  int64_t max_select_floats_ = 0;  // of a thread
+  std::vector<KvSegment> wave_;    // AttendInWaves; room for every row of a step
 };
 
 }  // namespace nibble

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "cache/qaq_storage.h"
 #include "quant/kv/registry.h"
 
 namespace nibble {
@@ -15,7 +16,7 @@ using kv::kPageTokens;
 
 // Bytes of one KV head: of a sealed page, of a raw page.
 int64_t PageBytes(kv::CodecId codec, int head_dim) {
-  return kv::Get(codec).page_bytes({.head_dim = head_dim, .tokens = kPageTokens});
+  return kv::Get(codec).pool_bytes({.head_dim = head_dim, .tokens = kPageTokens});
 }
 int64_t RawBytes(kv::CodecId codec, int head_dim) {
   return int64_t{kPageTokens} * head_dim * SizeOf(kv::Get(codec).raw);
@@ -29,15 +30,22 @@ int64_t MaxScratchSlots(int64_t max_seqs, int64_t max_step_tokens) {
   return std::min(max_seqs, max_step_tokens / 2) + max_step_tokens / kPageTokens;
 }
 
+SideLayout SideOf(const KvShape& shape, int heads, const AttentionRecipe& recipe) {
+  return SideLayout::Of(recipe, {.head_dim = shape.head_dim, .tokens = kPageTokens},
+                        std::max(1, heads / shape.kv_heads));
+}
+
 class PagedKvCache final : public KvCache {
  public:
   PagedKvCache(Backend& backend, const KvCacheOptions& options);
   ~PagedKvCache() override;
   Status AllocPools();
+  Status AllocQaq();
 
   Result<SeqId> Open() override;
   void Close(SeqId) override;
   int64_t Length(SeqId seq) const override { return At(seq).length; }
+  void SetPrefill(SeqId seq, int64_t tokens) override { At(seq).prefill = tokens; }
   int64_t FreeTokens() const override { return int64_t(free_pages_.size()) * kPageTokens; }
   Status BeginStep(std::span<const SeqId> seqs, std::span<const int32_t> counts) override;
   KvView View(int layer) override;
@@ -49,6 +57,7 @@ class PagedKvCache final : public KvCache {
   struct Sequence {
     bool open = false;
     int64_t length = 0;
+    int64_t prefill = 0;  // positions below attend to everything
     int32_t newest_page = -1;
     int64_t step = 0;  // the last step it was part of
   };
@@ -73,6 +82,11 @@ class PagedKvCache final : public KvCache {
   const KvCacheOptions options_;
   const int64_t pages_;
   Side k_, v_;
+  QaqStorage k_qaq_, v_qaq_;
+  Buffer qaq_state_;  // [layers, max_seqs, kv_heads]
+  const SideLayout side_;
+  Buffer side_pool_, side_tail_;  // [layers, pages, kv_heads, record], [layers, max_seqs, kv_heads, record]
+  std::vector<AttentionRecipe> layer_recipes_;  // [layers]
   std::vector<Sequence> seqs_;
   std::vector<SeqId> free_seqs_;
   std::vector<int32_t> free_pages_;
@@ -90,9 +104,12 @@ PagedKvCache::PagedKvCache(Backend& backend, const KvCacheOptions& o)
     : backend_(backend),
       options_(o),
       pages_(PagesFor(o.max_tokens)),
+      side_(SideOf(o.shape, o.heads, o.recipe)),
       scratch_slots_(MaxScratchSlots(o.max_seqs, o.max_step_tokens)) {
   k_ = {PageBytes(o.recipe.k, o.shape.head_dim), RawBytes(o.recipe.k, o.shape.head_dim), {}, {}, {}};
   v_ = {PageBytes(o.recipe.v, o.shape.head_dim), RawBytes(o.recipe.v, o.shape.head_dim), {}, {}, {}};
+  for (int i = 0; i < o.shape.layers; ++i)
+    layer_recipes_.push_back(o.plan != nullptr ? Apply(o.recipe, o.plan->layers[size_t(i)]) : o.recipe);
   seqs_.resize(size_t(o.max_seqs));
   for (SeqId s = o.max_seqs; s-- > 0;) free_seqs_.push_back(s);
   free_pages_.reserve(size_t(pages_));
@@ -115,12 +132,34 @@ Status PagedKvCache::AllocPools() {
     NIBBLE_RETURN_IF_ERROR(alloc(side->tail, shape.layers * options_.max_seqs * raw));
     NIBBLE_RETURN_IF_ERROR(alloc(side->scratch, scratch_slots_ * raw));
   }
+  const int64_t record = int64_t{shape.kv_heads} * side_.bytes;
+  NIBBLE_ASSIGN(side_pool_, backend_.Alloc(size_t(shape.layers * pages_ * record)));
+  NIBBLE_ASSIGN(side_tail_, backend_.Alloc(size_t(shape.layers * options_.max_seqs * record)));
+  return AllocQaq();
+}
+
+Status PagedKvCache::AllocQaq() {
+  const KvShape& shape = options_.shape;
+  const kv::PageShape page{.head_dim = shape.head_dim, .tokens = kPageTokens};
+  const bool k = kv::Get(options_.recipe.k).requantizes, v = kv::Get(options_.recipe.v).requantizes;
+  if (k)
+    NIBBLE_RETURN_IF_ERROR(
+        k_qaq_.Alloc(backend_, shape.layers, shape.kv_heads, pages_, page, options_.recipe.k_qaq));
+  if (v)
+    NIBBLE_RETURN_IF_ERROR(
+        v_qaq_.Alloc(backend_, shape.layers, shape.kv_heads, pages_, page, options_.recipe.v_qaq));
+  const auto heads = size_t(int64_t{shape.layers} * options_.max_seqs * shape.kv_heads);
+  if (k || v) {
+    NIBBLE_ASSIGN(qaq_state_, backend_.Alloc(heads * sizeof(QaqState)));
+  }
   return {};
 }
 
 PagedKvCache::~PagedKvCache() {
+  k_qaq_.Free(backend_), v_qaq_.Free(backend_), backend_.Free(qaq_state_);
   for (const Side* side : {&k_, &v_})
     for (const Buffer& b : {side->pool, side->tail, side->scratch}) backend_.Free(b);
+  backend_.Free(side_pool_), backend_.Free(side_tail_);
 }
 
 Result<SeqId> PagedKvCache::Open() {
@@ -178,7 +217,8 @@ void PagedKvCache::AddSegments(SeqId id, int32_t count) {
     const int32_t position = int32_t(seq.length), in_page = position % kPageTokens;
     const int32_t rows = int32_t(std::min<int64_t>(kPageTokens - in_page, end - position));
     const bool last = position + rows == end;
-    KvSegment s{.row = int32_t(positions_.size()), .rows = rows, .position = position};
+    KvSegment s{.seq = id, .row = int32_t(positions_.size()), .rows = rows, .position = position};
+    s.dense_rows = int32_t(std::clamp<int64_t>(seq.prefill - position, 0, rows));
     NIBBLE_CHECK(segments_.size() < segments_.capacity() && (last || scratch_used_ < scratch_slots_),
                  "BeginStep: more segments than a step can have");
     // Only the last segment may stay in the tail slot. An earlier one ends its page, and the tail slot is
@@ -222,24 +262,53 @@ KvView PagedKvCache::View(int layer) {
           .v_tail = tail(v_),
           .k_scratch = k_.scratch.data,
           .v_scratch = v_.scratch.data,
+          .side_pool = side_pool_.data + layer * pages_ * shape.kv_heads * side_.bytes,
+          .side_tail = side_tail_.data + int64_t{layer} * options_.max_seqs * shape.kv_heads * side_.bytes,
           .segments = segments_,
           .page_table = page_table_,
           .kv_heads = shape.kv_heads,
           .page = {.head_dim = shape.head_dim, .tokens = kPageTokens},
           .k_codec = options_.recipe.k,
-          .v_codec = options_.recipe.v};
+          .v_codec = options_.recipe.v,
+          .recipe = &layer_recipes_[size_t(layer)],
+          .plan = options_.plan != nullptr ? &options_.plan->layers[size_t(layer)] : nullptr,
+          .side = side_,
+          .k_qaq = k_qaq_.View(layer),
+          .v_qaq = v_qaq_.View(layer),
+          .qaq_state = qaq_state_.data == nullptr ? nullptr
+                                                  : reinterpret_cast<QaqState*>(qaq_state_.data) +
+                                                        int64_t{layer} * options_.max_seqs * shape.kv_heads};
+}
+
+// Sealed bytes of a KV head and page, K or V.
+QaqPageBytes SealedBytes(kv::CodecId codec, const kv::QaqParams& params, int head_dim) {
+  if (kv::Get(codec).requantizes) return PlanQaqPage({.head_dim = head_dim, .tokens = kPageTokens}, params);
+  return {PageBytes(codec, head_dim), PageBytes(codec, head_dim)};
 }
 
 }  // namespace
 
-KvSizes PlanKv(const KvShape& shape, const AttentionRecipe& recipe, int max_seqs, int64_t max_tokens) {
-  const int64_t page = PageBytes(recipe.k, shape.head_dim) + PageBytes(recipe.v, shape.head_dim);
-  const int64_t raw = RawBytes(recipe.k, shape.head_dim) + RawBytes(recipe.v, shape.head_dim);
-  const int64_t heads = int64_t{shape.layers} * shape.kv_heads;
-  return {.bits_per_value = 8.0 * double(page) / (2.0 * kPageTokens * shape.head_dim),
-          .bytes_per_token = (heads * page + kPageTokens - 1) / kPageTokens,
-          .tail_bytes_per_seq = heads * raw,
-          .pool_bytes = heads * (page * PagesFor(max_tokens) + raw * max_seqs)};
+KvSizes PlanKv(const KvShape& shape, int heads, const AttentionRecipe& recipe, int max_seqs,
+               int64_t max_tokens) {
+  const int64_t side = SideOf(shape, heads, recipe).bytes, dim = shape.head_dim;
+  const QaqPageBytes k = SealedBytes(recipe.k, recipe.k_qaq, shape.head_dim);
+  const QaqPageBytes v = SealedBytes(recipe.v, recipe.v_qaq, shape.head_dim);
+  const int64_t most = k.most + v.most + side, least = k.least + v.least + side;
+  int64_t raw = RawBytes(recipe.k, shape.head_dim) + RawBytes(recipe.v, shape.head_dim) + side;
+  const bool k_qaq = kv::Get(recipe.k).requantizes, v_qaq = kv::Get(recipe.v).requantizes;
+  if (k_qaq || v_qaq) raw += int64_t{sizeof(QaqState)};
+  int64_t host = 0;  // of a page
+  if (k_qaq && recipe.k_qaq.source == kv::QaqSource::kHost) host += RawBytes(recipe.k, shape.head_dim);
+  if (v_qaq && recipe.v_qaq.source == kv::QaqSource::kHost) host += RawBytes(recipe.v, shape.head_dim);
+  const int64_t all_heads = int64_t{shape.layers} * shape.kv_heads;
+  const auto bits = [&](int64_t bytes) { return 8.0 * double(bytes) / (2.0 * kPageTokens * double(dim)); };
+  return {.bits_per_value = bits(most),
+          .least_bits_per_value = bits(least),
+          .k_bits = bits(2 * k.most),
+          .v_bits = bits(2 * v.most),
+          .bytes_per_token = (all_heads * most + kPageTokens - 1) / kPageTokens,
+          .tail_bytes_per_seq = all_heads * raw,
+          .pool_bytes = all_heads * ((most + host) * PagesFor(max_tokens) + raw * max_seqs)};
 }
 
 Result<std::unique_ptr<KvCache>> KvCache::Make(Backend& backend, const KvCacheOptions& o) {
@@ -252,6 +321,10 @@ Result<std::unique_ptr<KvCache>> KvCache::Make(Backend& backend, const KvCacheOp
                  o.max_seqs, o.max_step_tokens, o.max_tokens, INT32_MAX);
   auto cache = std::make_unique<PagedKvCache>(backend, o);
   NIBBLE_RETURN_IF_ERROR(cache->AllocPools());
+  if (o.recipe.select.kind != SelectKind::kAll)  // one sequence may have every page, and its open one
+    NIBBLE_RETURN_IF_ERROR(backend.ReserveSelection((PagesFor(o.max_tokens) + 1) * kPageTokens,
+                                                    std::max(o.heads, o.shape.kv_heads), o.shape.kv_heads,
+                                                    o.shape.head_dim));
   return std::unique_ptr<KvCache>(std::move(cache));
 }
 

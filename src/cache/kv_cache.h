@@ -21,21 +21,26 @@ struct KvShape {
 
 struct KvCacheOptions {
   KvShape shape{};
+  int heads = 0;  // query heads; 0: as many as KV heads
   AttentionRecipe recipe;
+  const Plan* plan = nullptr;  // or null; must outlive the cache
   int max_seqs = 1;
   int max_step_tokens = 512;  // rows of one step
   int64_t max_tokens = 0;     // over all sequences together, rounded up to pages
 };
 
-// Counted honestly: codec pages with their metadata. bits_per_value = 8 * page bytes / (2 * tokens *
-// head_dim), K and V averaged.
+// Counted honestly: codec pages with their metadata and side records. bits_per_value = 8 * page bytes / (2 *
+// tokens * head_dim), K and V averaged.
 struct KvSizes {
   double bits_per_value;
-  int64_t bytes_per_token;     // all layers, sealed pages
-  int64_t tail_bytes_per_seq;  // all layers, raw open page
-  int64_t pool_bytes;          // all layers, sealed pages for max_tokens and open pages for max_seqs
+  double least_bits_per_value;   // less than the above where a codec chooses bits as it runs (QAQ)
+  double k_bits, v_bits;         // of K and of V alone, without side records
+  int64_t bytes_per_token;       // all layers, sealed pages
+  int64_t tail_bytes_per_seq;    // all layers, raw open page
+  int64_t pool_bytes;            // all layers, sealed pages for max_tokens and open pages for max_seqs
+  KvUsage k_usage{}, v_usage{};  // Engine::kv_sizes: what a codec that requantizes did so far
 };
-KvSizes PlanKv(const KvShape&, const AttentionRecipe&, int max_seqs, int64_t max_tokens);
+KvSizes PlanKv(const KvShape&, int heads, const AttentionRecipe&, int max_seqs, int64_t max_tokens);
 
 class KvCache {
  public:
@@ -44,6 +49,9 @@ class KvCache {
   virtual Result<SeqId> Open() = 0;  // kOutOfMemory when max_seqs are open
   virtual void Close(SeqId) = 0;
   virtual int64_t Length(SeqId) const = 0;
+  // The first `tokens` positions of the sequence attend to all they may see; token selection concerns later
+  // ones only. 0 after Open: a scored text is treated as decoded throughout.
+  virtual void SetPrefill(SeqId, int64_t tokens) = 0;
   // Tokens for which sealed pages are free. Open pages hold up to 63 more a sequence, so this many tokens fit
   // however they are divided.
   virtual int64_t FreeTokens() const = 0;

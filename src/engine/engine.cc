@@ -2,8 +2,14 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
+#include <optional>
 
 #include "engine/generation.h"
+#include "io/fingerprint.h"
+#include "io/weights.h"
+#include "model/plan_file.h"
+#include "recipe/grammar.h"
 
 namespace nibble {
 namespace {
@@ -20,23 +26,26 @@ class EngineImpl final : public Engine {
       : options_(std::move(options)), recipe_(recipe), backend_(std::move(backend)) {}
 
   Status Init();
+  Status CheckShapes(const ModelConfig& config) const;
   Result<std::vector<Completion>> Generate(std::span<const Request> requests,
                                            const std::atomic<bool>* cancel) override {
-    return RunGeneration({*model_, *tokenizer_, *backend_, recipe_, options_}, requests, cancel);
+    return RunGeneration({*model_, *tokenizer_, *backend_, recipe_, options_, plan_ ? &*plan_ : nullptr},
+                         requests, cancel);
   }
-  Status Score(std::span<const int32_t> tokens,
-               const std::function<Status(int64_t first, Tensor logits)>& on_logits) override;
+  using Engine::Score;
+  Status Score(std::span<const int32_t> tokens, int64_t prefill_tokens, const OnLogits& on_logits) override;
+
+  void Observe(Observer* observer) override { model_->Observe(observer); }
 
   const ModelConfig& config() const override { return model_->config(); }
   const Tokenizer& tokenizer() const override { return *tokenizer_; }
   const AttentionRecipe& recipe() const override { return recipe_; }
   Backend& backend() override { return *backend_; }
+  RowReads TakeReads() override { return PerRow(backend_->TakeCounters(), config()); }
   size_t weight_bytes() const override { return model_->weight_bytes(); }
-  KvSizes kv_sizes() const override {
-    return PlanKv(Shape(), recipe_, options_.max_seqs, model_->config().max_position);
-  }
+  KvSizes kv_sizes() const override;
   std::vector<std::string> Explain() const override;
-  std::vector<std::string> Notes() const override { return model_->config().notes; }
+  std::vector<std::string> Notes() const override;
 
  private:
   KvShape Shape() const {
@@ -46,6 +55,7 @@ class EngineImpl final : public Engine {
 
   EngineOptions options_;
   AttentionRecipe recipe_;
+  std::optional<Plan> plan_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Tokenizer> tokenizer_;
@@ -54,8 +64,15 @@ class EngineImpl final : public Engine {
 Status EngineImpl::Init() {
   // The config is read first for the vocabulary, which bounds the logit buffer.
   NIBBLE_ASSIGN(const ModelConfig config, ReadModelConfig(options_.model));
+  if (!options_.plan.empty()) {
+    NIBBLE_ASSIGN(const std::unique_ptr<io::Weights> weights, io::Weights::Open(options_.model));
+    NIBBLE_ASSIGN(const std::string fingerprint, io::Fingerprint(*weights));
+    NIBBLE_ASSIGN(plan_, ReadPlan(options_.plan, config, fingerprint));
+  }
+  NIBBLE_RETURN_IF_ERROR(CheckShapes(config));
   ModelOptions model{.arithmetic = options_.dtype,
-                     .max_step_rows = options_.prefill_chunk + options_.max_seqs};
+                     .max_step_rows = options_.prefill_chunk + options_.max_seqs,
+                     .plan = plan_ ? &*plan_ : nullptr};
   model.max_logit_rows = LogitRows(config.vocab, options_.max_seqs, model.max_step_rows);
   NIBBLE_ASSIGN(model_, Model::Load(options_.model, *backend_, model));
   NIBBLE_ASSIGN(tokenizer_, Tokenizer::Load(options_.model));
@@ -66,34 +83,80 @@ Status EngineImpl::Init() {
   return {};
 }
 
-Status EngineImpl::Score(std::span<const int32_t> tokens,
-                         const std::function<Status(int64_t first, Tensor logits)>& on_logits) {
+// What the recipe, and each layer's where a plan changes it, needs of the heads.
+Status EngineImpl::CheckShapes(const ModelConfig& config) const {
+  NIBBLE_RETURN_IF_ERROR(CheckHeadSize(recipe_, config.head_dim));
+  if (!plan_) return {};
+  for (const LayerPlan& layer : plan_->layers) {
+    const AttentionRecipe recipe = Apply(recipe_, layer);
+    NIBBLE_RETURN_IF_ERROR(recipe::CheckCombination(recipe, options_.dtype));
+    NIBBLE_RETURN_IF_ERROR(CheckHeadSize(recipe, config.head_dim));
+  }
+  return {};
+}
+
+Status EngineImpl::Score(std::span<const int32_t> tokens, int64_t prefill_tokens, const OnLogits& on_logits) {
   NIBBLE_RETURN_IF_ERROR(CheckPrompt(tokens, model_->config(), 0));
+  NIBBLE_CHECK(prefill_tokens >= 0 && prefill_tokens <= int64_t(tokens.size()), "prefill of a scored text");
   const int chunk = std::min(model_->max_logit_rows(), options_.prefill_chunk);
   NIBBLE_ASSIGN(std::unique_ptr<KvCache> cache,
                 KvCache::Make(*backend_, {.shape = Shape(),
+                                          .heads = config().heads,
                                           .recipe = recipe_,
+                                          .plan = plan_ ? &*plan_ : nullptr,
                                           .max_seqs = 1,
                                           .max_step_tokens = chunk,
                                           .max_tokens = static_cast<int64_t>(tokens.size())}));
   NIBBLE_ASSIGN(const SeqId seq, cache->Open());
+  cache->SetPrefill(seq, prefill_tokens);
+  const auto wanted = static_cast<size_t>(std::max<int64_t>(prefill_tokens - 1, 0));  // first with logits
   std::vector<int32_t> rows(static_cast<size_t>(chunk));
   for (int i = 0; i < chunk; ++i) rows[i] = i;
   for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(chunk)) {
     const auto part = tokens.subspan(first, std::min(tokens.size() - first, static_cast<size_t>(chunk)));
     const auto count = static_cast<int32_t>(part.size());
+    const size_t skip = std::min(wanted > first ? wanted - first : 0, part.size());
     NIBBLE_RETURN_IF_ERROR(cache->BeginStep({&seq, 1}, {&count, 1}));
-    const Tensor logits = model_->Forward({part, std::span(rows).first(part.size())}, *cache);
+    const auto logit_rows = std::span(rows).subspan(skip, part.size() - skip);
+    const Tensor logits = model_->Forward({part, logit_rows}, *cache);
     backend_->Sync();
-    NIBBLE_RETURN_IF_ERROR(on_logits(static_cast<int64_t>(first), logits));
+    if (!logit_rows.empty()) NIBBLE_RETURN_IF_ERROR(on_logits(static_cast<int64_t>(first + skip), logits));
   }
   cache->Close(seq);
   return {};
 }
 
+std::vector<std::string> EngineImpl::Notes() const {
+  std::vector<std::string> notes = model_->config().notes;
+  if (plan_ && plan_->recipe != ToString(recipe_))
+    notes.push_back(fmt::format("plan {} was made for another recipe: {}", options_.plan, plan_->recipe));
+  return notes;
+}
+
+KvSizes EngineImpl::kv_sizes() const {
+  KvSizes sizes = PlanKv(Shape(), config().heads, recipe_, options_.max_seqs, config().max_position);
+  const double most = sizes.bits_per_value;
+  sizes.k_usage = backend_->Usage(KvSide::kK), sizes.v_usage = backend_->Usage(KvSide::kV);
+  const auto use = [&sizes](const KvUsage& usage, double& bits) {
+    if (usage.values == 0) return;
+    const double used = double(usage.bits) / double(usage.values);
+    sizes.bits_per_value -= (bits - used) / 2;
+    bits = used;
+  };
+  use(sizes.k_usage, sizes.k_bits), use(sizes.v_usage, sizes.v_bits);
+  sizes.bytes_per_token = int64_t(std::ceil(double(sizes.bytes_per_token) * sizes.bits_per_value / most));
+  return sizes;
+}
+
 std::vector<std::string> EngineImpl::Explain() const {
   std::vector<std::string> lines{"device: " + backend_->Info().name, "recipe: " + ToString(recipe_),
                                  "attention: " + backend_->ExplainAttention(recipe_)};
+  if (plan_) lines.push_back(fmt::format("plan: {} (made for {})", options_.plan, plan_->recipe));
+  for (size_t i = 0; plan_ && i < plan_->layers.size(); ++i) {
+    const AttentionRecipe layer = Apply(recipe_, plan_->layers[i]);
+    if (layer != recipe_)
+      lines.push_back(fmt::format("layer {} attention: {}", i, backend_->ExplainAttention(layer)));
+  }
   for (std::string& line : model_->Explain()) lines.push_back(std::move(line));
   return lines;
 }

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/row_reads.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 #include "text/tokenizer.h"
@@ -20,6 +21,7 @@ namespace nibble {
 struct EngineOptions {
   std::string model = {};  // folder
   std::string recipe = "exact";
+  std::string plan = "";      // file that `nibble calibrate` wrote for this model; "": none
   DType dtype = DType::kF32;  // arithmetic of the exact path
   int threads = 0;            // 0: all available
   int max_seqs = 8;           // sequences in flight together
@@ -34,6 +36,9 @@ struct Request {
   std::vector<int32_t> prompt{};  // at least one token
   SamplingParams sampling{};
   int max_tokens = 128;  // new tokens
+  // Prompt tokens that attend to everything; those after them and all new ones go through the recipe's token
+  // selection. -1: the whole prompt.
+  int64_t prefill_tokens = -1;
   bool ignore_eos = false;
   std::vector<std::string> stop{};  // text that ends generation and is not returned
   int logits_top = 0;               // how many of the last prompt position's logits to return
@@ -59,16 +64,29 @@ class Engine {
   virtual Result<std::vector<Completion>> Generate(std::span<const Request>,
                                                    const std::atomic<bool>* cancel = nullptr) = 0;
 
-  // Feeds `tokens` as one sequence through the cache and hands over the logits of every position, a block of
-  // rows at a time: on_logits(first row, logits [rows, vocab] f32). Logits are valid during the call only.
-  virtual Status Score(std::span<const int32_t> tokens,
-                       const std::function<Status(int64_t first, Tensor logits)>& on_logits) = 0;
+  // Feeds `tokens` as one sequence through the cache and hands over logits, a block of rows at a time:
+  // on_logits(first position, logits [rows, vocab] f32). Logits are valid during the call only. The first
+  // `prefill_tokens` positions attend to everything and their logits are not computed, except those of the
+  // last one, which predicts the first of the rest; the rest go through the recipe's token selection.
+  using OnLogits = std::function<Status(int64_t first, Tensor logits)>;
+  virtual Status Score(std::span<const int32_t> tokens, int64_t prefill_tokens,
+                       const OnLogits& on_logits) = 0;
+  Status Score(std::span<const int32_t> tokens, const OnLogits& on_logits) {
+    return Score(tokens, /*prefill_tokens=*/0, on_logits);
+  }
+
+  // Shows the passes of later Score calls to `observer`, layer by layer; null ends that.
+  virtual void Observe(Observer* observer) = 0;
 
   virtual const ModelConfig& config() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;
   virtual const AttentionRecipe& recipe() const = 0;
   virtual Backend& backend() = 0;
+  // What attention read since the last call: of rows after the prefill, in Generate and Score alike.
+  virtual RowReads TakeReads() = 0;
   virtual size_t weight_bytes() const = 0;
+  // Under a recipe that requantizes (QAQ) the bits a value are what the calls so far used on average; before
+  // the first page is complete, the most there can be.
   virtual KvSizes kv_sizes() const = 0;
   virtual std::vector<std::string> Explain() const = 0;  // device, recipe, kernels: one line each
   virtual std::vector<std::string> Notes() const = 0;    // warnings from reading the folder

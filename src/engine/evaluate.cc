@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 
 #include "base/thread_pool.h"
 
@@ -39,15 +38,15 @@ double Mean(std::span<const double> values) {
 // Runs the windows through the engines and keeps the figures of every scored row.
 class Scorer {
  public:
-  Scorer(Engine& model, Engine* reference, const EvaluateOptions& options, int64_t total_rows)
+  Scorer(Engine& model, ReferenceLogits* reference, const EvaluateOptions& options, int64_t total_rows)
       : model_(model),
         reference_(reference),
         options_(options),
         total_rows_(total_rows),
         pool_(options.threads > 0 ? options.threads : AvailableCpus()) {}
 
-  // Appends the rows of one window, or nothing when it fails.
-  Status ScoreWindow(std::span<const int32_t> tokens);
+  // Appends the rows of window `index`, or nothing when it fails.
+  Status ScoreWindow(size_t index, std::span<const int32_t> tokens);
 
   std::vector<double> nll, reference_nll, kld, delta_p_squared, same_top;
 
@@ -59,42 +58,17 @@ class Scorer {
       return Error(Code::kCancelled, "evaluation was cancelled");
     return {};
   }
-  std::span<const float> Host(Engine& engine, Tensor logits);
-  Status KeepReference(std::span<const int32_t> tokens);
   void ScoreBlock(std::span<const int32_t> tokens, int64_t first, std::span<const float> block);
 
   Engine& model_;
-  Engine* reference_;
+  ReferenceLogits* reference_;
   const EvaluateOptions& options_;
   int64_t total_rows_, done_rows_ = 0;
   ThreadPool pool_;
-  std::vector<float> staging_;           // a block of logits that lay on another device
-  std::vector<float> reference_logits_;  // [tokens, vocab] of the current window
-  size_t base_ = 0;                      // rows before the current window
+  std::vector<float> staging_;               // a block of logits that lay on another device
+  std::span<const float> reference_logits_;  // [tokens, vocab] of the current window
+  size_t base_ = 0;                          // rows before the current window
 };
-
-std::span<const float> Scorer::Host(Engine& engine, Tensor logits) {
-  NIBBLE_CHECK(logits.rank == 2 && logits.dtype == DType::kF32, "logits are [rows, vocab] f32");
-  NIBBLE_CHECK(logits.stride[0] == logits.dim[1] && logits.stride[1] == 1, "logits are dense");
-  const auto size = size_t(logits.numel());
-  if (logits.device == Device::kCpu) return {logits.as<const float>(), size};
-  staging_.resize(size);
-  engine.backend().Download(static_cast<const std::byte*>(logits.data), staging_.data(),
-                            size * sizeof(float));
-  engine.backend().Sync();
-  return staging_;
-}
-
-Status Scorer::KeepReference(std::span<const int32_t> tokens) {
-  const auto vocab = size_t(reference_->config().vocab);
-  reference_logits_.resize(tokens.size() * vocab);
-  return reference_->Score(tokens, [&](int64_t first, Tensor logits) -> Status {
-    const std::span<const float> block = Host(*reference_, logits);
-    NIBBLE_CHECK(size_t(first) * vocab + block.size() <= reference_logits_.size(), "rows beyond the window");
-    std::memcpy(reference_logits_.data() + size_t(first) * vocab, block.data(), block.size_bytes());
-    return Step(logits.dim[0]);
-  });
-}
 
 void Scorer::ScoreBlock(std::span<const int32_t> tokens, int64_t first, std::span<const float> block) {
   const auto vocab = size_t(model_.config().vocab);
@@ -110,8 +84,7 @@ void Scorer::ScoreBlock(std::span<const int32_t> tokens, int64_t first, std::spa
       nll[at] = ScoreRow(logits, target).nll;
       return;
     }
-    const std::span<const float> reference(reference_logits_.data() + position * vocab, vocab);
-    const RowComparison c = CompareRows(logits, reference, target);
+    const RowComparison c = CompareRows(logits, reference_logits_.subspan(position * vocab, vocab), target);
     nll[at] = c.nll;
     reference_nll[at] = c.reference_nll;
     kld[at] = c.kld;
@@ -120,15 +93,18 @@ void Scorer::ScoreBlock(std::span<const int32_t> tokens, int64_t first, std::spa
   });
 }
 
-Status Scorer::ScoreWindow(std::span<const int32_t> tokens) {
+Status Scorer::ScoreWindow(size_t index, std::span<const int32_t> tokens) {
   const size_t rows = tokens.size() - 1;
   base_ = nll.size();
-  if (reference_ != nullptr) NIBBLE_RETURN_IF_ERROR(KeepReference(tokens));
+  if (reference_ != nullptr) {
+    NIBBLE_ASSIGN(reference_logits_,
+                  reference_->Window(index, tokens, [this](int64_t done) { return Step(done); }));
+  }
   nll.resize(base_ + rows);
   if (reference_ != nullptr)
     for (auto* v : {&reference_nll, &kld, &delta_p_squared, &same_top}) v->resize(base_ + rows);
   Status status = model_.Score(tokens, [&](int64_t first, Tensor logits) -> Status {
-    ScoreBlock(tokens, first, Host(model_, logits));
+    ScoreBlock(tokens, first, HostLogits(model_, logits, &staging_));
     return Step(logits.dim[0]);
   });
   for (size_t i = base_; status.ok() && i < nll.size(); ++i)
@@ -215,12 +191,11 @@ Distribution Summarize(std::span<const double> values) {
   return {Mean(values), quantile(0.5), quantile(0.99), quantile(0.999), sorted.back()};
 }
 
-std::vector<std::vector<int32_t>> CutWindows(std::span<const int32_t> ids, int32_t bos, int window,
-                                             int max_windows) {
+Windows CutWindows(std::span<const int32_t> ids, int32_t bos, int window, int max_windows) {
   NIBBLE_CHECK(window >= 2, "a window has two tokens or more");
   const size_t piece = bos < 0 ? size_t(window) : size_t(window) - 1;
   const size_t count = ids.size() < piece ? 1 : ids.size() / piece;
-  std::vector<std::vector<int32_t>> windows;
+  Windows windows;
   for (size_t i = 0; i < std::min(count, size_t(max_windows)); ++i) {
     const std::span<const int32_t> text = ids.subspan(i * piece, std::min(piece, ids.size()));
     std::vector<int32_t>& tokens = windows.emplace_back();
@@ -230,25 +205,30 @@ std::vector<std::vector<int32_t>> CutWindows(std::span<const int32_t> ids, int32
   return windows;
 }
 
-Result<EvaluateReport> Evaluate(Engine& model, Engine* reference, std::string_view text,
-                                const EvaluateOptions& options) {
-  const auto start = std::chrono::steady_clock::now();
-  for (const Engine* engine : {static_cast<const Engine*>(&model), static_cast<const Engine*>(reference)})
+Result<Windows> CutText(const Engine& model, const Engine* reference, std::string_view text,
+                        const EvaluateOptions& options) {
+  for (const Engine* engine : {&model, reference})
     if (engine != nullptr && options.window > engine->config().max_position)
       return Error(Code::kInvalidArgument, "a window of {} tokens exceeds the model's context of {}",
                    options.window, engine->config().max_position);
   NIBBLE_ASSIGN(const std::vector<int32_t> ids, Tokenize(model, reference, text));
-  const int32_t bos = model.config().bos_token;
-  const auto windows = CutWindows(ids, bos, options.window, options.max_windows);
+  Windows windows = CutWindows(ids, model.config().bos_token, options.window, options.max_windows);
   if (windows[0].size() < 2)
     return Error(Code::kInvalidArgument, "the text has {} tokens: nothing to score", ids.size());
+  return windows;
+}
+
+Result<EvaluateReport> EvaluateWindows(Engine& model, ReferenceLogits* reference, const Windows& windows,
+                                       const EvaluateOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
   int64_t total_rows = 0;
-  for (const auto& tokens : windows) total_rows += int64_t(tokens.size()) * (reference != nullptr ? 2 : 1);
+  for (size_t i = 0; i < windows.size(); ++i)
+    total_rows += int64_t(windows[i].size()) * (reference != nullptr && !reference->Kept(i) ? 2 : 1);
 
   Scorer scorer(model, reference, options, total_rows);
   int done = 0;
   for (const auto& tokens : windows) {
-    const Status status = scorer.ScoreWindow(tokens);
+    const Status status = scorer.ScoreWindow(size_t(done), tokens);
     if (status.code() == Code::kCancelled && done > 0) break;
     NIBBLE_RETURN_IF_ERROR(status);
     ++done;
@@ -258,6 +238,14 @@ Result<EvaluateReport> Evaluate(Engine& model, Engine* reference, std::string_vi
   report.cancelled = size_t(done) < windows.size();
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
+}
+
+Result<EvaluateReport> Evaluate(Engine& model, Engine* reference, std::string_view text,
+                                const EvaluateOptions& options) {
+  NIBBLE_ASSIGN(const Windows windows, CutText(model, reference, text, options));
+  if (reference == nullptr) return EvaluateWindows(model, nullptr, windows, options);
+  ReferenceLogits logits(*reference, /*keep_bytes=*/0);
+  return EvaluateWindows(model, &logits, windows, options);
 }
 
 }  // namespace nibble

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "engine/reference_logits.h"
 
 namespace nibble {
 
@@ -42,8 +43,8 @@ struct Distribution {
 Distribution Summarize(std::span<const double> values);  // REQUIRES at least one value
 
 // The token sequences to feed, at most max_windows. `bos` < 0: none is put in front. REQUIRES window >= 2.
-std::vector<std::vector<int32_t>> CutWindows(std::span<const int32_t> ids, int32_t bos, int window,
-                                             int max_windows);
+using Windows = std::vector<std::vector<int32_t>>;
+Windows CutWindows(std::span<const int32_t> ids, int32_t bos, int window, int max_windows);
 
 struct EvaluateOptions {
   int window = 2048;
@@ -70,11 +71,18 @@ struct EvaluateReport {
   bool cancelled = false;
 };
 
-// Scores `text` window by window, with `reference` (may be null) in lock step: memory beyond the engines is
-// one window of the reference's logits, window * vocab * 4 bytes. The result does not depend on `threads`.
-// kInvalidArgument when the text has fewer than two tokens, the window exceeds the context, or the two
-// engines tokenize the text differently; kCorrupt when logits are not numbers; kCancelled before the first
-// window.
+// The windows of a text. kInvalidArgument when the text has fewer than two tokens, the window exceeds a
+// context, or the two engines tokenize the text differently.
+Result<Windows> CutText(const Engine& model, const Engine* reference, std::string_view text,
+                        const EvaluateOptions&);
+
+// Scores the windows one after the other; `reference` (may be null) computes what it has not kept. The result
+// does not depend on `threads`. kCorrupt when logits are not numbers; kCancelled before the first window.
+Result<EvaluateReport> EvaluateWindows(Engine& model, ReferenceLogits* reference, const Windows& windows,
+                                       const EvaluateOptions&);
+
+// Both in one, `reference` (may be null) in lock step: memory beyond the engines is one window of the
+// reference's logits, window * vocab * 4 bytes.
 Result<EvaluateReport> Evaluate(Engine& model, Engine* reference, std::string_view text,
                                 const EvaluateOptions&);
 

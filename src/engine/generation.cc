@@ -83,7 +83,9 @@ Status Generation::Init() {
   const ModelConfig& m = c_.model.config();
   const int step_tokens = c_.options.prefill_chunk + seqs;
   NIBBLE_ASSIGN(cache_, KvCache::Make(c_.backend, {.shape = {m.layers, m.kv_heads, m.head_dim},
+                                                   .heads = m.heads,
                                                    .recipe = c_.recipe,
+                                                   .plan = c_.plan,
                                                    .max_seqs = seqs,
                                                    .max_step_tokens = step_tokens,
                                                    .max_tokens = free_pages_ * kv::kPageTokens}));
@@ -104,6 +106,7 @@ Status Generation::Admit() {
     if (PagesOf(r) > free_pages_) break;  // in order: a small request does not overtake
     free_pages_ -= PagesOf(r);
     NIBBLE_ASSIGN(const SeqId seq, cache_->Open());
+    cache_->SetPrefill(seq, r.prefill_tokens < 0 ? int64_t(r.prompt.size()) : r.prefill_tokens);
     slot.emplace(Running{.request = &r,
                          .completion = &completions_[next_],
                          .seq = seq,

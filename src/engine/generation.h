@@ -17,6 +17,7 @@ struct GenerationContext {
   Backend& backend;
   const AttentionRecipe& recipe;
   const EngineOptions& options;
+  const Plan* plan;  // or null
 };
 
 // kInvalidArgument when the prompt is empty, an id lies outside the vocabulary, or prompt + new tokens exceed

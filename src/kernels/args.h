@@ -8,6 +8,8 @@
 
 #include "quant/kv/codec.h"
 #include "quant/weight/format.h"
+#include "recipe/arithmetic.h"
+#include "recipe/selection.h"
 
 namespace nibble {
 
@@ -99,10 +101,25 @@ struct KvSealArgs {      // a full raw page becomes a codec page
   kv::PageShape shape;
 };
 
+// What approximations did, as integers, so that sums do not depend on the order of threads. What was read is
+// counted for decode rows only (not for prefill), a KV head at a time, each row as if it were alone.
+struct AttentionCounters {
+  int64_t rows;              // decode rows, once a KV head
+  int64_t tokens_read;       // K rows read, which is V rows read
+  int64_t scalars_read;      // the transfer model of SparQ's appendix: reads, and writes of K, V and the mean
+  int64_t bytes_read;        // of the cache, with metadata and side records
+  int64_t sas_rows;          // rows of scores that SAS weighed, once a query head
+  int64_t sas_dropped;       // weights below SAS's threshold
+  int64_t sas_dropped_mass;  // their share of the row's weights, in 2^-32, summed over rows
+  int64_t tail_clamped;      // values clamped in the INT8 open page
+  int64_t tail_values;       // values written there
+  int64_t dense_fallbacks;   // rows that a selection sent to dense attention
+};
+
 // Attention of the queries of one sequence that lie in one page, for one KV head. Query row i stands at
 // position `position + i` and sees the sealed pages (through the codec) and raw tokens 0 .. (position + i) %
 // page_tokens. Tiles (pages in list order, then the raw page) are visited in order with an online softmax, so
-// the result of a row does not depend on `rows`.
+// the result of a row does not depend on `rows`. `arithmetic` concerns sealed pages; the raw page is f32.
 struct AttentionArgs {
   const float* q;                   // [rows, group, head_dim], row stride q_stride
   float* out;                       // [rows, group, head_dim], row stride out_stride
@@ -119,13 +136,91 @@ struct AttentionArgs {
   kv::PageShape page;
   kv::CodecId k_codec, v_codec;
   float scale;
+  Arithmetic arithmetic;
+  const float* k_mean;          // [head_dim] taken off K of sealed pages, q . k_mean added back; null: none
+  const float* q_mean;          // [group, head_dim] taken off q, its product with K added back; null: none
+  AttentionCounters* counters;  // of the calling thread, or null
 };
 
-// K tile, V tile, scores, accumulators and per-row softmax state for one call.
+// K tile, V tile, scores, accumulators and per-row softmax state for one call; then what sealed pages become
+// in integer arithmetic: codes of K, V, q and P, their scales, and scores of the mean query.
 constexpr int64_t AttentionScratchFloats(int rows, int group, kv::PageShape page) {
-  return int64_t{2} * page.tokens * page.head_dim +
-         int64_t{rows} * group * (page.tokens + page.head_dim + 32) + 256;
+  const int64_t entries = int64_t{rows} * group;
+  return int64_t{2} * page.tokens * page.head_dim + entries * (page.tokens + page.head_dim + 32) + 256 +
+         page.tokens * (int64_t{page.head_dim} + 16) / 2 + entries * (page.head_dim + page.tokens) / 4 +
+         int64_t{group + 1} * page.tokens + 2 * page.head_dim + 256;
 }
+
+// Bytes of the cache that reading a token takes: its own in a sealed page, what all tokens of a page need and
+// is read once a page, and its raw row in the open page.
+struct TokenBytes {
+  int64_t token, shared, raw;
+};
+
+// A query row that selects the tokens it reads, for one KV head. It sees positions `first` .. `position`:
+// those of sealed pages through the codec, those of its own page raw. All arithmetic is f32.
+struct SelectRow {
+  const float* q;                   // [group, head_dim]
+  float* out;                       // [group, head_dim]
+  const std::byte* const* k_pages;  // [position / page.tokens] of this KV head
+  const std::byte* const* v_pages;  // the same
+  const std::byte* const* records;  // the same: side records, or null
+  const std::byte* k_raw;           // [page_tokens, head_dim] of the K codec's raw type
+  const std::byte* v_raw;           // [page_tokens, head_dim] of the V codec's raw type
+  float* scratch;                   // SelectScratchFloats(...) floats, 64-byte aligned
+  int64_t first, position;
+  int group;
+  kv::PageShape page;
+  kv::CodecId k_codec, v_codec;
+  TokenBytes k_bytes, v_bytes;
+  float scale;
+  AttentionCounters* counters;  // of the calling thread
+};
+
+struct WindowArgs {
+  SelectRow row;
+  WindowParams window;
+};
+
+struct SparqArgs {
+  SelectRow row;
+  SparqParams sparq;
+  int v_sum, k_copy;  // offsets in a side record: recipe/side_layout.h
+};
+
+// Rows of a sequence come one after the other, each once.
+struct H2oArgs {
+  SelectRow row;
+  H2oParams h2o;
+  // [position / page.tokens + 1] x [page.tokens]: the weight a token has received, negative when it is
+  // evicted. The row sets the entry of its own position.
+  float* const* scores;
+  bool prefill;  // reads and weighs all it sees, evicts nothing and leaves `out` alone
+};
+
+// Work memory of a selecting row that sees `tokens` tokens. Only what a row needs is touched.
+constexpr int64_t SelectScratchFloats(int64_t tokens, int group, kv::PageShape page) {
+  const int64_t capacity = (tokens + 2 * page.tokens - 1) / page.tokens * page.tokens;
+  return capacity * (2 * group + 4) + int64_t{page.head_dim} * (page.tokens + 2 * group + 8) + 4096;
+}
+
+struct KeyCopyArgs {     // the d-major copy of a page's keys, which ranks tokens
+  const std::byte* raw;  // [page_tokens, head_dim] of raw_type
+  std::byte* copy;       // [head_dim, page_tokens] in `format`, then f16 scales [head_dim, page_tokens / 32]
+  float* scratch;        // [page_tokens, head_dim]
+  DType raw_type;
+  KeyCopy format;
+  kv::PageShape shape;
+};
+
+struct ValueSumArgs {     // sum = before + the rows of a sealed page, in token order
+  const std::byte* page;  // of `codec`
+  const float* before;    // [head_dim], or null for zeros
+  float* sum;             // [head_dim]
+  float* scratch;         // [page_tokens, head_dim]
+  kv::CodecId codec;
+  kv::PageShape shape;
+};
 
 struct LogSumExpArgs {  // per row: max, log(sum(exp(x)))
   const float* x;       // [rows, k]

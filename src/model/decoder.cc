@@ -75,14 +75,21 @@ Status Decoder::AllocateWork() {
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&last_, logit_rows, {c.hidden}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&logits_, logit_rows, {c.vocab}));
 
-  const std::vector<float> inv_freq = InverseFrequencies(c.rope, c.head_dim);
-  NIBBLE_ASSIGN(Buffer b, backend_.Alloc(inv_freq.size() * sizeof(float)));
-  buffers_.push_back(b);
-  backend_.Upload(inv_freq.data(), b.data, inv_freq.size() * sizeof(float));
-  inv_freq_ = reinterpret_cast<const float*>(b.data);
+  NIBBLE_ASSIGN(inv_freq_, UploadVector(InverseFrequencies(c.rope, c.head_dim)));
+  balance_.resize(size_t(c.layers));
+  for (size_t i = 0; options_.plan != nullptr && i < balance_.size(); ++i) {
+    NIBBLE_ASSIGN(balance_[i], Balance::Make(backend_, options_.plan->layers[i], c.heads / c.kv_heads));
+  }
 
   const int max_k = std::max({c.hidden, c.intermediate, c.heads * c.head_dim});
   return backend_.Reserve(std::max(rows, logit_rows), max_k, c.heads, c.kv_heads, c.head_dim);
+}
+
+Result<const float*> Decoder::UploadVector(const std::vector<float>& values) {
+  NIBBLE_ASSIGN(Buffer b, backend_.Alloc(values.size() * sizeof(float)));
+  buffers_.push_back(b);
+  backend_.Upload(values.data(), b.data, values.size() * sizeof(float));
+  return reinterpret_cast<const float*>(b.data);
 }
 
 Status Decoder::LoadAttention(Loader& load, const std::string& prefix, Bias qkv, Bias out,
@@ -123,7 +130,14 @@ Tensor Decoder::Norm(Tensor x, const float* weight) {
   return y;
 }
 
+void Decoder::Show(Site site, Tensor x) {
+  if (observer_ == nullptr) return;
+  backend_.Sync();
+  observer_->Observe(layer_, site, x);
+}
+
 Decoder::Heads Decoder::Project(Tensor x, const LayerWeights& layer) {
+  Show(Site::kAttentionInput, x);
   const Heads heads{Rows(q_), Rows(k_), Rows(v_)};
   const auto flat = [this](const Tensor& t) { return Reshape(t, {rows_, t.dim[1] * t.dim[2]}); };
   const std::array<LinearOut, 3> outs{LinearOut{&layer.q.w, layer.q.bias, flat(heads.q)},
@@ -143,20 +157,28 @@ void Decoder::Rope(const Heads& heads) {
 }
 
 Tensor Decoder::Attend(int index, const Heads& heads, int64_t window) {
+  Show(Site::kQuery, heads.q), Show(Site::kKey, heads.k), Show(Site::kValue, heads.v);
+  const Balance* balance = balance_[size_t(index)].get();
+  if (balance != nullptr) balance->Before(heads.q, heads.k, heads.v);
   const KvView view = cache_->View(index);
   backend_.KvAppend({view, heads.k, heads.v});
   const Tensor out = Rows(attended_);
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
   backend_.Attention({view, heads.q, out, config_.heads, scale, window});
-  return Reshape(out, {rows_, out.dim[1] * out.dim[2]});
+  if (balance != nullptr) balance->After(out);
+  const Tensor attended = Reshape(out, {rows_, out.dim[1] * out.dim[2]});
+  Show(Site::kAttended, attended);
+  return attended;
 }
 
 Tensor Decoder::GatedMlp(Tensor x, const LayerWeights& layer) {
+  Show(Site::kMlpInput, x);
   const Tensor gate = Rows(gate_), up = Rows(up_);
   const std::array<LinearOut, 2> outs{LinearOut{&layer.gate.w, layer.gate.bias, gate},
                                       LinearOut{&layer.up.w, layer.up.bias, up}};
   backend_.Linear(x, outs, arith_);
   backend_.Glu(gate, up, config_.activation, gate);
+  Show(Site::kGated, gate);
   return gate;
 }
 
@@ -193,7 +215,7 @@ Tensor Decoder::Forward(const Step& step, KvCache& cache) {
   const Tensor x = Rows(x_);
   backend_.Embed(step.tokens, embedding_, x);
   backend_.RopeTable(cache.Positions(), inv_freq_, Rows(cos_), Rows(sin_));
-  for (int i = 0; i < config_.layers; ++i) RunLayer(i, layers_[i], x);
+  for (layer_ = 0; layer_ < config_.layers; ++layer_) RunLayer(layer_, layers_[layer_], x);
 
   const auto wanted = static_cast<int64_t>(step.logit_rows.size());
   Tensor logits = Reshape(logits_, {wanted, config_.vocab});

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "model/balance.h"
 #include "model/loader.h"
 #include "model/model.h"
 
@@ -31,6 +32,7 @@ class Decoder : public Model {
   size_t weight_bytes() const override { return weight_bytes_; }
   int max_logit_rows() const override { return options_.max_logit_rows; }
   std::vector<std::string> Explain() const override;
+  void Observe(Observer* observer) override { observer_ = observer; }
   Tensor Forward(const Step& step, KvCache& cache) override;
 
  protected:
@@ -59,8 +61,10 @@ class Decoder : public Model {
 
  private:
   Status AllocateWork();
+  Result<const float*> UploadVector(const std::vector<float>& values);
   Status AllocateRows(Tensor* t, int64_t rows, std::initializer_list<int64_t> rest);
   Tensor Rows(const Tensor& t) const;  // the first rows_ rows
+  void Show(Site site, Tensor x);      // to the observer, if there is one
   Tensor FinalNorm(Tensor x, std::span<const int32_t> rows);
 
   Backend& backend_;
@@ -73,9 +77,13 @@ class Decoder : public Model {
   const float* final_norm_ = nullptr;
   const float* inv_freq_ = nullptr;  // [head_dim / 2]
 
+  std::vector<std::unique_ptr<Balance>> balance_;  // [layers] of the plan, or null
+
   // One step.
   int64_t rows_ = 0;
   KvCache* cache_ = nullptr;
+  int layer_ = 0;  // the one that runs
+  Observer* observer_ = nullptr;
   Tensor x_, normed_, q_, k_, v_, attended_, gate_, up_, cos_, sin_, last_, logits_;
 };
 

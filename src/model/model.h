@@ -11,6 +11,7 @@
 #include "cache/kv_cache.h"
 #include "io/weights.h"
 #include "model/config.h"
+#include "model/observer.h"
 
 namespace nibble {
 
@@ -18,6 +19,7 @@ struct ModelOptions {
   DType arithmetic = DType::kF32;  // kF32 or kBF16: of the float path
   int max_step_rows = 512;         // rows of one forward pass
   int max_logit_rows = 64;         // rows whose logits one step may ask for
+  const Plan* plan = nullptr;      // its channel balance is applied; or null. Must outlive the model
 };
 
 // One forward pass over a ragged batch: rows are the new tokens, sequence after sequence, as in
@@ -30,11 +32,16 @@ struct Step {
 class Model {
  public:
   static Result<std::unique_ptr<Model>> Load(const std::string& dir, Backend&, const ModelOptions&);
+  // The same from weights that are open already, or were never in a file. `weights` is not kept.
+  static Result<std::unique_ptr<Model>> FromWeights(ModelConfig config, const io::Weights& weights, Backend&,
+                                                    const ModelOptions&);
   virtual ~Model() = default;
   virtual const ModelConfig& config() const = 0;
   virtual size_t weight_bytes() const = 0;  // packed, as the kernels read them
   virtual int max_logit_rows() const = 0;
   virtual std::vector<std::string> Explain() const = 0;  // one line a weight: layout and kernel
+  // Shows every later pass to `observer`, layer by layer; null ends that.
+  virtual void Observe(Observer* observer) = 0;
   // REQUIRES cache.BeginStep for the same rows. Returns logits [logit_rows, vocab] f32, valid until the next
   // call.
   virtual Tensor Forward(const Step&, KvCache&) = 0;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 7. Quantizing a model folder: plan the tensors, write the weights, copy the rest.
+// Floor 7. Quantizing a model folder by rounding to nearest: plan the tensors, write the weights, copy the
+// rest.
 #include "model/quantize_folder.h"
 
 #include <algorithm>
@@ -7,7 +8,6 @@
 #include <chrono>
 #include <cstring>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <vector>
 
 #include "base/folder_writer.h"
@@ -15,10 +15,11 @@
 #include "base/printable.h"
 #include "base/thread_pool.h"
 #include "io/manifest.h"
-#include "io/model_path.h"
 #include "io/safetensors_writer.h"
 #include "io/weights.h"
 #include "model/config.h"
+#include "model/folder_output.h"
+#include "model/qoq/folder.h"
 #include "quant/weight/quantize.h"
 
 namespace nibble {
@@ -27,7 +28,6 @@ namespace {
 using weight::Storage;
 
 constexpr int kRowsPerItem = 16;  // rows of one unit of parallel work
-constexpr uint64_t kMaxCopy = uint64_t{256} << 20;
 
 constexpr std::array<std::string_view, 7> kLinears = {".self_attn.q_proj.weight", ".self_attn.k_proj.weight",
                                                       ".self_attn.v_proj.weight", ".self_attn.o_proj.weight",
@@ -48,15 +48,6 @@ bool IsLayerLinear(std::string_view name) {
 
 bool IsEmbedding(std::string_view name) {
   return name == "model.embed_tokens.weight" || name == "lm_head.weight";
-}
-
-// Not carried over: weights in any format, what describes them, and what this run writes itself.
-bool IsReplaced(std::string_view name) {
-  for (const char* end : {".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth",
-                          ".gguf", ".onnx", ".h5", ".msgpack"}) {
-    if (EndsWith(name, end)) return true;
-  }
-  return name == "config.json" || name == io::kManifestName;
 }
 
 // One input tensor and the tensors it becomes.
@@ -81,8 +72,6 @@ class Quantizer {
   Status Declare(const Job& job, std::vector<io::TensorSpec>* specs) const;
   Status WriteTensors(const FolderWriter& folder);
   Status QuantizeTensor(const Job& job, io::SafetensorsWriter* writer);
-  Status CopyFiles(const FolderWriter& folder);
-  Status WriteConfig(const FolderWriter& folder);
   bool Cancelled() const { return options_.cancel && options_.cancel->load(std::memory_order_relaxed); }
 
   const std::string& dir_;
@@ -93,9 +82,6 @@ class Quantizer {
   std::vector<Job> jobs_;
   QuantizeReport report_;
 };
-
-// The name of a part beside X.weight: "X.weight" + "_scale".
-std::string Part(const io::TensorInfo& t, std::string_view suffix) { return t.name + std::string(suffix); }
 
 Status Quantizer::Plan() {
   NIBBLE_ASSIGN(const ModelConfig config, ReadModelConfig(dir_));
@@ -132,23 +118,9 @@ Status Quantizer::Declare(const Job& job, std::vector<io::TensorSpec>* specs) co
     return Error(Code::kCorrupt, "{}: tensor \"{}\": {} of shape [{}], expected a matrix of F32, F16 or BF16",
                  dir_, Printable(t.name), t.dtype, fmt::join(t.shape, ","));
   }
-  if (const Status s = weight::CheckShape(job.storage, t.shape[0], t.shape[1]); !s.ok()) {
-    return Error(s.code(), "{}: tensor \"{}\": {}", dir_, Printable(t.name), s.message());
-  }
-  const int64_t n = t.shape[0], k = t.shape[1];
-  specs->push_back({Part(t, "_scale"), "F16", {n}});
-  if (job.storage == Storage::kW8A8) {
-    specs->push_back({t.name, "I8", {n, k}});
-    return {};
-  }
-  specs->push_back({Part(t, "_packed"), "U8", {n, k / 2}});
-  if (job.storage == Storage::kW4A8Channel) {
-    specs->push_back({Part(t, "_zero"), "U8", {n}});
-    return {};
-  }
-  specs->push_back({Part(t, "_group_scale"), "U8", {n, k / weight::kGroup}});
-  specs->push_back({Part(t, "_group_zero"), "U8", {n, k / weight::kGroup}});
-  return {};
+  const Status declared = DeclareQuantized(t.name, t.shape[0], t.shape[1], job.storage, specs);
+  if (declared.ok()) return {};
+  return Error(declared.code(), "{}: tensor \"{}\": {}", dir_, Printable(t.name), declared.message());
 }
 
 // Elements [begin, begin + count) as f32, from data that may lie at an odd address.
@@ -187,14 +159,7 @@ Status Quantizer::QuantizeTensor(const Job& job, io::SafetensorsWriter* writer) 
   if (!failure.ok()) {
     return Error(failure.code(), "{}: tensor \"{}\": {}", dir_, Printable(t.name), failure.message());
   }
-  const auto put = [&](const std::string& name, const auto& values) {
-    return values.empty() ? Status{} : writer->Put(name, std::as_bytes(std::span(values)));
-  };
-  const bool group = job.storage == Storage::kW4A8Group;
-  NIBBLE_RETURN_IF_ERROR(put(job.storage == Storage::kW8A8 ? t.name : Part(t, "_packed"), q.codes));
-  NIBBLE_RETURN_IF_ERROR(put(Part(t, "_scale"), q.scale));
-  NIBBLE_RETURN_IF_ERROR(put(Part(t, "_group_scale"), q.group_scale));
-  return put(Part(t, group ? "_group_zero" : "_zero"), q.zero);
+  return PutQuantized(t.name, q, writer);
 }
 
 Status Quantizer::WriteTensors(const FolderWriter& folder) {
@@ -224,50 +189,17 @@ Status Quantizer::WriteTensors(const FolderWriter& folder) {
   return writer.Commit();
 }
 
-Status Quantizer::CopyFiles(const FolderWriter& folder) {
-  NIBBLE_ASSIGN(const auto names, NamesIn(dir_));
-  for (const std::string& name : names) {
-    if (IsReplaced(name)) continue;
-    const auto path = io::ResolveInModel(dir_, name);
-    if (!path.ok()) continue;  // a link to elsewhere is no part of the model
-    const auto file = File::Open(*path, File::Links::kRefuse);
-    if (!file.ok()) continue;  // a sub-folder, or nothing that can be copied
-    if (file->size() > kMaxCopy) {
-      return Error(Code::kInvalidArgument, "{}/{}: {} bytes, files beside the weights have at most {}", dir_,
-                   name, file->size(), kMaxCopy);
-    }
-    NIBBLE_ASSIGN(const std::string text, ReadWholeFile(*path, kMaxCopy));
-    NIBBLE_ASSIGN(FileWriter copy, folder.Add(name));
-    NIBBLE_RETURN_IF_ERROR(copy.Write(text));
-    NIBBLE_RETURN_IF_ERROR(copy.Commit());
-  }
-  return {};
-}
-
-// config.json with its keys in their order and quantization_config at the end.
-Status Quantizer::WriteConfig(const FolderWriter& folder) {
-  NIBBLE_ASSIGN(const std::string path, io::ResolveInModel(dir_, "config.json"));
-  NIBBLE_ASSIGN(const std::string text, ReadWholeFile(path, kMaxCopy));
-  auto config = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!config.is_object()) return Error(Code::kCorrupt, "{}: changed while it was read", path);
-  nlohmann::ordered_json q = {{"quant_method", "nibble"}, {"format", weight::Name(options_.storage)}};
-  if (options_.storage == Storage::kW4A8Group) q["group_size"] = weight::kGroup;
-  q["embedding"] = options_.int8_embedding ? "int8" : "none";
-  config.erase("quantization_config");  // null, or the plan would have refused it
-  config["quantization_config"] = std::move(q);
-  NIBBLE_ASSIGN(FileWriter file, folder.Add("config.json"));
-  NIBBLE_RETURN_IF_ERROR(
-      file.Write(config.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n"));
-  return file.Commit();
-}
-
 Result<QuantizeReport> Quantizer::Run(const std::string& out) {
   const auto start = std::chrono::steady_clock::now();
   NIBBLE_RETURN_IF_ERROR(Plan());
   NIBBLE_ASSIGN(FolderWriter folder, FolderWriter::Create(out));
   NIBBLE_RETURN_IF_ERROR(WriteTensors(folder));
-  NIBBLE_RETURN_IF_ERROR(CopyFiles(folder));
-  NIBBLE_RETURN_IF_ERROR(WriteConfig(folder));
+  NIBBLE_RETURN_IF_ERROR(CopyOtherFiles(dir_, folder));
+  NIBBLE_RETURN_IF_ERROR(WriteQuantizedConfig(dir_, folder,
+                                              {.storage = options_.storage,
+                                               .int8_embedding = options_.int8_embedding,
+                                               .method = "rtn",
+                                               .passes = {}}));
   NIBBLE_RETURN_IF_ERROR(io::WriteManifest(folder));
   NIBBLE_ASSIGN(const File written, File::Open(folder.temporary() + "/model.safetensors"));
   report_.bytes_before = weights_->total_bytes();
@@ -285,7 +217,7 @@ Result<QuantizeReport> QuantizeFolder(const std::string& dir, const std::string&
     return Error(Code::kInvalidArgument, "weights {}: expected w4a8-g128, w4a8-chn or w8a8",
                  weight::Name(options.storage));
   }
-  return Quantizer(dir, options).Run(out);
+  return options.qoq ? qoq::QuantizeFolder(dir, out, options) : Quantizer(dir, options).Run(out);
 }
 
 }  // namespace nibble

@@ -22,21 +22,26 @@ constexpr std::array kArchitectures{
 
 }  // namespace
 
-Result<std::unique_ptr<Model>> Model::Load(const std::string& dir, Backend& backend,
-                                           const ModelOptions& options) {
-  NIBBLE_ASSIGN(ModelConfig config, ReadModelConfig(dir));
+Result<std::unique_ptr<Model>> Model::FromWeights(ModelConfig config, const io::Weights& weights,
+                                                  Backend& backend, const ModelOptions& options) {
   const auto it = std::find_if(kArchitectures.begin(), kArchitectures.end(),
                                [&](const Architecture& a) { return a.name == config.architecture; });
   if (it == kArchitectures.end()) {
-    return Error(Code::kUnsupported, "{}/config.json: architecture {} is not supported", dir,
-                 config.architecture);
+    return Error(Code::kUnsupported, "architecture {} is not supported", config.architecture);
   }
-  NIBBLE_ASSIGN(std::unique_ptr<io::Weights> weights, io::Weights::Open(dir));
-  for (const std::string& note : weights->notes()) config.notes.push_back(note);
   std::unique_ptr<Decoder> model = it->make(std::move(config), backend, options);
-  const Status status = model->Init(*weights);
-  if (!status.ok()) return Error(status.code(), "{}: {}", dir, status.message());
+  NIBBLE_RETURN_IF_ERROR(model->Init(weights));
   return std::unique_ptr<Model>(std::move(model));
+}
+
+Result<std::unique_ptr<Model>> Model::Load(const std::string& dir, Backend& backend,
+                                           const ModelOptions& options) {
+  NIBBLE_ASSIGN(ModelConfig config, ReadModelConfig(dir));
+  NIBBLE_ASSIGN(const std::unique_ptr<io::Weights> weights, io::Weights::Open(dir));
+  for (const std::string& note : weights->notes()) config.notes.push_back(note);
+  auto model = FromWeights(std::move(config), *weights, backend, options);
+  if (!model.ok()) return Error(model.status().code(), "{}: {}", dir, model.status().message());
+  return model;
 }
 
 }  // namespace nibble

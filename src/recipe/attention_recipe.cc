@@ -1,82 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 3. The text form of a recipe. Every value is a row of a table; values of the design that this build
-// lacks are listed too, so that their names are told from misspelt ones.
+// Floor 3. The text form of a recipe: what grammar.cc lists, read and printed.
 #include "recipe/attention_recipe.h"
 
 #include <algorithm>
 #include <array>
+#include <charconv>
+#include <cmath>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "base/check.h"
 #include "quant/kv/registry.h"
+#include "recipe/grammar.h"
 
 namespace nibble {
 namespace {
 
-using Names = std::span<const std::string_view>;
+using recipe::Key;
+using recipe::Names;
+using recipe::Param;
+using recipe::Preset;
+using recipe::Value;
 
-// Index = enumerator.
-constexpr std::string_view kArithNames[] = {"f32", "bf16"};
-constexpr std::string_view kSmoothNames[] = {"none"};
-constexpr std::string_view kSoftmaxNames[] = {"exact"};
-constexpr std::string_view kSelectNames[] = {"all"};
-
-constexpr auto kCodecNames = [] {
-  std::array<std::string_view, kv::kRegistry.size()> names;
-  for (size_t i = 0; i < names.size(); ++i) names[i] = kv::kRegistry[i].name;
+template <class Row>
+std::vector<std::string_view> NamesOf(std::span<const Row> rows) {
+  std::vector<std::string_view> names;
+  for (const Row& row : rows) names.push_back(row.name);
   return names;
-}();
-
-// Known from the design, not in this build.
-constexpr std::string_view kAbsentCodecs[] = {"fp8",  "flashq-mixed", "qaq",
-                                              "gear", "turboquant4",  "turboquant3"};
-constexpr std::string_view kAbsentQk[] = {"int8-block", "int8-thread", "int4-thread"};
-constexpr std::string_view kAbsentSmooth[] = {"k", "qk"};
-constexpr std::string_view kAbsentSoftmax[] = {"sas"};
-constexpr std::string_view kAbsentPv[] = {"fp8", "fp8-f16acc", "int8"};
-constexpr std::string_view kAbsentSelect[] = {"window", "sparq", "h2o"};
-constexpr std::string_view kAbsentPresets[] = {"sage1", "sage2-8b", "sage2-4b", "turbo",       "turbo-mixed",
-                                               "sparq", "qaq",      "gear",     "turboquant4", "turboquant3"};
-
-struct Key {
-  std::string_view name;
-  Names values, absent;
-};
-enum KeyIndex : size_t { kKeyK, kKeyV, kKeyQk, kKeySmooth, kKeySoftmax, kKeyPv, kKeySelect, kKeys };
-constexpr Key kKeyTable[kKeys] = {
-    {"k", kCodecNames, kAbsentCodecs},
-    {"v", kCodecNames, kAbsentCodecs},
-    {"qk", kArithNames, kAbsentQk},
-    {"smooth", kSmoothNames, kAbsentSmooth},
-    {"softmax", kSoftmaxNames, kAbsentSoftmax},
-    {"pv", kArithNames, kAbsentPv},
-    {"select", kSelectNames, kAbsentSelect},
-};
-constexpr auto kKeyNames = [] {
-  std::array<std::string_view, kKeys> names;
-  for (size_t i = 0; i < kKeys; ++i) names[i] = kKeyTable[i].name;
-  return names;
-}();
-
-// "exact" takes its codec from the arithmetic.
-struct Preset {
-  std::string_view name;
-  kv::CodecId k, v;
-};
-constexpr Preset kPresets[] = {{"kv16", kv::CodecId::kF16, kv::CodecId::kF16},
-                               {"kv8", kv::CodecId::kInt8Token, kv::CodecId::kInt8Token},
-                               {"qserve", kv::CodecId::kInt4Token, kv::CodecId::kInt4Token},
-                               {"flashq4", kv::CodecId::kFlashQ4, kv::CodecId::kFlashQ4},
-                               {"flashq2", kv::CodecId::kFlashQ2, kv::CodecId::kFlashQ2},
-                               {"kivi4", kv::CodecId::kInt4Channel, kv::CodecId::kInt4Group},
-                               {"kivi2", kv::CodecId::kInt2Channel, kv::CodecId::kInt2Group}};
-constexpr auto kPresetNames = [] {
-  std::array<std::string_view, std::size(kPresets) + 1> names{"exact"};
-  for (size_t i = 0; i < std::size(kPresets); ++i) names[i + 1] = kPresets[i].name;
-  return names;
-}();
+}
 
 std::string Join(Names names) { return fmt::format("{}", fmt::join(names, ", ")); }
 
@@ -125,92 +77,6 @@ bool Contains(Names names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-// The index of `value` among the key's values, or why there is none. "sparq:r=32" is the value sparq.
-Result<size_t> FindValue(const Key& key, std::string_view value) {
-  const auto found = std::find(key.values.begin(), key.values.end(), value);
-  if (found != key.values.end()) return size_t(found - key.values.begin());
-  const std::string_view head = value.substr(0, value.find(':'));
-  if (Contains(key.values, head))
-    return Error(Code::kInvalidArgument, "recipe: {}={}: {} takes no parameters", key.name, Quote(value),
-                 head);
-  if (Contains(key.absent, head))
-    return Error(Code::kUnsupported, "recipe: {}={} is known but not in this build, which has {}", key.name,
-                 Quote(value), Join(key.values));
-  return Error(Code::kInvalidArgument, "recipe: {}={} is unknown{}; {} may be {}", key.name, Quote(value),
-               Suggest(head, key.values), key.name, Join(key.values));
-}
-
-AttentionRecipe WithCodecs(kv::CodecId k, kv::CodecId v, DType arithmetic) {
-  AttentionRecipe r;
-  r.k = k;
-  r.v = v;
-  r.qk = arithmetic == DType::kBF16 ? QkArith::kBF16 : QkArith::kF32;
-  r.pv = arithmetic == DType::kBF16 ? PvArith::kBF16 : PvArith::kF32;
-  return r;
-}
-
-AttentionRecipe Exact(DType arithmetic) {
-  const kv::CodecId codec = arithmetic == DType::kBF16 ? kv::CodecId::kBF16 : kv::CodecId::kF32;
-  return WithCodecs(codec, codec, arithmetic);
-}
-
-Result<AttentionRecipe> FindPreset(std::string_view name, DType arithmetic) {
-  if (name == "exact") return Exact(arithmetic);
-  for (const Preset& p : kPresets)
-    if (name == p.name) return WithCodecs(p.k, p.v, arithmetic);
-  // "qserve+sparq" joins presets. Each part must be known; then the whole waits for a later build.
-  for (std::string_view rest = name;;) {
-    const size_t plus = rest.find('+');
-    const std::string_view part = rest.substr(0, plus);
-    if (!Contains(kPresetNames, part) && !Contains(kAbsentPresets, part.substr(0, part.find(':'))))
-      return Error(Code::kInvalidArgument, "recipe: {} is neither a preset nor key=value{}; presets are {}",
-                   Quote(part), Suggest(part, kPresetNames), Join(kPresetNames));
-    if (plus == rest.npos) break;
-    rest.remove_prefix(plus + 1);
-  }
-  return Error(Code::kUnsupported, "recipe: preset {} is known but not in this build, which has {}",
-               Quote(name), Join(kPresetNames));
-}
-
-void SetValue(size_t key, size_t value, AttentionRecipe* r) {
-  switch (key) {
-    case kKeyK:
-      r->k = kv::kRegistry[value].id;
-      break;
-    case kKeyV:
-      r->v = kv::kRegistry[value].id;
-      break;
-    case kKeyQk:
-      r->qk = QkArith(value);
-      break;
-    case kKeySmooth:
-      r->smooth = Smooth(value);
-      break;
-    case kKeySoftmax:
-      r->softmax = SoftmaxKind(value);
-      break;
-    case kKeyPv:
-      r->pv = PvArith(value);
-      break;
-    case kKeySelect:
-      r->select = SelectKind(value);
-      break;
-    default:
-      NIBBLE_CHECK(false, "a key without a field");
-  }
-}
-
-// Attention runs in the engine's one arithmetic, so qk and pv can only repeat it.
-Status CheckArithmetic(const AttentionRecipe& r, DType arithmetic) {
-  const std::string_view want = kArithNames[arithmetic == DType::kBF16];
-  const std::pair<std::string_view, size_t> parts[] = {{"qk", size_t(r.qk)}, {"pv", size_t(r.pv)}};
-  for (const auto& [key, value] : parts)
-    if (kArithNames[value] != want)
-      return Error(Code::kUnsupported, "recipe: {}={} cannot run in {} arithmetic; use {}={} or --dtype {}",
-                   key, kArithNames[value], want, key, want, kArithNames[value]);
-  return {};
-}
-
 bool IsSpace(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
 
 std::vector<std::string_view> SplitItems(std::string_view text) {
@@ -224,48 +90,199 @@ std::vector<std::string_view> SplitItems(std::string_view text) {
   return items;
 }
 
+AttentionRecipe Exact(DType arithmetic) {
+  const bool bf16 = arithmetic == DType::kBF16;
+  AttentionRecipe r;
+  r.k = r.v = bf16 ? kv::CodecId::kBF16 : kv::CodecId::kF32;
+  r.arithmetic.qk = bf16 ? QkArith::kBF16 : QkArith::kF32;
+  r.arithmetic.pv = bf16 ? PvArith::kBF16 : PvArith::kF32;
+  return r;
+}
+
+Status SetNumber(const Param& p, std::string_view where, std::string_view text, AttentionRecipe* r) {
+  double x = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), x);
+  const bool read = error == std::errc() && end == text.data() + text.size() && std::isfinite(x);
+  if (!read || (p.kind == Param::kInt && x != std::floor(x)))
+    return Error(Code::kInvalidArgument, "recipe: {}: {}={} is not {}", where, p.name, Quote(text),
+                 p.kind == Param::kInt ? "a whole number" : "a number");
+  if (x < p.min || x > p.max)
+    return Error(Code::kInvalidArgument, "recipe: {}: {}={} is out of range {} to {}", where, p.name, text,
+                 p.min, p.max);
+  p.set(r, x);
+  return {};
+}
+
+// "r=32,k=128" of a value.
+Status SetParams(const Key& key, const Value& value, std::string_view text, AttentionRecipe* r) {
+  const std::string where = fmt::format("{}={}", key.name, value.name);
+  if (value.params.empty())
+    return Error(Code::kInvalidArgument, "recipe: {}={}:{}: {} takes no parameters", key.name, value.name,
+                 Quote(text), value.name);
+  const std::vector<std::string_view> names = NamesOf(value.params);
+  std::vector<bool> given(names.size());
+  while (true) {
+    const std::string_view item = text.substr(0, text.find(','));
+    const size_t equals = item.find('=');
+    const std::string_view name = item.substr(0, equals);
+    const auto found = std::find(names.begin(), names.end(), name);
+    if (equals == item.npos || found == names.end())
+      return Error(Code::kInvalidArgument, "recipe: {} has no parameter {}{}; it takes {}", where,
+                   Quote(item), Suggest(name, names), Join(names));
+    const auto index = size_t(found - names.begin());
+    if (given[index]) return Error(Code::kInvalidArgument, "recipe: {}: {} is given twice", where, name);
+    given[index] = true;
+    const Param& p = value.params[index];
+    const std::string_view number = item.substr(equals + 1);
+    if (p.kind == Param::kChoice) {
+      const auto choice = std::find(p.choices.begin(), p.choices.end(), number);
+      if (choice == p.choices.end())
+        return Error(Code::kInvalidArgument, "recipe: {}: {}={} is unknown{}; it may be {}", where, name,
+                     Quote(number), Suggest(number, p.choices), Join(p.choices));
+      p.set(r, double(choice - p.choices.begin()));
+    } else {
+      NIBBLE_RETURN_IF_ERROR(SetNumber(p, where, number, r));
+    }
+    if (item.size() == text.size()) return {};
+    text.remove_prefix(item.size() + 1);
+  }
+}
+
+// "sparq:r=32" as the value of a key. Parameters that are not given take their defaults.
+Status SetValue(const Key& key, std::string_view text, AttentionRecipe* r) {
+  const size_t colon = text.find(':');
+  const std::string_view head = text.substr(0, colon);
+  const std::vector<std::string_view> names = NamesOf(key.values);
+  const auto found = std::find(names.begin(), names.end(), head);
+  if (found == names.end()) {
+    if (Contains(key.absent, head))
+      return Error(Code::kUnsupported, "recipe: {}={} is known but not in this build, which has {}", key.name,
+                   Quote(text), Join(names));
+    return Error(Code::kInvalidArgument, "recipe: {}={} is unknown{}; {} may be {}", key.name, Quote(text),
+                 Suggest(head, names), key.name, Join(names));
+  }
+  const Value& value = key.values[size_t(found - names.begin())];
+  key.set(r, size_t(found - names.begin()));
+  const AttentionRecipe defaults;
+  for (const Param& p : value.params) p.set(r, p.get(defaults));
+  return colon == text.npos ? Status{} : SetParams(key, value, text.substr(colon + 1), r);
+}
+
+struct Given {  // which keys the joined presets set, and to what
+  std::vector<std::pair<const Key*, std::string_view>> items;
+};
+
+Status ApplyPreset(const Preset& preset, std::string_view params, Given* given, AttentionRecipe* r) {
+  for (const std::string_view item : SplitItems(preset.items)) {
+    const size_t equals = item.find('=');
+    const Key* key = recipe::FindKey(item.substr(0, equals));
+    NIBBLE_CHECK(key != nullptr, "a preset with an unknown key");
+    const std::string_view value = item.substr(equals + 1);
+    for (const auto& [other, text] : given->items)
+      if (other == key && text != value)
+        return Error(Code::kInvalidArgument, "recipe: preset '{}' sets {}={}, another one {}={}", preset.name,
+                     key->name, value, key->name, text);
+    given->items.emplace_back(key, value);
+    const bool own = !params.empty() && key->name == preset.key;
+    NIBBLE_RETURN_IF_ERROR(SetValue(*key, own ? fmt::format("{}:{}", value, params) : std::string(value), r));
+  }
+  return {};
+}
+
+// "qserve+sparq:r=32": presets joined.
+Status ApplyPresets(std::string_view text, AttentionRecipe* r) {
+  Given given;
+  for (std::string_view rest = text;;) {
+    const size_t plus = rest.find('+');
+    const std::string_view part = rest.substr(0, plus), name = part.substr(0, part.find(':'));
+    const std::string_view params = part.size() > name.size() ? part.substr(name.size() + 1) : "";
+    const auto presets = recipe::Presets();
+    const auto found =
+        std::find_if(presets.begin(), presets.end(), [&](const Preset& p) { return p.name == name; });
+    if (found == presets.end() && Contains(recipe::AbsentPresets(), name))
+      return Error(Code::kUnsupported, "recipe: preset {} is known but not in this build, which has {}",
+                   Quote(name), Join(PresetNames()));
+    if (found == presets.end() && name != "exact")
+      return Error(Code::kInvalidArgument, "recipe: {} is neither a preset nor key=value{}; presets are {}",
+                   Quote(part), Suggest(name, PresetNames()), Join(PresetNames()));
+    if (part.size() > name.size() && (found == presets.end() || found->key.empty() || params.empty()))
+      return Error(Code::kInvalidArgument, "recipe: preset {}: '{}' takes no such parameters", Quote(part),
+                   name);
+    if (found != presets.end()) NIBBLE_RETURN_IF_ERROR(ApplyPreset(*found, params, &given, r));
+    if (plus == rest.npos) return {};
+    rest.remove_prefix(plus + 1);
+  }
+}
+
 }  // namespace
 
-std::span<const std::string_view> PresetNames() { return kPresetNames; }
+std::span<const std::string_view> PresetNames() {
+  static const std::vector<std::string_view> names = [] {
+    std::vector<std::string_view> all{"exact"};
+    for (const Preset& p : recipe::Presets()) all.push_back(p.name);
+    return all;
+  }();
+  return names;
+}
 
 Result<AttentionRecipe> ParseRecipe(std::string_view text, DType arithmetic) {
   NIBBLE_CHECK(arithmetic == DType::kF32 || arithmetic == DType::kBF16, "arithmetic is f32 or bf16");
   const std::vector<std::string_view> items = SplitItems(text);
   if (items.empty())
     return Error(Code::kInvalidArgument, "recipe: empty; give a preset ({}) or key=value items",
-                 Join(kPresetNames));
+                 Join(PresetNames()));
   AttentionRecipe r = Exact(arithmetic);
-  std::array<bool, kKeys> given{};
+  const std::vector<std::string_view> key_names = NamesOf(recipe::Keys());
+  std::vector<bool> given(key_names.size());
   for (size_t i = 0; i < items.size(); ++i) {
     const std::string_view item = items[i];
     const size_t equals = item.find('=');
     // A preset's own parameters may hold '=': "sparq:r=32".
     if (equals == item.npos || item.find(':') < equals) {
-      NIBBLE_ASSIGN(r, FindPreset(item, arithmetic));
+      NIBBLE_RETURN_IF_ERROR(ApplyPresets(item, &r));
       if (i != 0)
         return Error(Code::kInvalidArgument, "recipe: preset {} must stand first, and once", Quote(item));
       continue;
     }
     const std::string_view name = item.substr(0, equals);
-    const auto found = std::find(kKeyNames.begin(), kKeyNames.end(), name);
-    if (found == kKeyNames.end())
+    const Key* key = recipe::FindKey(name);
+    if (key == nullptr)
       return Error(Code::kInvalidArgument, "recipe: key {} is unknown{}; keys are {}", Quote(name),
-                   Suggest(name, kKeyNames), Join(kKeyNames));
-    const size_t key = size_t(found - kKeyNames.begin());
-    if (given[key]) return Error(Code::kInvalidArgument, "recipe: key '{}' is given twice", name);
-    given[key] = true;
-    NIBBLE_ASSIGN(const size_t value, FindValue(kKeyTable[key], item.substr(equals + 1)));
-    SetValue(key, value, &r);
+                   Suggest(name, key_names), Join(key_names));
+    const auto index = size_t(key - recipe::Keys().data());
+    if (given[index]) return Error(Code::kInvalidArgument, "recipe: key '{}' is given twice", name);
+    given[index] = true;
+    NIBBLE_RETURN_IF_ERROR(SetValue(*key, item.substr(equals + 1), &r));
   }
-  NIBBLE_RETURN_IF_ERROR(CheckArithmetic(r, arithmetic));
+  NIBBLE_RETURN_IF_ERROR(recipe::CheckCombination(r, arithmetic));
   return r;
 }
 
+Status CheckHeadSize(const AttentionRecipe& r, int head_dim) {
+  if (r.select.kind == SelectKind::kSparq && r.select.sparq.r > head_dim)
+    return Error(Code::kInvalidArgument,
+                 "recipe: select=sparq: r={} exceeds the model's head size; use r={} or less",
+                 r.select.sparq.r, head_dim);
+  return {};
+}
+
 std::string ToString(const AttentionRecipe& r) {
-  return fmt::format("k={} v={} qk={} smooth={} softmax={} pv={} select={}", kv::Get(r.k).name,
-                     kv::Get(r.v).name, kArithNames[size_t(r.qk)], kSmoothNames[size_t(r.smooth)],
-                     kSoftmaxNames[size_t(r.softmax)], kArithNames[size_t(r.pv)],
-                     kSelectNames[size_t(r.select)]);
+  const AttentionRecipe defaults;
+  std::string text;
+  for (const Key& key : recipe::Keys()) {
+    const Value& value = key.values[key.get(r)];
+    text += fmt::format("{}{}={}", text.empty() ? "" : " ", key.name, value.name);
+    char separator = ':';
+    for (const Param& p : value.params) {
+      const double x = p.get(r);
+      if (x == p.get(defaults)) continue;
+      text += std::exchange(separator, ',');
+      text += p.kind == Param::kChoice ? fmt::format("{}={}", p.name, p.choices[size_t(x)])
+              : p.kind == Param::kInt  ? fmt::format("{}={}", p.name, int64_t(x))
+                                       : fmt::format("{}={}", p.name, float(x));
+    }
+  }
+  return text;
 }
 
 }  // namespace nibble

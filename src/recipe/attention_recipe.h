@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 3. How attention is computed, as one value that prints, parses and compares. The command line, tests,
-// benchmarks, server and bindings all use the same string, e.g. "k=int4-token v=int4-token".
+// benchmarks, server and bindings all use the same string, e.g. "k=int4-token v=int4-token" or
+// "qserve+sparq:r=16,k=128".
 #pragma once
-#include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
@@ -10,34 +10,37 @@
 #include "base/dtype.h"
 #include "base/result.h"
 #include "quant/kv/codec.h"
+#include "quant/kv/qaq_params.h"
+#include "recipe/arithmetic.h"
+#include "recipe/selection.h"
 
 namespace nibble {
 
-enum class QkArith : uint8_t { kF32, kBF16 };
-enum class Smooth : uint8_t { kNone };
-enum class SoftmaxKind : uint8_t { kExact };
-enum class PvArith : uint8_t { kF32, kBF16 };
-enum class SelectKind : uint8_t { kAll };
+// The open page of a sequence. kFloat: in the codec's raw type.
+enum class Tail : uint8_t { kFloat };
 
 struct AttentionRecipe {
   kv::CodecId k = kv::CodecId::kF32, v = kv::CodecId::kF32;
-  QkArith qk = QkArith::kF32;
-  Smooth smooth = Smooth::kNone;
-  SoftmaxKind softmax = SoftmaxKind::kExact;
-  PvArith pv = PvArith::kF32;
-  SelectKind select = SelectKind::kAll;
+  kv::QaqParams k_qaq = kv::kQaqKeys, v_qaq = kv::kQaqValues;  // of k=qaq and v=qaq
+  Tail tail = Tail::kFloat;
+  Arithmetic arithmetic{};
+  Selection select{};
   bool operator==(const AttentionRecipe&) const = default;
 };
 
-// Parses a preset name (PresetNames), key=value items, or a preset followed by items that
-// override it. `arithmetic` (kF32 or kBF16) is what "exact" means. Unknown keys, values and impossible
-// combinations are kInvalidArgument / kUnsupported with the reason and the values that exist.
+// Parses presets (PresetNames) joined by '+', then key=value items that override them. A preset or a value
+// may have parameters: "sparq:r=16,k=128", "softmax=sas:threshold=-8". `arithmetic` (kF32 or kBF16) is what
+// "exact" means. Unknown names, contradictions and impossible combinations are kInvalidArgument /
+// kUnsupported with the reason and the values that exist.
 Result<AttentionRecipe> ParseRecipe(std::string_view text, DType arithmetic);
+
+// kInvalidArgument when a model's heads are too small for the recipe.
+Status CheckHeadSize(const AttentionRecipe&, int head_dim);
 
 // Every preset of this build, "exact" first.
 std::span<const std::string_view> PresetNames();
 
-// The canonical form; ParseRecipe(ToString(r)) == r.
+// The canonical form; ParseRecipe(ToString(r)) == r. Parameters at their default are not written.
 std::string ToString(const AttentionRecipe&);
 
 }  // namespace nibble

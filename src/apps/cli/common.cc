@@ -67,6 +67,10 @@ void AddCommon(CLI::App& parser, CommonOptions& options) {
           "How attention is computed and cached: a preset (exact, kv8, qserve) or k=... v=... [exact]")
       ->type_name("R")
       ->group(group);
+  parser
+      .add_option("--plan", options.plan, "What nibble calibrate found for this model, for any recipe [none]")
+      ->type_name("FILE")
+      ->group(group);
   parser.add_option("--dtype", options.dtype, "Arithmetic of the exact path: f32 or bf16 [f32]")
       ->check(CLI::IsMember({"f32", "bf16"}).description(""))
       ->type_name("T")
@@ -98,6 +102,7 @@ EngineOptions ToEngineOptions(const std::string& model, const CommonOptions& com
   options.recipe = common.recipe;
   options.dtype = ToDType(common.dtype);
   options.threads = common.threads;
+  options.plan = common.plan;
   return options;
 }
 
@@ -112,6 +117,19 @@ Result<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options, const C
 void PrintNotes(const std::vector<std::string>& notes, const CommonOptions& common) {
   if (common.quiet) return;
   for (const std::string& note : notes) fmt::print(stderr, "nibble: note: {}\n", note);
+}
+
+void AddReads(const RowReads& reads, Json* json) {
+  if (reads.sas_rows > 0) {
+    (*json)["sas_dropped_mass"] = reads.sas_mass;
+    (*json)["sas_dropped_weights"] = reads.sas_weights;
+  }
+  if (reads.rows == 0) return;
+  (*json)["decode_rows"] = reads.rows;
+  (*json)["bytes_read_per_row"] = reads.bytes;
+  (*json)["scalars_read_per_row"] = reads.scalars;
+  (*json)["tokens_read_per_row"] = reads.tokens;
+  (*json)["dense_fallbacks"] = reads.dense_fallbacks;
 }
 
 Result<std::string> ReadText(const std::string& path, uint64_t max_bytes) {

@@ -32,12 +32,14 @@ struct Command {
 Command AddGenerate(CLI::App& app);
 Command AddQuantize(CLI::App& app);
 Command AddEval(CLI::App& app);
+Command AddCompare(CLI::App& app);
 Command AddTokenize(CLI::App& app);
 Command AddInspect(CLI::App& app);
+Command AddCalibrate(CLI::App& app);
 
 struct CommonOptions {
   int threads = 0;  // 0: all available
-  std::string recipe = "exact", dtype = "f32";
+  std::string recipe = "exact", dtype = "f32", plan = "";
   bool explain = false, quiet = false;
 };
 void AddCommon(CLI::App& parser, CommonOptions& options);
@@ -58,6 +60,8 @@ Result<std::string> ReadText(const std::string& path, uint64_t max_bytes = kMaxT
 
 // Writes to stdout at once. Whether everything reached it is told by FinishStdout.
 void Print(std::string_view text);
+// What a decode row read: "bytes_read_per_row" and its neighbours; nothing when no row was counted.
+void AddReads(const RowReads& reads, Json* json);
 void PrintJson(const Json& value);  // one line; bytes that are not UTF-8 become U+FFFD
 Status FinishStdout();
 

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 9. `nibble eval`: perplexity of a text, and the divergence from a reference.
+#include <optional>
+
 #include "apps/cli/common.h"
 #include "apps/cli/progress.h"
 #include "apps/cli/table.h"
 #include "engine/evaluate.h"
+#include "quant/kv/registry.h"
 
 namespace nibble::cli {
 namespace {
@@ -18,7 +21,26 @@ struct Options {
   bool has_reference = false, json = false;
 };
 
-Json ToJson(const EvaluateReport& report, const Engine& engine) {
+// QAQ: what its widths came to, and what the paper's formula makes of it.
+void AddUsage(Json& json, const KvSizes& kv, const Engine& engine) {
+  const AttentionRecipe& recipe = engine.recipe();
+  if (!kv::Get(recipe.k).requantizes && !kv::Get(recipe.v).requantizes) return;
+  const KvUsage &k = kv.k_usage, &v = kv.v_usage;
+  const auto paper = [](const KvUsage& u, double bits) {
+    return u.values == 0 ? bits : double(u.paper_bits) / double(u.values);
+  };
+  json["kv_bits_k"] = kv.k_bits;
+  json["kv_bits_v"] = kv.v_bits;
+  json["kv_bits_paper"] = (paper(k, kv.k_bits) + paper(v, kv.v_bits)) / 2;
+  json["kv_ratio"] = 16 / kv.bits_per_value;
+  json["kv_ratio_paper"] = 16 / double(json["kv_bits_paper"]);
+  json["kv_narrowings"] = k.narrowings + v.narrowings;
+  json["kv_widenings"] = k.widenings + v.widenings;
+  json["kv_starved"] = k.starved + v.starved;
+  json["kv_host_bytes"] = k.host_bytes + v.host_bytes;
+}
+
+Json ToJson(const EvaluateReport& report, const Engine& engine, const RowReads& reads) {
   const KvSizes kv = engine.kv_sizes();
   Json json;
   json["windows"] = report.windows;
@@ -40,13 +62,16 @@ Json ToJson(const EvaluateReport& report, const Engine& engine) {
   json["recipe"] = ToString(engine.recipe());
   json["kv_bits_per_value"] = kv.bits_per_value;
   json["kv_bytes_per_token"] = kv.bytes_per_token;
+  AddReads(reads, &json);
+  AddUsage(json, kv, engine);
   json["weight_bytes"] = engine.weight_bytes();
   json["seconds"] = report.seconds;
   if (report.cancelled) json["cancelled"] = true;
   return json;
 }
 
-std::string ToTable(const Options& o, const EvaluateReport& report, const Engine& engine) {
+std::string ToTable(const Options& o, const EvaluateReport& report, const Engine& engine,
+                    const RowReads& reads) {
   const KvSizes kv = engine.kv_sizes();
   Table table("ll");
   const auto row = [&table](const char* name, std::string value) { table.AddRow({name, std::move(value)}); };
@@ -58,7 +83,11 @@ std::string ToTable(const Options& o, const EvaluateReport& report, const Engine
   row("nll per token", fmt::format("{:.6f}", report.nll_per_token));
   row("KV bits per value", fmt::format("{:.3f}", kv.bits_per_value));
   row("KV bytes per token", HumanCount(kv.bytes_per_token));
+  row("KV read per token", HumanBytes(size_t(reads.bytes)));
   row("weights in memory", HumanBytes(engine.weight_bytes()));
+  if (reads.sas_rows > 0)
+    row("dropped by SAS",
+        fmt::format("{:.4f}% of the weight, {:.1f} tokens a row", 100 * reads.sas_mass, reads.sas_weights));
   row("time", fmt::format("{:.2f} s", report.seconds));
   if (report.reference) {
     const ReferenceReport& r = *report.reference;
@@ -109,10 +138,11 @@ Result<int> Run(const Options& o) {
   progress.Wipe();
   if (!report.ok() && report.status().code() == Code::kCancelled) return guard.ExitCode();
   if (!report.ok()) return Error(report.status().code(), "{}: {}", o.text, report.status().message());
+  const RowReads reads = engine->TakeReads();
   if (o.json)
-    PrintJson(ToJson(*report, *engine));
+    PrintJson(ToJson(*report, *engine, reads));
   else
-    Print(ToTable(o, *report, *engine));
+    Print(ToTable(o, *report, *engine, reads));
   return report->cancelled ? guard.ExitCode() : kExitOk;
 }
 

@@ -18,7 +18,8 @@ struct Options {
   CommonOptions common;
   std::string model;
   std::vector<std::string> prompts, files, stop;
-  int tokens = -1;  // -1: kDefaultTokens, or what the context leaves
+  int64_t prefill_tokens = -1;  // -1: the whole prompt
+  int tokens = -1;              // -1: kDefaultTokens, or what the context leaves
   SamplingParams sampling;
   bool ignore_eos = false, stream = false, json = false;
   int logits_top = 0;
@@ -49,6 +50,10 @@ Result<std::vector<Request>> MakeRequests(const Options& o, const std::vector<Pr
     if (!ids.ok()) return Error(ids.status().code(), "{}: {}", prompt.name, ids.status().message());
     Request& request = requests.emplace_back();
     request.prompt = *std::move(ids);
+    request.prefill_tokens = o.prefill_tokens;
+    if (o.prefill_tokens > int64_t(request.prompt.size()))
+      return Error(Code::kInvalidArgument, "{}: --prefill-tokens {}, but the prompt has {} tokens",
+                   prompt.name, o.prefill_tokens, request.prompt.size());
     request.sampling = o.sampling;
     request.ignore_eos = o.ignore_eos;
     request.stop = o.stop;
@@ -66,7 +71,7 @@ double TokensPerSecond(const Completion& c) {
                                                         : 0;
 }
 
-Json ToJson(const Request& request, const Completion& c) {
+Json ToJson(const Request& request, const Completion& c, const RowReads& reads) {
   Json json;
   json["prompt_tokens"] = request.prompt.size();
   json["token_ids"] = c.token_ids;
@@ -75,6 +80,7 @@ Json ToJson(const Request& request, const Completion& c) {
   json["prefill_seconds"] = c.prefill_seconds;
   json["decode_seconds"] = c.decode_seconds;
   json["tokens_per_second"] = TokensPerSecond(c);
+  AddReads(reads, &json);
   if (request.logits_top > 0) {
     Json top = Json::array();
     for (const auto& [id, value] : c.last_prompt_logits) top.push_back({id, value});
@@ -91,10 +97,11 @@ void PrintSummary(const Request& request, const Completion& c) {
 }
 
 void PrintCompletions(const Options& o, const std::vector<Prompt>& prompts,
-                      const std::vector<Request>& requests, const std::vector<Completion>& completions) {
+                      const std::vector<Request>& requests, const std::vector<Completion>& completions,
+                      const RowReads& reads) {
   for (size_t i = 0; i < completions.size(); ++i) {
     if (o.json) {
-      PrintJson(ToJson(requests[i], completions[i]));
+      PrintJson(ToJson(requests[i], completions[i], reads));
       continue;
     }
     if (completions.size() == 1) Print("\n");  // the text was streamed
@@ -115,7 +122,7 @@ Result<int> Run(const Options& o) {
   if (!o.json && requests.size() == 1) requests[0].on_text = Print;
   const SignalGuard guard;
   NIBBLE_ASSIGN(const std::vector<Completion> completions, engine->Generate(requests, guard.flag()));
-  PrintCompletions(o, prompts, requests, completions);
+  PrintCompletions(o, prompts, requests, completions, engine->TakeReads());
   return guard.ExitCode();
 }
 
@@ -189,6 +196,12 @@ Command AddGenerate(CLI::App& app) {
       ->take_all()
       ->allow_extra_args(false);
   parser->add_option("-n,--predict", o->tokens, fmt::format("New tokens at most [{}]", kDefaultTokens))
+      ->check(CLI::Range(0, kMaxTokens).description(""))
+      ->type_name("N");
+  parser
+      ->add_option("--prefill-tokens", o->prefill_tokens,
+                   "Of a prompt, the tokens that attend to everything; a recipe's token selection concerns "
+                   "those after them [all]")
       ->check(CLI::Range(0, kMaxTokens).description(""))
       ->type_name("N");
   parser

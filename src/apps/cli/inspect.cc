@@ -112,6 +112,7 @@ Json ToJson(const Options& o, const Inspection& in) {
       contexts.push_back({{"tokens", tokens}, {"bytes", bytes}});
     plans.push_back({{"recipe", plan.recipe},
                      {"kv_bits_per_value", plan.sizes.bits_per_value},
+                     {"kv_least_bits_per_value", plan.sizes.least_bits_per_value},
                      {"kv_bytes_per_token", plan.sizes.bytes_per_token},
                      {"tail_bytes_per_seq", plan.sizes.tail_bytes_per_seq},
                      {"contexts", std::move(contexts)}});
@@ -151,6 +152,12 @@ std::string TensorText(const Inspection& in) {
   return table.ToString();
 }
 
+// A range where the codec chooses bits as it runs.
+std::string BitsText(const KvSizes& sizes) {
+  if (sizes.least_bits_per_value == sizes.bits_per_value) return fmt::format("{:.3f}", sizes.bits_per_value);
+  return fmt::format("{:.3f}..{:.3f}", sizes.least_bits_per_value, sizes.bits_per_value);
+}
+
 std::string MemoryText(const Inspection& in) {
   std::string alignment = "lrr";
   std::vector<std::string> head = {"KV cache of one sequence", "bits/value", "bytes/token"};
@@ -162,7 +169,7 @@ std::string MemoryText(const Inspection& in) {
   table.AddRow(head);
   table.AddRule();
   for (const KvPlan& plan : in.kv) {
-    std::vector<std::string> row = {plan.recipe, fmt::format("{:.3f}", plan.sizes.bits_per_value),
+    std::vector<std::string> row = {plan.recipe, BitsText(plan.sizes),
                                     HumanCount(plan.sizes.bytes_per_token)};
     for (const auto& [tokens, bytes] : plan.contexts) row.push_back(HumanBytes(bytes));
     table.AddRow(std::move(row));

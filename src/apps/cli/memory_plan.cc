@@ -46,12 +46,12 @@ uint64_t PackedWeightBytes(std::span<const io::TensorInfo> tensors, DType arithm
 Result<KvPlan> PlanRecipe(const ModelConfig& config, const std::string& recipe, DType arithmetic) {
   NIBBLE_ASSIGN(const AttentionRecipe parsed, ParseRecipe(recipe, arithmetic));
   const KvShape shape{config.layers, config.kv_heads, config.head_dim};
-  KvPlan plan{recipe, PlanKv(shape, parsed, 1, config.max_position), {}};
+  KvPlan plan{recipe, PlanKv(shape, config.heads, parsed, 1, config.max_position), {}};
   std::vector<int64_t> contexts;
   for (int64_t tokens = 1024; tokens < config.max_position; tokens *= 4) contexts.push_back(tokens);
   contexts.push_back(config.max_position);
   for (int64_t tokens : contexts) {
-    const KvSizes sizes = PlanKv(shape, parsed, 1, tokens);
+    const KvSizes sizes = PlanKv(shape, config.heads, parsed, 1, tokens);
     plan.contexts.emplace_back(tokens, uint64_t(sizes.pool_bytes + sizes.tail_bytes_per_seq));
   }
   return plan;

@@ -10,8 +10,21 @@ namespace nibble::cpu::NIBBLE_ISA {
 #include "kernels/cpu/embed.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/log_sum_exp.h"
+#include "kernels/cpu/qaq.h"
+#include "kernels/cpu/kv_tiles.h"
 #include "kernels/cpu/kv.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/sas.h"
+#include "kernels/cpu/attention_qk.h"
+#include "kernels/cpu/attention_pv.h"
+#include "kernels/cpu/attention_sealed.h"
+#include "kernels/cpu/top_k.h"
+#include "kernels/cpu/gather.h"
+#include "kernels/cpu/key_copy.h"
+#include "kernels/cpu/sparq_rank.h"
+#include "kernels/cpu/sparq.h"
+#include "kernels/cpu/h2o.h"
+#include "kernels/cpu/qaq_weigh.h"
 // clang-format on
 
 static void Linear(const LinearArgs& a) {
@@ -42,8 +55,15 @@ const CpuKernels kKernels{
     .kv_write = &KvWrite,
     .kv_seal = &KvSeal,
     .attention = &Attention,
+    .key_copy = &MakeKeyCopy,
+    .value_sum = &ValueSum,
+    .window = &WindowRow,
+    .sparq = &Sparq,
+    .h2o = &H2o,
+    .qaq_weigh = &QaqWeigh,
     .log_sum_exp = &LogSumExp,
     .linear_name = &LinearName,
     .attention_name = &AttentionName,
+    .s8_dot_name = kS8DotName,
 };
 }  // namespace nibble::cpu::NIBBLE_ISA

@@ -3,7 +3,8 @@
 // is one page: K and V of `tokens` positions as f32 [tokens, head_dim], decoded once for all queries of the
 // call. An entry is one query head at one position. Per entry the order of every sum is fixed: scores over
 // lanes of head_dim and then Vec16::Sum, weights over lanes of tokens, outputs over tokens ascending, tiles
-// in list order. Blocks of entries only share loads.
+// in list order. Blocks of entries only share loads. What a recipe's arithmetic does to sealed pages is in
+// attention_sealed.h, SAS in sas.h.
 
 struct TokenRange {  // tokens of a tile that an entry sees
   int begin, end;
@@ -17,6 +18,10 @@ struct AttentionWork {
   float* sum;     // [entries] running sum of the weights
   float* fix;     // [entries] factor that brings acc to the current maximum
   int entries;
+  float* more;  // [kMoreStates, entries], of sas.h and attention_sealed.h
+
+  static constexpr int kMoreStates = 29;
+  NIBBLE_HD float* More(int state) const { return more + int64_t{state} * entries; }
 
   NIBBLE_HD const float* Query(int e) const {
     return a.q + e / a.group * a.q_stride + int64_t{e % a.group} * a.page.head_dim;
@@ -76,8 +81,9 @@ static NIBBLE_HD void Scores(const AttentionWork& w, const float* k_tile, int64_
   if constexpr (E > 1) Scores<E / 2>(w, k_tile, start, e);
 }
 
-// Turns the scores of one entry into weights relative to the running maximum, which it moves.
-static void SoftmaxStep(const AttentionWork& w, int e, TokenRange range) {
+// Sets the scores of one entry that lie outside its range to -infinity, as far as blocks of 16 reach, and
+// returns the greatest of all that it has seen.
+static NIBBLE_HD float MaskScores(const AttentionWork& w, int e, TokenRange range) {
   constexpr float kNone = -__builtin_inff();
   float* s = w.scores + e * w.a.page.tokens;
   Vec16 top = Vec16::Set1(kNone);
@@ -91,9 +97,15 @@ static void SoftmaxStep(const AttentionWork& w, int e, TokenRange range) {
     top = Vec16::Max(v, top);
   }
   const float tile_max = top.MaxLane();
-  const float max = tile_max > w.max[e] ? tile_max : w.max[e];
+  return tile_max > w.max[e] ? tile_max : w.max[e];
+}
+
+// Turns the scores of one entry into weights relative to the running maximum, which it moves.
+static void SoftmaxStep(const AttentionWork& w, int e, TokenRange range) {
+  float* s = w.scores + e * w.a.page.tokens;
+  const float max = MaskScores(w, e, range);
   Vec16 total = Vec16::Zero();
-  for (int t = first; t < range.end; t += 16) {
+  for (int t = range.begin / 16 * 16; t < range.end; t += 16) {
     const Vec16 p = Exp(Vec16::Sub(Vec16::Load(s + t), Vec16::Set1(max)));
     p.Store(s + t);
     total = Vec16::Add(total, p);
@@ -103,10 +115,12 @@ static void SoftmaxStep(const AttentionWork& w, int e, TokenRange range) {
   w.max[e] = max;
 }
 
+struct F32Sum {};  // how WeighValues sums over the tokens of a tile; attention_pv.h has others
+
 // acc[e .. e+E)[d .. d+16D) = acc * fix + weights V over the tokens of the range. `lanes` < 16 only with D
 // == 1.
 template <int E, int D>
-static void WeighValues(const AttentionWork& w, const float* v_tile, int e, TokenRange range, int d,
+static void WeighValues(F32Sum, const AttentionWork& w, const float* v_tile, int e, TokenRange range, int d,
                         int lanes) {
   const int head_dim = w.a.page.head_dim;
   const bool part = D == 1 && lanes < 16;
@@ -134,45 +148,52 @@ static void WeighValues(const AttentionWork& w, const float* v_tile, int e, Toke
 }
 
 // All of head_dim for E entries that see the same tokens.
-template <int E, int D>
-static NIBBLE_HD void ValuesFrom(const AttentionWork& w, const float* v_tile, int e, TokenRange range,
-                                 int d) {
+template <int E, int D, class Sum>
+static NIBBLE_HD void ValuesFrom(Sum sum, const AttentionWork& w, const float* v_tile, int e,
+                                 TokenRange range, int d) {
   const int head_dim = w.a.page.head_dim;
-  for (; d + 16 * D <= head_dim; d += 16 * D) WeighValues<E, D>(w, v_tile, e, range, d, 16);
+  for (; d + 16 * D <= head_dim; d += 16 * D) WeighValues<E, D>(sum, w, v_tile, e, range, d, 16);
   if constexpr (D > 1) {
-    ValuesFrom<E, D / 2>(w, v_tile, e, range, d);
+    ValuesFrom<E, D / 2>(sum, w, v_tile, e, range, d);
   } else if (d < head_dim) {
-    WeighValues<E, 1>(w, v_tile, e, range, d, head_dim - d);
+    WeighValues<E, 1>(sum, w, v_tile, e, range, d, head_dim - d);
   }
 }
 
-template <int E>
-static NIBBLE_HD void Values(const AttentionWork& w, const float* v_tile, int64_t start, int e) {
+template <int E, class Sum>
+static NIBBLE_HD void Values(Sum sum, const AttentionWork& w, const float* v_tile, int64_t start, int e) {
   constexpr int kD = Pow2AtMost(kAccumulators / E < 8 ? kAccumulators / E : 8);
   for (; e + E <= w.entries; e += E) {
     const TokenRange first = w.Range(e, start), last = w.Range(e + E - 1, start);
     if (first.begin == last.begin && first.end == last.end) {
-      if (first.begin < first.end) ValuesFrom<E, kD>(w, v_tile, e, first, 0);
+      if (first.begin < first.end) ValuesFrom<E, kD>(sum, w, v_tile, e, first, 0);
       continue;
     }
     for (int i = e; i < e + E; ++i) {
       const TokenRange range = w.Range(i, start);
       if (range.begin < range.end)
-        ValuesFrom<1, Pow2AtMost(kAccumulators < 8 ? kAccumulators : 8)>(w, v_tile, i, range, 0);
+        ValuesFrom<1, Pow2AtMost(kAccumulators < 8 ? kAccumulators : 8)>(sum, w, v_tile, i, range, 0);
     }
   }
-  if constexpr (E > 1) Values<E / 2>(w, v_tile, start, e);
+  if constexpr (E > 1) Values<E / 2>(sum, w, v_tile, start, e);
 }
 
 static constexpr int kAttentionEntries = kAccumulators >= 16 ? 4 : 2;  // that share the loads of a tile
 
-static void AttendTile(const AttentionWork& w, const float* k_tile, const float* v_tile, int64_t start) {
-  Scores<kAttentionEntries>(w, k_tile, start, 0);
+static void SasTile(const AttentionWork& w, int64_t start);  // sas.h
+
+static void SoftmaxTile(const AttentionWork& w, int64_t start) {
+  if (w.a.arithmetic.softmax != SoftmaxKind::kExact) return SasTile(w, start);
   for (int e = 0; e < w.entries; ++e) {
     const TokenRange range = w.Range(e, start);
     if (range.begin < range.end) SoftmaxStep(w, e, range);
   }
-  Values<kAttentionEntries>(w, v_tile, start, 0);
+}
+
+static void AttendTile(const AttentionWork& w, const float* k_tile, const float* v_tile, int64_t start) {
+  Scores<kAttentionEntries>(w, k_tile, start, 0);
+  SoftmaxTile(w, start);
+  Values<kAttentionEntries>(F32Sum{}, w, v_tile, start, 0);
 }
 
 static void AttentionOutput(const AttentionWork& w) {
@@ -187,7 +208,14 @@ static void AttentionOutput(const AttentionWork& w) {
   }
 }
 
-// REQUIRES page.tokens a multiple of 16, page.head_dim of 8, and all rows inside one page.
+static void StartSas(const AttentionWork& w);  // sas.h
+static void CountSas(const AttentionWork& w);
+static void StartSealed(const AttentionWork& w);  // attention_sealed.h
+static void AttendSealed(const AttentionWork& w, const std::byte* k_page, const std::byte* v_page,
+                         int64_t start);
+
+// REQUIRES page.tokens a multiple of 16, page.head_dim of 8, and all rows inside one page; page.tokens 64 for
+// integer arithmetic.
 static void Attention(const AttentionArgs& a) {
   const int tokens = a.page.tokens, head_dim = a.page.head_dim, entries = a.rows * a.group;
   float* k_scratch = a.scratch;
@@ -195,18 +223,27 @@ static void Attention(const AttentionArgs& a) {
   float* scores = v_scratch + tokens * head_dim;
   float* acc = scores + entries * tokens;
   float* state = acc + entries * head_dim;
-  const AttentionWork w{a, scores, acc, state, state + entries, state + 2 * entries, entries};
+  const AttentionWork w{
+      a, scores, acc, state, state + entries, state + 2 * entries, entries, state + 3 * entries};
   for (int i = 0; i < entries * head_dim; ++i) acc[i] = 0;
   for (int e = 0; e < entries; ++e) {
     w.max[e] = -__builtin_inff();
     w.sum[e] = 0;
   }
+  const bool is_sas = a.arithmetic.softmax != SoftmaxKind::kExact;
+  const bool sealed_as_floats = !IsInteger(a.arithmetic.qk) && IsFloat(a.arithmetic.pv);
+  if (is_sas) StartSas(w);
+  if (!sealed_as_floats) StartSealed(w);
   const int64_t own = a.position - a.position % tokens;  // position of the raw page
   const int listed = a.page_list != nullptr ? a.list_len : a.pages;
   for (int i = 0; i < listed; ++i) {
     const int page = a.page_list != nullptr ? a.page_list[i] : i;
     const int64_t start = int64_t{page} * tokens;
     if (a.window > 0 && start + tokens <= a.position - a.window + 1) continue;  // out of every row's window
+    if (!sealed_as_floats) {
+      AttendSealed(w, a.k_pages[page], a.v_pages[page], start);
+      continue;
+    }
     const float* k = DecodePage(a.k_codec, a.page, a.k_pages[page], k_scratch);
     const float* v = DecodePage(a.v_codec, a.page, a.v_pages[page], v_scratch);
     AttendTile(w, k, v, start);
@@ -216,10 +253,14 @@ static void Attention(const AttentionArgs& a) {
   const float* v = RawTile(RawTypeOf(a.v_codec), a.v_raw, raw_tokens, head_dim, v_scratch);
   AttendTile(w, k, v, own);
   AttentionOutput(w);
+  if (is_sas && a.counters != nullptr) {
+    a.counters->sas_rows += entries;
+    CountSas(w);
+  }
 }
 
 // "tiled-flash/int4-token" where K and V share a codec, else "tiled-flash/k=..,v=..". A codec without a
-// decoder of its own in kv.h is marked "(decode8)".
+// decoder of its own in kv_tiles.h is marked "(decode8)".
 struct AttentionLabel {
   char text[96] = {};
   constexpr void Append(const char* s) {
@@ -231,7 +272,7 @@ struct AttentionLabel {
 template <class C>
 static constexpr void AppendCodec(AttentionLabel& label) {
   label.Append(C::kName);
-  if (C::kId > kv::CodecId::kInt4Token) label.Append("(decode8)");
+  if (C::kId > kv::CodecId::kBF16 && !HasTileDecoder<C>) label.Append("(decode8)");
 }
 template <class K, class V>
 static constexpr AttentionLabel MakeAttentionLabel() {

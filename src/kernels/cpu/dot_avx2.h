@@ -80,3 +80,4 @@ struct DotS8 {
 
 constexpr int kTileRows = 4, kTilePanels = 1, kRowPanels = 2;
 constexpr const char* kIntNames[] = {"i4-group/vpmaddubsw", "i4-channel/vpmaddubsw", "i8-channel/vpmaddubsw"};
+constexpr const char* kS8DotName = "vpmaddubsw";

@@ -48,3 +48,4 @@ using DotS8 = DotU4;
 
 constexpr int kTileRows = 8, kTilePanels = 2, kRowPanels = 4;
 constexpr const char* kIntNames[] = {"i4-group/vpdpbusd", "i4-channel/vpdpbusd", "i8-channel/vpdpbusd"};
+constexpr const char* kS8DotName = "vpdpbusd";

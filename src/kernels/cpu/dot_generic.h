@@ -106,3 +106,4 @@ struct DotS8 {
 // Tile of linear_int.h that fits the registers: kTileRows x kTilePanels, and 1 x kRowPanels for single rows.
 constexpr int kTileRows = 4, kTilePanels = 1, kRowPanels = 2;
 constexpr const char* kIntNames[] = {"i4-group/c", "i4-channel/c", "i8-channel/c"};
+constexpr const char* kS8DotName = "c";

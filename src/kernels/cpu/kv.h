@@ -40,37 +40,16 @@ static const float* RawTile(DType type, const std::byte* raw, int tokens, int he
   return tile;
 }
 
-// A codec with one scale and minimum a token (quant/kv/token_affine.h). code * scale is exact in f32, so the
-// result is Decode8's to the bit, fused or not.
-template <class C>
-static void DecodeTokenAffine(kv::PageShape s, const std::byte* page, float* tile) {
-  constexpr bool kNibbles = C::kLevels == 15;
-  for (int t = 0; t < s.tokens; ++t) {
-    uint16_t scale_bits, min_bits;
-    __builtin_memcpy(&scale_bits, page + C::ScaleOffset(s) + 2 * t, 2);
-    __builtin_memcpy(&min_bits, page + C::MinOffset(s) + 2 * t, 2);
-    const Vec16 scale = Vec16::Set1(HalfToFloat(scale_bits)), min = Vec16::Set1(HalfToFloat(min_bits));
-    const std::byte* codes = page + (kNibbles ? t * s.head_dim / 2 : t * s.head_dim);
-    float* row = tile + t * s.head_dim;
-    int d = 0;
-    for (; d + 16 <= s.head_dim; d += 16) {
-      const Vec16 code = kNibbles ? Vec16::LoadU4(codes + d / 2) : Vec16::LoadU8(codes + d);
-      Vec16::Fma(code, scale, min).Store(row + d);
-    }
-    if (d < s.head_dim) C::Decode8(s, page, t, d, row + d);
-  }
-}
-
-// Codecs that have a whole-tile decoder of their own; all others go through Decode8.
+// A page through its codec, as f32 [tokens, head_dim]: a decoder of whole tiles where the codec has one
+// (kv_tiles.h), else Codec::DecodeRow.
 template <class C>
 static NIBBLE_HD const float* PageTile(kv::PageShape s, const std::byte* page, float* tile) {
   if constexpr (C::kId == kv::CodecId::kF32 || C::kId == kv::CodecId::kF16 || C::kId == kv::CodecId::kBF16) {
     return RawTile(C::kRaw, page, s.tokens, s.head_dim, tile);
-  } else if constexpr (C::kId == kv::CodecId::kInt8Token || C::kId == kv::CodecId::kInt4Token) {
-    DecodeTokenAffine<C>(s, page, tile);
+  } else if constexpr (HasTileDecoder<C>) {
+    DecodeTile(static_cast<const C*>(nullptr), s, page, tile);
   } else {
-    for (int t = 0; t < s.tokens; ++t)
-      for (int d = 0; d < s.head_dim; d += 8) C::Decode8(s, page, t, d, tile + t * s.head_dim + d);
+    for (int t = 0; t < s.tokens; ++t) kv::DecodeRow<C>(s, page, t, tile + t * s.head_dim);
   }
   return tile;
 }

@@ -18,10 +18,18 @@ struct CpuKernels {
   void (*kv_write)(const KvWriteArgs&);
   void (*kv_seal)(const KvSealArgs&);
   void (*attention)(const AttentionArgs&);
+  void (*key_copy)(const KeyCopyArgs&);
+  void (*value_sum)(const ValueSumArgs&);
+  void (*window)(const WindowArgs&);
+  void (*sparq)(const SparqArgs&);
+  void (*h2o)(const H2oArgs&);
+  // Raises QaqHeader::fresh of V pages that are records of QAQ to what the call's queries gave them.
+  void (*qaq_weigh)(const AttentionArgs&, std::byte* const* v_pages);
   void (*log_sum_exp)(const LogSumExpArgs&);
   // The name of the kernel that linear() runs for a layout, e.g. "i4-group/vpdpbusd", for --explain.
   const char* (*linear_name)(weight::Layout, MatmulArith);
   const char* (*attention_name)(kv::CodecId k, kv::CodecId v);
+  const char* s8_dot_name;  // what integer products of attention use, e.g. "vpdpbusd"
 };
 
 }  // namespace nibble::cpu

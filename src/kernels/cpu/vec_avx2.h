@@ -44,6 +44,47 @@ struct Vec16 {
     const __m128i x = _mm_loadl_epi64(static_cast<const __m128i*>(p)), low = _mm_set1_epi8(15);
     return FromU8(_mm_unpacklo_epi8(_mm_and_si128(x, low), _mm_and_si128(_mm_srli_epi16(x, 4), low)));
   }
+  template <int kBits>
+  static NIBBLE_HD __m256i Codes8(const void* p) {  // eight codes, one a lane
+    uint32_t word = 0;
+    __builtin_memcpy(&word, p, kBits);
+    const __m256i shifts =
+        _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(kBits));
+    return _mm256_and_si256(_mm256_srlv_epi32(_mm256_set1_epi32(int(word)), shifts),
+                            _mm256_set1_epi32((1 << kBits) - 1));
+  }
+  template <int kBits>
+  static NIBBLE_HD Vec16 LoadCodes(const void* p) {
+    if constexpr (kBits == 4) return LoadU4(p);
+    return {_mm256_cvtepi32_ps(Codes8<kBits>(p)),
+            _mm256_cvtepi32_ps(Codes8<kBits>(static_cast<const char*>(p) + kBits))};
+  }
+  static NIBBLE_HD __m256 LookUp8(const float* table, __m256i codes) {
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), codes);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), codes);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+  }
+  template <int kBits>
+  static NIBBLE_HD Vec16 LookUpCodes(const float* table, const void* p) {
+    return {LookUp8(table, Codes8<kBits>(p)),
+            LookUp8(table, Codes8<kBits>(static_cast<const char*>(p) + kBits))};
+  }
+  static NIBBLE_HD Vec16 LoadE4m3(const void* p) {
+    const __m256i u = _mm256_cvtepu8_epi16(Bytes16(p));
+    const __m256i half = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0x80)), 8),
+                                         _mm256_slli_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0x7f)), 7));
+    const Vec16 v{_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+                  _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
+    return Mul(v, Set1(256));
+  }
+  static NIBBLE_HD __m256 HalfFromMask(uint32_t mask, float x) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(mask)), bit), bit);
+    return _mm256_and_ps(_mm256_castsi256_ps(set), _mm256_set1_ps(x));
+  }
+  static NIBBLE_HD Vec16 FromMask(uint32_t mask, float x) {
+    return {HalfFromMask(mask, x), HalfFromMask(mask >> 8, x)};
+  }
   NIBBLE_HD void Store(void* p) const {
     float* f = static_cast<float*>(p);
     _mm256_storeu_ps(f, lo);
@@ -92,6 +133,21 @@ struct Vec16 {
     return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
             _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
   }
+  template <int kStride>
+  static NIBBLE_HD __m256 Butterfly8(__m256 x) {
+    const __m256 other = kStride == 1   ? _mm256_permute_ps(x, 0xb1)
+                         : kStride == 2 ? _mm256_permute_ps(x, 0x4e)
+                                        : _mm256_permute2f128_ps(x, x, 1);
+    const __m256i bit =
+        _mm256_and_si256(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(kStride));
+    const __m256i sign = _mm256_slli_epi32(_mm256_cmpeq_epi32(bit, _mm256_set1_epi32(kStride)), 31);
+    return _mm256_add_ps(other, _mm256_xor_ps(x, _mm256_castsi256_ps(sign)));
+  }
+  template <int kStride>
+  NIBBLE_HD Vec16 Butterfly() const {
+    if constexpr (kStride == 8) return {_mm256_add_ps(lo, hi), _mm256_sub_ps(lo, hi)};
+    return {Butterfly8<kStride>(lo), Butterfly8<kStride>(hi)};
+  }
   static NIBBLE_HD uint32_t EqualMask(Vec16 a, Vec16 b) {
     return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_OQ))) |
            uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_EQ_OQ))) << 8;
@@ -114,6 +170,31 @@ struct Vec16 {
     return _mm256_and_ps(value, _mm256_castsi256_ps(_mm256_set1_epi32(int(0xffff0000u))));
   }
   NIBBLE_HD Vec16 RoundToBf16() const { return {RoundHalfToBf16(lo), RoundHalfToBf16(hi)}; }
+
+  NIBBLE_HD Vec16 TruncateToFp22() const {
+    const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(int(0xfffffc00u)));
+    return {_mm256_and_ps(lo, mask), _mm256_and_ps(hi, mask)};
+  }
+  static NIBBLE_HD __m256 RoundHalfToE4m3(__m256 x) {
+    const __m256i u = _mm256_castps_si256(x), a = _mm256_and_si256(u, _mm256_set1_epi32(0x7fffffff));
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 20), _mm256_set1_epi32(1));
+    const __m256i r = _mm256_and_si256(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7ffff)), odd),
+                                       _mm256_set1_epi32(-1 << 20));
+    const __m256 magic = _mm256_set1_ps(24576.0f), steps = _mm256_sub_ps(_mm256_add_ps(x, magic), magic);
+    const __m256 small = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), a));
+    const __m256 value = _mm256_blendv_ps(_mm256_castsi256_ps(r), steps, small);
+    return _mm256_blendv_ps(value, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  }
+  NIBBLE_HD Vec16 RoundToE4m3() const { return {RoundHalfToE4m3(lo), RoundHalfToE4m3(hi)}; }
+  static NIBBLE_HD __m256 LookUpHalf(const float* table, __m256 index) {
+    const __m256i i = _mm256_cvtps_epi32(index);
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), i);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), i);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+  }
+  static NIBBLE_HD Vec16 LookUp(const float* table, Vec16 index) {
+    return {LookUpHalf(table, index.lo), LookUpHalf(table, index.hi)};
+  }
 
   NIBBLE_HD float Sum() const {
     const __m256 s8 = _mm256_add_ps(lo, hi);

@@ -30,6 +30,34 @@ struct Vec16 {
     return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
         _mm_unpacklo_epi8(_mm_and_si128(x, low), _mm_and_si128(_mm_srli_epi16(x, 4), low))))};
   }
+  template <int kBits>
+  static NIBBLE_HD __m512i Codes(const void* p) {  // one a lane
+    uint64_t word = 0;
+    __builtin_memcpy(&word, p, 2 * kBits);
+    const __m512i halves =
+        _mm512_inserti64x4(_mm512_set1_epi32(int(word)), _mm256_set1_epi32(int(word >> 8 * kBits)), 1);
+    const __m512i shifts = _mm512_mullo_epi32(
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7), _mm512_set1_epi32(kBits));
+    return _mm512_and_si512(_mm512_srlv_epi32(halves, shifts), _mm512_set1_epi32((1 << kBits) - 1));
+  }
+  template <int kBits>
+  static NIBBLE_HD Vec16 LoadCodes(const void* p) {
+    if constexpr (kBits == 4) return LoadU4(p);
+    return {_mm512_cvtepi32_ps(Codes<kBits>(p))};
+  }
+  template <int kBits>
+  static NIBBLE_HD Vec16 LookUpCodes(const float* table, const void* p) {
+    return {_mm512_permutexvar_ps(Codes<kBits>(p), _mm512_loadu_ps(table))};
+  }
+  static NIBBLE_HD Vec16 LoadE4m3(const void* p) {
+    const __m256i u = _mm256_cvtepu8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    const __m256i half = _mm256_or_si256(_mm256_slli_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0x80)), 8),
+                                         _mm256_slli_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0x7f)), 7));
+    return Mul({_mm512_cvtph_ps(half)}, Set1(256));
+  }
+  static NIBBLE_HD Vec16 FromMask(uint32_t mask, float x) {
+    return {_mm512_maskz_mov_ps(__mmask16(mask), _mm512_set1_ps(x))};
+  }
   NIBBLE_HD void Store(void* p) const { _mm512_storeu_ps(p, v); }
   NIBBLE_HD void StorePart(void* p, int n) const { _mm512_mask_storeu_ps(p, PartMask(n), v); }
   NIBBLE_HD void StoreF16(void* p) const {
@@ -51,6 +79,18 @@ struct Vec16 {
   static NIBBLE_HD Vec16 IfLess(Vec16 a, Vec16 b, Vec16 x, Vec16 y) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
   }
+  template <int kStride>
+  NIBBLE_HD Vec16 Butterfly() const {
+    const __m512 other = kStride == 1   ? _mm512_permute_ps(v, 0xb1)
+                         : kStride == 2 ? _mm512_permute_ps(v, 0x4e)
+                         : kStride == 4 ? _mm512_shuffle_f32x4(v, v, 0xb1)
+                                        : _mm512_shuffle_f32x4(v, v, 0x4e);
+    constexpr unsigned kUpper = kStride == 1   ? 0xaaaa
+                                : kStride == 2 ? 0xcccc
+                                : kStride == 4 ? 0xf0f0
+                                               : 0xff00;
+    return {_mm512_mask_sub_ps(_mm512_add_ps(other, v), __mmask16(kUpper), other, v)};
+  }
   static NIBBLE_HD uint32_t EqualMask(Vec16 a, Vec16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
   NIBBLE_HD Vec16 Round() const {
     return {_mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -66,6 +106,24 @@ struct Vec16 {
     const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
     const __m512i value = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), r, quiet);
     return {_mm512_castsi512_ps(_mm512_and_si512(value, _mm512_set1_epi32(int(0xffff0000u))))};
+  }
+
+  NIBBLE_HD Vec16 TruncateToFp22() const {
+    return {
+        _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(int(0xfffffc00u))))};
+  }
+  NIBBLE_HD Vec16 RoundToE4m3() const {
+    const __m512i u = _mm512_castps_si512(v), a = _mm512_and_si512(u, _mm512_set1_epi32(0x7fffffff));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 20), _mm512_set1_epi32(1));
+    const __m512i r = _mm512_and_si512(_mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7ffff)), odd),
+                                       _mm512_set1_epi32(-1 << 20));
+    const __m512 magic = _mm512_set1_ps(24576.0f), steps = _mm512_sub_ps(_mm512_add_ps(v, magic), magic);
+    const __mmask16 small = _mm512_cmplt_epi32_mask(a, _mm512_set1_epi32(0x3c800000));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return {_mm512_mask_blend_ps(nan, _mm512_mask_blend_ps(small, _mm512_castsi512_ps(r), steps), v)};
+  }
+  static NIBBLE_HD Vec16 LookUp(const float* table, Vec16 index) {
+    return {_mm512_permutexvar_ps(_mm512_cvtps_epi32(index.v), _mm512_loadu_ps(table))};
   }
 
   NIBBLE_HD float Sum() const {

@@ -86,6 +86,44 @@ struct Vec16 {
       return F4{float(u[0] & 15), float(u[0] >> 4), float(u[1] & 15), float(u[1] >> 4)};
     });
   }
+  // 16 codes of 2, 3 or 4 bits, low bits first, from 2 * kBits bytes.
+  template <int kBits>
+  static NIBBLE_HD uint32_t Code(const void* p, int i) {
+    uint64_t word = 0;
+    __builtin_memcpy(&word, p, 2 * kBits);
+    return uint32_t(word >> (i * kBits)) & ((1u << kBits) - 1);
+  }
+  template <int kBits>
+  static NIBBLE_HD Vec16 LoadCodes(const void* p) {
+    return Each([=](int i) {
+      const U4 u{Code<kBits>(p, 4 * i), Code<kBits>(p, 4 * i + 1), Code<kBits>(p, 4 * i + 2),
+                 Code<kBits>(p, 4 * i + 3)};
+      return __builtin_convertvector((I4)u, F4);
+    });
+  }
+  // The entry of `table` [16] that each of 16 codes names.
+  template <int kBits>
+  static NIBBLE_HD Vec16 LookUpCodes(const float* table, const void* p) {
+    return Each([=](int i) {
+      return F4{table[Code<kBits>(p, 4 * i)], table[Code<kBits>(p, 4 * i + 1)],
+                table[Code<kBits>(p, 4 * i + 2)], table[Code<kBits>(p, 4 * i + 3)]};
+    });
+  }
+  // E4M3 bytes that are not NaN.
+  static NIBBLE_HD Vec16 LoadE4m3(const void* p) {
+    uint16_t half[16];
+    for (int i = 0; i < 16; ++i) {
+      const int code = static_cast<const uint8_t*>(p)[i];
+      half[i] = uint16_t((code & 0x80) << 8 | (code & 0x7f) << 7);  // 2^-8 of the value
+    }
+    return Mul(LoadF16(half), Set1(256));
+  }
+  static NIBBLE_HD Vec16 FromMask(uint32_t mask, float x) {  // lane i: x where bit i is set, else 0
+    return Each([=](int i) {
+      const U4 bits = U4{mask, mask, mask, mask} >> uint32_t(4 * i) & U4{1, 2, 4, 8};
+      return Bits(U4(bits != 0) & Bits(F4{x, x, x, x}));
+    });
+  }
   NIBBLE_HD void Store(void* p) const { __builtin_memcpy(p, q, 64); }
   NIBBLE_HD void StorePart(void* p, int n) const { __builtin_memcpy(p, q, n >= 16 ? 64 : size_t(n) * 4); }
   NIBBLE_HD void StoreF16(void* p) const {  // rounded as FloatToHalf does
@@ -127,6 +165,20 @@ struct Vec16 {
   static NIBBLE_HD Vec16 IfLess(Vec16 a, Vec16 b, Vec16 x, Vec16 y) {
     return Each([&](int i) { return a.q[i] < b.q[i] ? x.q[i] : y.q[i]; });
   }
+  // Lanes l and l + kStride (kStride 1, 2, 4 or 8; l without that bit) become a + b and a - b.
+  template <int kStride>
+  NIBBLE_HD Vec16 Butterfly() const {
+    return Each([&](int i) {
+      if constexpr (kStride >= 4) {
+        const F4 a = q[i & ~(kStride / 4)], b = q[i | kStride / 4];
+        return (i & kStride / 4) != 0 ? a - b : a + b;
+      } else {
+        const F4 x = q[i];
+        return kStride == 1 ? F4{x[0] + x[1], x[0] - x[1], x[2] + x[3], x[2] - x[3]}
+                            : F4{x[0] + x[2], x[1] + x[3], x[0] - x[2], x[1] - x[3]};
+      }
+    });
+  }
   // Bit i is set where lane i of a equals that of b.
   static NIBBLE_HD uint32_t EqualMask(Vec16 a, Vec16 b) {
     uint32_t m = 0;
@@ -147,6 +199,27 @@ struct Vec16 {
       const U4 u = Bits(q[i]), r = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000u;
       const U4 nan = U4(q[i] != q[i]);
       return Bits((r & ~nan) | ((u | 0x400000) & 0xffff0000u & nan));
+    });
+  }
+
+  // Toward zero to 13 bits of mantissa: the accumulator of FP8 tensor cores (FP22).
+  NIBBLE_HD Vec16 TruncateToFp22() const {
+    return Each([&](int i) { return Bits(Bits(q[i]) & 0xfffffc00u); });
+  }
+  // To the nearest E4M3, ties to even. NaN stays NaN. REQUIRES |x| < 464: beyond it would saturate at 448.
+  NIBBLE_HD Vec16 RoundToE4m3() const {
+    return Each([&](int i) {
+      const U4 u = Bits(q[i]), a = u & 0x7fffffff, r = (u + 0x7ffff + (u >> 20 & 1)) & 0xfff00000u;
+      const F4 magic = Bits(U4{} + 0x46c00000u);  // 1.5 * 2^14: the sum has no bits below 2^-9
+      const U4 small = U4(a < 0x3c800000), nan = U4(a > 0x7f800000);  // below 2^-6: in steps of 2^-9
+      return Bits((Bits(q[i] + magic - magic) & small) | (u & nan) | (r & ~small & ~nan));
+    });
+  }
+  // table[i] for lanes i = 0, 1, .. 15.
+  static NIBBLE_HD Vec16 LookUp(const float* table, Vec16 index) {
+    return Each([&](int i) {
+      const I4 n = __builtin_convertvector(index.q[i], I4);
+      return F4{table[n[0]], table[n[1]], table[n[2]], table[n[3]]};
     });
   }
 

@@ -2,89 +2,68 @@
 #include "kernels/ref/attention.h"
 
 #include <cmath>
-#include <cstring>
-#include <vector>
 
-#include "base/half.h"
-#include "quant/kv/registry.h"
+#include "kernels/ref/attention_tile.h"
 
 namespace nibble::ref {
 namespace {
 
-double RawElement(DType type, const std::byte* raw, int64_t index) {
-  if (type == DType::kF32) {
-    float f;
-    std::memcpy(&f, raw + 4 * index, 4);
-    return double(f);
-  }
-  uint16_t u;
-  std::memcpy(&u, raw + 2 * index, 2);
-  return double(type == DType::kF16 ? HalfToFloat(u) : Bf16ToFloat(u));
-}
+// The online softmax of one query row and head, tile by tile. The order matters where weights are rounded or
+// dropped: both are relative to the maximum so far.
+struct Row {
+  double max = -INFINITY, sum = 0, dropped = 0;
+  int64_t dropped_tokens = 0;
+  std::vector<double> out;
 
-void AppendPageRow(const kv::CodecInfo& codec, kv::PageShape s, const std::byte* page, int token,
-                   std::vector<double>& rows) {
-  for (int d = 0; d < s.head_dim; d += 8) {
-    float out8[8];
-    codec.decode8(s, page, token, d, out8);
-    for (const float f : out8) rows.push_back(double(f));
+  void AddTile(const AttentionArgs& a, const Tile& tile, const std::vector<double>& scores, int64_t first,
+               int64_t last) {
+    std::vector<double> p(size_t(tile.tokens), 0.0);
+    double top = max;
+    const auto sees = [&](int t) { return tile.start + t >= first && tile.start + t <= last; };
+    for (int t = 0; t < tile.tokens; ++t)
+      if (sees(t)) top = std::fmax(top, scores[size_t(t)]);
+    const double fix = std::exp(max - top);
+    max = top;
+    sum *= fix, dropped *= fix;
+    for (double& x : out) x *= fix;
+    const double threshold = double(Threshold(a.arithmetic, last - std::max<int64_t>(first, 0) + 1));
+    for (int t = 0; t < tile.tokens; ++t) {
+      if (!sees(t)) continue;
+      const double x = scores[size_t(t)] - max, weight = WeightOf(a.arithmetic, x);
+      if (x < threshold) {
+        dropped += weight;
+        ++dropped_tokens;
+      } else {
+        sum += p[size_t(t)] = weight;
+      }
+    }
+    const std::vector<double> values = WeighTile(a, tile, p);
+    for (size_t d = 0; d < out.size(); ++d) out[d] += values[d];
   }
-}
 
-struct Visible {
-  std::vector<double> k, v;  // [tokens, head_dim] that a query row sees, in the order of the tiles
+  static float Threshold(const Arithmetic& how, int64_t length) {
+    if (how.softmax == SoftmaxKind::kExact) return -INFINITY;
+    return how.softmax == SoftmaxKind::kSas ? how.sas.threshold : Sas2Threshold(how.sas.eps, length);
+  }
 };
-
-Visible Gather(const AttentionArgs& a, int row) {
-  Visible visible;
-  const int64_t position = a.position + row, own = a.position - a.position % a.page.tokens;
-  const int64_t first = a.window > 0 ? position - a.window + 1 : 0;
-  const kv::CodecInfo &k_codec = kv::Get(a.k_codec), &v_codec = kv::Get(a.v_codec);
-  for (int i = 0; i < (a.page_list != nullptr ? a.list_len : a.pages); ++i) {
-    const int page = a.page_list != nullptr ? a.page_list[i] : i;
-    for (int t = 0; t < a.page.tokens; ++t) {
-      if (int64_t{page} * a.page.tokens + t < first) continue;
-      AppendPageRow(k_codec, a.page, a.k_pages[page], t, visible.k);
-      AppendPageRow(v_codec, a.page, a.v_pages[page], t, visible.v);
-    }
-  }
-  for (int64_t p = own; p <= position; ++p) {
-    if (p < first) continue;
-    for (int d = 0; d < a.page.head_dim; ++d) {
-      visible.k.push_back(RawElement(k_codec.raw, a.k_raw, (p - own) * a.page.head_dim + d));
-      visible.v.push_back(RawElement(v_codec.raw, a.v_raw, (p - own) * a.page.head_dim + d));
-    }
-  }
-  return visible;
-}
-
-void AttendOne(const Visible& visible, const float* q, double scale, int head_dim, double* out) {
-  const size_t tokens = visible.k.size() / size_t(head_dim);
-  std::vector<double> score(tokens);
-  double max = -INFINITY, sum = 0;
-  for (size_t t = 0; t < tokens; ++t) {
-    for (int d = 0; d < head_dim; ++d) score[t] += double(q[d]) * visible.k[t * size_t(head_dim) + size_t(d)];
-    score[t] *= scale;
-    max = std::fmax(max, score[t]);
-  }
-  for (double& s : score) sum += s = std::exp(s - max);
-  for (int d = 0; d < head_dim; ++d) {
-    out[d] = 0;
-    for (size_t t = 0; t < tokens; ++t)
-      out[d] += score[t] / sum * visible.v[t * size_t(head_dim) + size_t(d)];
-  }
-}
 
 }  // namespace
 
-void Attention(const AttentionArgs& a, double* out) {
-  for (int row = 0; row < a.rows; ++row) {
-    const Visible visible = Gather(a, row);
-    for (int g = 0; g < a.group; ++g) {
-      const float* q = a.q + row * a.q_stride + int64_t{g} * a.page.head_dim;
-      AttendOne(visible, q, double(a.scale), a.page.head_dim,
-                out + (int64_t{row} * a.group + g) * a.page.head_dim);
-    }
+void Attention(const AttentionArgs& a, double* out, AttentionCounters* counters) {
+  const int dim = a.page.head_dim;
+  const std::vector<Tile> tiles = MakeTiles(a);
+  for (int i = 0; i < a.rows * a.group; ++i) {
+    const float* q = a.q + i / a.group * a.q_stride + int64_t{i % a.group} * dim;
+    const int64_t last = a.position + i / a.group, first = a.window > 0 ? last - a.window + 1 : 0;
+    Row row{.out = std::vector<double>(size_t(dim), 0.0)};
+    for (const Tile& tile : tiles)
+      if (tile.start + tile.tokens > first)
+        row.AddTile(a, tile, TileScores(a, tile, q, i % a.group), first, last);
+    for (int d = 0; d < dim; ++d) out[int64_t{i} * dim + d] = row.out[size_t(d)] / row.sum;
+    if (counters == nullptr) continue;
+    ++counters->rows;
+    counters->sas_dropped += row.dropped_tokens;
+    counters->sas_dropped_mass += int64_t(row.dropped / (row.sum + row.dropped) * 4294967296.0);
   }
 }
 

@@ -5,9 +5,9 @@
 
 namespace nibble::ref {
 
-// out [rows, group, head_dim] of AttentionArgs in double; a.out and a.scratch are not used. Softmax in two
-// passes over the visible tokens: sealed pages through Codec::Decode8, the queries' own page from its raw
-// elements.
-void Attention(const AttentionArgs& a, double* out);
+// out [rows, group, head_dim] of AttentionArgs in double; a.out, a.scratch and a.counters are not used. Tile
+// by tile: sealed pages through Codec::Decode8 and the recipe's arithmetic, the queries' own page from its
+// raw elements. Adds rows and what SAS dropped to `counters` unless it is null.
+void Attention(const AttentionArgs& a, double* out, AttentionCounters* counters = nullptr);
 
 }  // namespace nibble::ref

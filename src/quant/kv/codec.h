@@ -26,13 +26,32 @@ enum class CodecId : uint8_t {
   kInt4Channel,
   kInt2Channel,
   kInt4Group,
-  kInt2Group
+  kInt2Group,
+  kFlashQ4Search,
+  kFlashQ2Search,
+  kFlashQ2Literal,
+  kFlashQ2Outlier,
+  kTurboQuant4,
+  kTurboQuant3,
+  kTurboQuant2,
+  kFp8,
+  kGear4Channel,
+  kGear4Group,
+  kGear2Channel,
+  kGear2Group,
+  kGearL4Channel,
+  kGearL4Group,
+  kGearL2Channel,
+  kGearL2Group,
+  kFlashQ3,
+  kQaq
 };
 
 inline constexpr int kPageTokens = 64;
+inline constexpr int kMaxHeadDim = 1024;
 
 struct PageShape {
-  int head_dim, tokens;
+  int head_dim, tokens;  // a multiple of 8 up to kMaxHeadDim; 1 .. kPageTokens
 };
 
 // Fields of a page, little-endian. By memcpy: a page is bytes, whatever was there before.
@@ -52,5 +71,21 @@ concept Codec = requires(PageShape s, const float* rows, std::byte* w, const std
   C::EncodePage(s, rows, w);                  // rows [tokens, head_dim], already rounded to kRaw
   C::Decode8(s, r, /*token*/ 0, /*channel*/ 0, out8);  // channels d .. d+7 of token t; d % 8 == 0
 };
+
+// A codec may also have DecodeRow(s, page, token, out): all channels of a token at once, to the bit what
+// Decode8 says, for codecs that must decode a row whole anyway.
+template <class C>
+concept HasDecodeRow = requires(PageShape s, const std::byte* r, float* out) {
+  C::DecodeRow(s, r, 0, out);
+};
+
+template <class C>
+NIBBLE_HD void DecodeRow(PageShape s, const std::byte* page, int token, float* out) {
+  if constexpr (HasDecodeRow<C>) {
+    C::DecodeRow(s, page, token, out);
+  } else {
+    for (int d = 0; d < s.head_dim; d += 8) C::Decode8(s, page, token, d, out + d);
+  }
+}
 
 }  // namespace nibble::kv

@@ -5,107 +5,123 @@
 // scales, then f16 minima, in the order [token / 32][head_dim] or [token][head_dim / 32].
 // docs/formats/kv_pages.md.
 #pragma once
+#include "quant/kv/low_bits.h"
 #include "quant/kv/token_affine.h"
 
 namespace nibble::kv {
 
-inline constexpr int kKiviGroup = 32;
+// The two directions. A line is all of a page along one of them, one channel or one token; a group is kSize
+// values in a row of a line, the last of which may be shorter. kWholeLine: one group a line.
+inline constexpr int kWholeLine = 0;
 
-NIBBLE_HD int KiviGroups(int n) { return (n + kKiviGroup - 1) / kKiviGroup; }
-NIBBLE_HD int KiviEnd(int begin, int n) { return begin + kKiviGroup < n ? begin + kKiviGroup : n; }
+template <int kSize>
+struct AlongTokens {
+  static constexpr bool kByChannel = true;
+  NIBBLE_HD static int Lines(PageShape s) { return s.head_dim; }
+  NIBBLE_HD static int Length(PageShape s) { return s.tokens; }
+  NIBBLE_HD static int GroupLength(PageShape s) { return kSize == kWholeLine ? s.tokens : kSize; }
+  NIBBLE_HD static int Groups(PageShape s) {
+    return (s.tokens + GroupLength(s) - 1) / GroupLength(s) * s.head_dim;
+  }
+  NIBBLE_HD static int GroupOf(PageShape s, int token, int channel) {
+    return token / GroupLength(s) * s.head_dim + channel;
+  }
+  NIBBLE_HD static int Token(int /*line*/, int i) { return i; }
+  NIBBLE_HD static int Channel(int line, int /*i*/) { return line; }
+};
 
-// What both directions share. `Axis` says how many groups a page has and which one holds a value.
-template <int kBits, class Axis>
-struct KiviPage {
-  static_assert(kBits == 4 || kBits == 2);
+template <int kSize>
+struct AlongChannels {
+  static constexpr bool kByChannel = false;
+  NIBBLE_HD static int Lines(PageShape s) { return s.tokens; }
+  NIBBLE_HD static int Length(PageShape s) { return s.head_dim; }
+  NIBBLE_HD static int GroupLength(PageShape s) { return kSize == kWholeLine ? s.head_dim : kSize; }
+  NIBBLE_HD static int GroupsOfToken(PageShape s) {
+    return (s.head_dim + GroupLength(s) - 1) / GroupLength(s);
+  }
+  NIBBLE_HD static int Groups(PageShape s) { return s.tokens * GroupsOfToken(s); }
+  NIBBLE_HD static int GroupOf(PageShape s, int token, int channel) {
+    return token * GroupsOfToken(s) + channel / GroupLength(s);
+  }
+  NIBBLE_HD static int Token(int line, int /*i*/) { return line; }
+  NIBBLE_HD static int Channel(int /*line*/, int i) { return i; }
+};
+
+// One line as a buffer. What FitToken reads beyond the end repeats the last value, which moves no bound.
+struct Line {
+  float x[kMaxHeadDim + 8] = {};
+  int n = 0;
+};
+
+template <class Axis>
+NIBBLE_HD void ReadLine(PageShape s, const float* rows, int line, Line& to) {
+  to.n = Axis::Length(s);
+  for (int i = 0; i < to.n; ++i) to.x[i] = rows[Axis::Token(line, i) * s.head_dim + Axis::Channel(line, i)];
+  for (int i = to.n; i < to.n + 8; ++i) to.x[i] = to.x[to.n - 1];
+}
+
+template <int kCodeBits, class GroupAxis>
+struct GroupedPage {
+  static_assert(kCodeBits == 4 || kCodeBits == 2);
   static constexpr DType kRaw = DType::kF16;
-  static constexpr int kLevels = (1 << kBits) - 1;
+  static constexpr int kBits = kCodeBits, kLevels = (1 << kBits) - 1;
+  using Axis = GroupAxis;
 
-  NIBBLE_HD static int ScaleOffset(PageShape s) { return s.tokens * s.head_dim * kBits / 8; }
+  NIBBLE_HD static int ScaleOffset(PageShape s) { return CodeBytes<kBits>(s.tokens * s.head_dim); }
   NIBBLE_HD static int MinOffset(PageShape s) { return ScaleOffset(s) + 2 * Axis::Groups(s); }
-  NIBBLE_HD static int PageBytes(PageShape s) { return (MinOffset(s) + 2 * Axis::Groups(s) + 3) / 4 * 4; }
+  NIBBLE_HD static int EndOffset(PageShape s) { return MinOffset(s) + 2 * Axis::Groups(s); }
+  NIBBLE_HD static int PageBytes(PageShape s) { return (EndOffset(s) + 3) / 4 * 4; }
+  NIBBLE_HD static int SharedBytes(PageShape s) {
+    return Axis::kByChannel ? PageBytes(s) - ScaleOffset(s) : 0;
+  }
 
-  NIBBLE_HD static void StoreParams(PageShape s, std::byte* page, int group, const TokenParams& p) {
-    StoreU16(page + ScaleOffset(s) + 2 * group, p.scale);
-    StoreU16(page + MinOffset(s) + 2 * group, p.min);
+  // REQUIRES the page's codes zero. A group starts at a multiple of 8 in its line or is the whole line.
+  NIBBLE_HD static void EncodeLine(PageShape s, const Line& from, int line, std::byte* page) {
+    for (int begin = 0; begin < from.n; begin += Axis::GroupLength(s)) {
+      const int end = begin + Axis::GroupLength(s) < from.n ? begin + Axis::GroupLength(s) : from.n;
+      const TokenParams p = FitToken(from.x + begin, (end - begin + 7) / 8 * 8, kLevels);
+      for (int i = begin; i < end; ++i)
+        StoreCode<kBits>(page, Axis::Token(line, i) * s.head_dim + Axis::Channel(line, i),
+                         TokenCode(from.x[i], p, kLevels));
+      const int group = Axis::GroupOf(s, Axis::Token(line, begin), Axis::Channel(line, begin));
+      StoreU16(page + ScaleOffset(s) + 2 * group, p.scale);
+      StoreU16(page + MinOffset(s) + 2 * group, p.min);
+    }
   }
-  NIBBLE_HD static void StoreCode(PageShape s, std::byte* page, int token, int channel, int code) {
-    const int bit = (token * s.head_dim + channel) * kBits;
-    page[bit / 8] |= std::byte(code << (bit % 8));
+  NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
+    memset(page, 0, size_t(PageBytes(s)));
+    Line line;
+    for (int i = 0; i < Axis::Lines(s); ++i) {
+      ReadLine<Axis>(s, rows, i, line);
+      EncodeLine(s, line, i, page);
+    }
   }
+  // code * scale is exact in f32 (4 + 11 bits), so a fused multiply-add gives the same value.
   NIBBLE_HD static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out8) {
     for (int i = 0; i < 8; ++i) {
-      const int bit = (token * s.head_dim + channel + i) * kBits,
-                group = Axis::GroupOf(s, token, channel + i);
+      const int group = Axis::GroupOf(s, token, channel + i);
       const float scale = HalfToFloat(LoadU16(page + ScaleOffset(s) + 2 * group));
       const float min = HalfToFloat(LoadU16(page + MinOffset(s) + 2 * group));
-      out8[i] = float(int(page[bit / 8]) >> (bit % 8) & kLevels) * scale + min;
+      out8[i] = float(LoadCode<kBits>(page, token * s.head_dim + channel + i)) * scale + min;
     }
   }
 };
 
-struct AlongTokens {
-  NIBBLE_HD static int Groups(PageShape s) { return KiviGroups(s.tokens) * s.head_dim; }
-  NIBBLE_HD static int GroupOf(PageShape s, int token, int channel) {
-    return token / kKiviGroup * s.head_dim + channel;
-  }
-};
-struct AlongChannels {
-  NIBBLE_HD static int Groups(PageShape s) { return s.tokens * KiviGroups(s.head_dim); }
-  NIBBLE_HD static int GroupOf(PageShape s, int token, int channel) {
-    return token * KiviGroups(s.head_dim) + channel / kKiviGroup;
-  }
-};
+inline constexpr int kKiviGroup = 32;
 
-template <int kBits>
-struct KiviChannel : KiviPage<kBits, AlongTokens> {
-  using Base = KiviPage<kBits, AlongTokens>;
-  NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    memset(page, 0, size_t(Base::PageBytes(s)));
-    for (int begin = 0; begin < s.tokens; begin += kKiviGroup) {
-      const int end = KiviEnd(begin, s.tokens);
-      for (int d = 0; d < s.head_dim; ++d) {
-        float x[kKiviGroup];  // a short last group repeats its last value, which moves no bound
-        for (int i = 0; i < kKiviGroup; ++i)
-          x[i] = rows[(begin + i < end ? begin + i : end - 1) * s.head_dim + d];
-        const TokenParams p = FitToken(x, kKiviGroup, Base::kLevels);
-        for (int t = begin; t < end; ++t)
-          Base::StoreCode(s, page, t, d, TokenCode(x[t - begin], p, Base::kLevels));
-        Base::StoreParams(s, page, AlongTokens::GroupOf(s, begin, d), p);
-      }
-    }
-  }
-};
-
-template <int kBits>
-struct KiviToken : KiviPage<kBits, AlongChannels> {
-  using Base = KiviPage<kBits, AlongChannels>;
-  NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    memset(page, 0, size_t(Base::PageBytes(s)));
-    for (int t = 0; t < s.tokens; ++t)
-      for (int begin = 0; begin < s.head_dim; begin += kKiviGroup) {
-        const float* x = rows + t * s.head_dim + begin;
-        const int n = KiviEnd(begin, s.head_dim) - begin;  // a multiple of 8, as FitToken needs
-        const TokenParams p = FitToken(x, n, Base::kLevels);
-        for (int i = 0; i < n; ++i) Base::StoreCode(s, page, t, begin + i, TokenCode(x[i], p, Base::kLevels));
-        Base::StoreParams(s, page, AlongChannels::GroupOf(s, t, begin), p);
-      }
-  }
-};
-
-struct Int4Channel : KiviChannel<4> {
+struct Int4Channel : GroupedPage<4, AlongTokens<kKiviGroup>> {
   static constexpr CodecId kId = CodecId::kInt4Channel;
   static constexpr const char* kName = "int4-channel";
 };
-struct Int2Channel : KiviChannel<2> {
+struct Int2Channel : GroupedPage<2, AlongTokens<kKiviGroup>> {
   static constexpr CodecId kId = CodecId::kInt2Channel;
   static constexpr const char* kName = "int2-channel";
 };
-struct Int4Group : KiviToken<4> {
+struct Int4Group : GroupedPage<4, AlongChannels<kKiviGroup>> {
   static constexpr CodecId kId = CodecId::kInt4Group;
   static constexpr const char* kName = "int4-group";
 };
-struct Int2Group : KiviToken<2> {
+struct Int2Group : GroupedPage<2, AlongChannels<kKiviGroup>> {
   static constexpr CodecId kId = CodecId::kInt2Group;
   static constexpr const char* kName = "int2-group";
 };

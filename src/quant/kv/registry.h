@@ -8,22 +8,55 @@
 
 namespace nibble::kv {
 
+// Functions of one codec. Defined in registry.cc, so that a file that only wants names does not compile every
+// encoder.
+template <class C>
+struct Functions {
+  static int SharedBytes(PageShape s);
+  static void EncodePage(PageShape s, const float* rows, std::byte* page);
+  static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out);
+  static void DecodeRow(PageShape s, const std::byte* page, int token, float* out);
+};
+
 struct CodecInfo {
   CodecId id;
   const char* name;
   DType raw;
   int (*page_bytes)(PageShape);
+  int (*pool_bytes)(PageShape);  // of a page in the cache's pool: less than a page for what requantizes
+  // Of page_bytes, what every token of the page needs; the rest is divided evenly among them. What a reader
+  // of single tokens pays: SharedBytes once a page and (page_bytes - SharedBytes) / tokens for each.
+  int (*shared_bytes)(PageShape);
   void (*encode_page)(PageShape, const float* rows, std::byte* page);
   void (*decode8)(PageShape, const std::byte* page, int token, int channel, float* out);
+  void (*decode_row)(PageShape, const std::byte* page, int token, float* out);  // [head_dim]
+  bool requantizes;  // rewrites pages while decoding; they are private to one sequence
 };
+
+template <class C>
+constexpr bool Requantizes() {
+  if constexpr (requires { C::kRequantizes; }) {
+    return C::kRequantizes;
+  } else {
+    return false;
+  }
+}
+template <class C>
+constexpr int PoolBytes(PageShape s) {
+  if constexpr (Requantizes<C>()) {
+    return C::RecordBytes(s);
+  } else {
+    return C::PageBytes(s);
+  }
+}
 
 template <class... C>
 constexpr std::array<CodecInfo, sizeof...(C)> MakeRegistry(TypeList<C...>) {
   static_assert((Codec<C> && ...));
-  return {CodecInfo{
-      C::kId, C::kName, C::kRaw, [](PageShape s) { return C::PageBytes(s); },
-      [](PageShape s, const float* x, std::byte* p) { C::EncodePage(s, x, p); },
-      [](PageShape s, const std::byte* p, int t, int d, float* o) { C::Decode8(s, p, t, d, o); }}...};
+  return {CodecInfo{C::kId, C::kName, C::kRaw, [](PageShape s) { return C::PageBytes(s); },
+                    [](PageShape s) { return PoolBytes<C>(s); }, &Functions<C>::SharedBytes,
+                    &Functions<C>::EncodePage, &Functions<C>::Decode8, &Functions<C>::DecodeRow,
+                    Requantizes<C>()}...};
 }
 inline constexpr auto kRegistry = MakeRegistry(Codecs{});
 

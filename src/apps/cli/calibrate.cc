@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 9. `nibble calibrate`: a plan for a model and a recipe.
+#include "engine/calibrate.h"
+
+#include "apps/cli/common.h"
+#include "apps/cli/progress.h"
+#include "apps/cli/table.h"
+#include "model/plan_file.h"
+
+namespace nibble::cli {
+namespace {
+
+constexpr int kMaxWindow = 1 << 24;
+
+struct Options {
+  CommonOptions common;
+  std::string model, text, out;
+  int tokens = 4096, window = 2048;
+  double min_score = 0.97;
+  bool json = false;
+};
+
+Json ErrorJson(const OutputError& e) {
+  return {{"cosine", e.Cosine()}, {"relative_l1", e.RelativeL1()}, {"relative_l2", e.RelativeL2()}};
+}
+
+void PrintReport(const Options& o, const CalibrateReport& report) {
+  if (o.json) {
+    Json layers = Json::array();
+    for (const LayerReport& l : report.layers)
+      layers.push_back(
+          {{"before", ErrorJson(l.before)}, {"after", ErrorJson(l.after)}, {"choices", l.choices}});
+    PrintJson({{"plan", o.out},
+               {"recipe", report.plan.recipe},
+               {"fingerprint", report.plan.fingerprint},
+               {"tokens", report.tokens},
+               {"layers", std::move(layers)},
+               {"seconds", report.seconds}});
+    return;
+  }
+  Table table("rrrrl");
+  table.AddRow({"layer", "rel. L2 before", "after", "cosine after", "choices"});
+  table.AddRule();
+  for (size_t i = 0; i < report.layers.size(); ++i) {
+    const LayerReport& l = report.layers[i];
+    table.AddRow({fmt::format("{}", i), fmt::format("{:.5f}", l.before.RelativeL2()),
+                  fmt::format("{:.5f}", l.after.RelativeL2()), fmt::format("{:.6f}", l.after.Cosine()),
+                  l.choices});
+  }
+  Print(table.ToString());
+  Print(fmt::format("{}: {} on {} tokens, {:.1f} s\n", o.out, report.plan.recipe, report.tokens,
+                    report.seconds));
+}
+
+Result<int> Run(const Options& o) {
+  NIBBLE_ASSIGN(const std::string text, ReadText(o.text));
+  const SignalGuard guard;
+  Progress progress("calibrate", o.common.quiet);
+  CalibrateOptions options;
+  options.model = o.model;
+  options.recipe = o.common.recipe;
+  options.dtype = ToDType(o.common.dtype);
+  options.tokens = o.tokens, options.window = o.window;
+  options.threads = o.common.threads;
+  options.min_score = o.min_score;
+  options.on_progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };
+  options.cancel = guard.flag();
+  const auto report = Calibrate(options, text);
+  progress.Wipe();
+  if (!report.ok() && report.status().code() == Code::kCancelled) return guard.ExitCode();
+  if (!report.ok()) return Error(report.status().code(), "{}: {}", o.text, report.status().message());
+  NIBBLE_RETURN_IF_ERROR(WritePlan(o.out, report->plan));
+  PrintReport(o, *report);
+  return kExitOk;
+}
+
+}  // namespace
+
+Command AddCalibrate(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App* parser = app.add_subcommand("calibrate", "Find a plan for a model and a recipe");
+  AddModel(*parser, o->model);
+  parser->add_option("--text", o->text, "Calibration text")->required()->type_name("FILE");
+  parser->add_option("-o,--out", o->out, "Plan to write")->required()->type_name("FILE");
+  parser->add_option("--tokens", o->tokens, "Tokens of the text to use [4096]")
+      ->check(CLI::Range(2, kMaxWindow).description(""))
+      ->type_name("N");
+  parser->add_option("--window", o->window, "Tokens a sequence [2048]")
+      ->check(CLI::Range(65, kMaxWindow).description(""))
+      ->type_name("N");
+  parser
+      ->add_option("--min-score", o->min_score,
+                   "INT4 scores stay where cosine * (1 - relative L1) reaches this [0.97]")
+      ->check(CLI::Range(0.0, 1.0).description(""))
+      ->type_name("X");
+  parser->add_flag("--json", o->json, "Print one JSON object");
+  AddCommon(*parser, o->common);
+  parser->callback([o] {
+    CheckRecipe("--recipe", o->common.recipe, o->common.dtype);
+    if (!o->common.plan.empty())
+      throw CLI::ValidationError("--plan", "calibrate makes a plan, it takes none");
+  });
+  parser->footer(
+      "Examples:\n"
+      "  nibble calibrate -m models/novelist-10m --text novel.txt --recipe qserve -o qserve.plan.json\n"
+      "  nibble eval -m models/novelist-10m --recipe qserve --plan qserve.plan.json --text other.txt");
+  return {parser, [o] { return Run(*o); }};
+}
+
+}  // namespace nibble::cli

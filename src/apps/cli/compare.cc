@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 9. `nibble compare`: what recipes cost and gain on one model and text.
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <set>
+
+#include "apps/cli/common.h"
+#include "apps/cli/compare_recipes.h"
+#include "apps/cli/compare_report.h"
+#include "apps/cli/progress.h"
+
+namespace nibble::cli {
+namespace {
+
+constexpr int kMaxWindow = 1 << 24;
+
+struct Options {
+  CommonOptions common;
+  std::string model, reference, text, page;
+  std::vector<std::string> lists, tasks, recipes;
+  bool all = false, json = false;
+  CompareOptions compare;
+};
+
+// A page that appears when it is complete. Opened before the work, so that a bad path costs no minutes.
+class PageFile {
+ public:
+  explicit PageFile(std::string path) : path_(std::move(path)), part_(path_ + ".part") {}
+  ~PageFile() {
+    if (file_ == nullptr) return;
+    std::fclose(file_);
+    std::remove(part_.c_str());
+  }
+  PageFile(const PageFile&) = delete;
+  PageFile& operator=(const PageFile&) = delete;
+
+  Status Open() {
+    file_ = std::fopen(part_.c_str(), "wb");
+    return file_ != nullptr ? Status() : Error(Code::kIo, "{}: {}", part_, std::strerror(errno));
+  }
+  Status Write(const std::string& page) {
+    const bool written = std::fwrite(page.data(), 1, page.size(), file_) == page.size();
+    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
+    if (written && closed && std::rename(part_.c_str(), path_.c_str()) == 0) return {};
+    const Status status = Error(Code::kIo, "{}: {}", path_, std::strerror(errno));
+    std::remove(part_.c_str());
+    return status;
+  }
+
+ private:
+  const std::string path_, part_;
+  std::FILE* file_ = nullptr;
+};
+
+CompareOptions ToCompareOptions(const Options& o) {
+  CompareOptions options = o.compare;
+  options.engine = ToEngineOptions(o.model, o.common);
+  options.reference = o.reference;
+  const auto wants = [&](const char* task) {
+    return o.tasks.empty() || std::find(o.tasks.begin(), o.tasks.end(), task) != o.tasks.end();
+  };
+  options.perplexity = wants("ppl");
+  options.passkey = wants("passkey");
+  options.repetition = wants("repetition");
+  return options;
+}
+
+Result<int> Run(const Options& o) {
+  NIBBLE_ASSIGN(const std::string text, ReadText(o.text));
+  std::optional<PageFile> page;
+  if (!o.page.empty()) NIBBLE_RETURN_IF_ERROR(page.emplace(o.page).Open());
+
+  const SignalGuard guard;
+  Progress progress("compare", o.common.quiet);
+  CompareOptions options = ToCompareOptions(o);
+  options.on_progress = [&](std::string_view, int64_t done, int64_t total) { progress.Update(done, total); };
+  options.cancel = guard.flag();
+  const auto report = Compare(o.recipes, text, options);
+  progress.Wipe();
+  if (!report.ok() && report.status().code() == Code::kCancelled) return guard.ExitCode();
+  if (!report.ok() && report.status().code() == Code::kInvalidArgument)
+    return Error(Code::kInvalidArgument, "{}: {}", o.text, report.status().message());
+  if (!report.ok()) return report.status();
+
+  const CompareSource source{o.model,          o.reference.empty() ? o.model : o.reference,
+                             o.text,           o.common.dtype,
+                             o.compare.window, o.compare.trials};
+  const Json json = CompareToJson(source, *report);
+  if (page) NIBBLE_RETURN_IF_ERROR(page->Write(CompareToPage(json)));
+  if (o.json)
+    PrintJson(json);
+  else
+    Print(CompareToTable(source, *report));
+  return report->cancelled ? guard.ExitCode() : kExitOk;
+}
+
+// Usage errors: what the command line alone shows to be wrong.
+void Check(Options* o, const CLI::App& parser) {
+  if (parser.get_option("--recipe")->count() > 0)
+    throw CLI::ValidationError("--recipe", "compare takes a list: --recipes");
+  if (o->all == !o->lists.empty())
+    throw CLI::ValidationError("--recipes", "give a list of recipes, or --all (one of the two)");
+  std::vector<std::string> recipes = o->all ? AllRecipes() : std::vector<std::string>{};
+  for (const std::string& list : o->lists) {
+    auto split = SplitRecipes(list, ToDType(o->common.dtype));
+    if (!split.ok()) throw CLI::ValidationError("--recipes", split.status().message());
+    recipes.insert(recipes.end(), split->begin(), split->end());
+  }
+  o->recipes = WithExact(recipes);
+}
+
+void AddMeasures(CLI::App* parser, Options* o) {
+  const char* group = "Measures";
+  const auto count = [&](const char* name, int& value, int least, const char* help) {
+    parser->add_option(name, value, help)
+        ->check(CLI::Range(least, kMaxWindow).description(""))
+        ->type_name("N")
+        ->group(group);
+  };
+  parser->add_option("--tasks", o->tasks, "Of ppl, passkey, repetition, joined by commas [all]")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"ppl", "passkey", "repetition"}).description(""))
+      ->type_name("LIST")
+      ->group(group);
+  count("--window", o->compare.window, 2, "Tokens a perplexity window [2048]");
+  count("--max-windows", o->compare.max_windows, 1, "Score at most N windows [8]");
+  count("--trials", o->compare.trials, 1, "Texts a retrieval task and context length [3]");
+  parser
+      ->add_option("--context", o->compare.context,
+                   "Tokens before a decode step, and of the longest retrieval text [3500, or what fits]")
+      ->check(CLI::Range(kShortestContext, kMaxWindow).description(""))
+      ->type_name("N")
+      ->group(group);
+  parser->add_option("--seed", o->compare.seed, "Of the retrieval texts [1]")->type_name("S")->group(group);
+}
+
+}  // namespace
+
+Command AddCompare(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  CLI::App* parser = app.add_subcommand("compare", "Measure what recipes cost and gain, side by side");
+  AddModel(*parser, o->model);
+  parser->add_option("--text", o->text, "Text file to measure on")->required()->type_name("FILE");
+  parser->add_option("--recipes", o->lists, "Recipes, joined by commas; may be given again")
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->type_name("LIST");
+  parser->add_flag("--all", o->all, "Every preset, and combinations that make sense");
+  parser->add_option("--reference", o->reference, "Folder that the exact reference runs [the same as -m]")
+      ->type_name("DIR");
+  parser->add_option("-o,--out", o->page, "Write a page for a browser, one file that needs nothing else")
+      ->type_name("FILE");
+  parser->add_flag("--json", o->json, "Print one JSON object");
+  AddMeasures(parser, o.get());
+  AddCommon(*parser, o->common);
+  parser->callback([o, parser] { Check(o.get(), *parser); });
+  parser->footer(
+      "Examples:\n"
+      "  nibble compare -m models/novelist-10m --text texts/Doyle_Hound_1902.txt --all -o report.html\n"
+      "  nibble compare -m models/novelist-10m --text novel.txt --recipes kv8,kivi4,qserve --tasks ppl\n"
+      "  nibble compare -m novelist-w4 --reference models/novelist-10m --text novel.txt --recipes qserve "
+      "--json");
+  return {parser, [o] { return Run(*o); }};
+}
+
+}  // namespace nibble::cli

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 5. Addresses and ranges of a KvView, for the ops of the CPU backend.
+#pragma once
+#include <algorithm>
+#include <string_view>
+
+#include "backend/backend.h"
+
+namespace nibble {
+
+inline size_t RawBytes(const KvView& kv, DType raw) {  // of one raw page of one KV head
+  return size_t(kv.page.tokens) * size_t(kv.page.head_dim) * size_t(SizeOf(raw));
+}
+
+// The raw page of a slot (>= 0: tail slot, < 0: scratch ~slot) and KV head.
+inline std::byte* RawPage(const KvView& kv, bool is_v, int32_t slot, int head, size_t bytes) {
+  std::byte* tail = is_v ? kv.v_tail : kv.k_tail;
+  std::byte* scratch = is_v ? kv.v_scratch : kv.k_scratch;
+  const int64_t index = slot >= 0 ? slot : ~slot;
+  return (slot >= 0 ? tail : scratch) + size_t(index * kv.kv_heads + head) * bytes;
+}
+
+// The side record of a sealed page, or of the open page of a sequence.
+inline std::byte* PageRecord(const KvView& kv, int64_t page, int head) {
+  return kv.side_pool + (page * kv.kv_heads + head) * kv.side.bytes;
+}
+inline std::byte* OpenRecord(const KvView& kv, int32_t seq, int head) {
+  return kv.side_tail + (int64_t{seq} * kv.kv_heads + head) * kv.side.bytes;
+}
+
+inline int64_t FirstSeen(int64_t position, int64_t window) {
+  return window > 0 ? std::max<int64_t>(0, position - window + 1) : 0;
+}
+
+inline SelectKind SelectOf(const KvView& kv) {
+  return kv.recipe != nullptr ? kv.recipe->select.kind : SelectKind::kAll;
+}
+
+// The rows of a segment that attend to all they see come first.
+inline int DenseRows(const KvView& kv, const KvSegment& s) {
+  return SelectOf(kv) == SelectKind::kAll ? s.rows : s.dense_rows;
+}
+
+// What --explain calls the kernel of selecting rows; empty where there are none.
+std::string_view SelectKernelName(const Selection& select);
+
+}  // namespace nibble

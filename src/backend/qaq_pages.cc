@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backend/qaq_pages.h"
+
+#include <algorithm>
+
+#include "quant/kv/qaq_rules.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kOutlierBits = 32;  // token, channel and f16 value, as stored
+
+}  // namespace
+
+kv::OutlierCounts QaqPages::CountOutliers(const float* x, double sigma) const {
+  const int n = shape_.head_dim;
+  if (params_.pick == kv::QaqPick::kQuantile) return kv::QuantileOutliers(n, double(params_.outliers));
+  const int most = kv::MostCostOutliers(n).low;
+  const kv::QaqExtremes e(x, n, most + 1, most + 1);
+  float low[kv::kMaxCostOutliers + 1], high[kv::kMaxCostOutliers + 1];
+  for (int i = 0; i <= most; ++i) low[i] = x[e.low[i]], high[i] = x[e.high[i]];
+  return kv::CheapestOutliers(low, high, n, most, sigma, params_.rule, params_.max, kOutlierBits);
+}
+
+void QaqPages::Seal(const float* rows, double sigma, std::byte* page) {
+  Release(page);
+  kv::QaqHeader h = {};
+  h.planes_at = planes_.base() - page, h.cells_at = cells_.base() - page;
+  h.width = h.resident = uint8_t(params_.max);
+  for (int b = 0; b < params_.max; ++b) h.plane[b] = planes_.Take();
+  kv::QaqOutlierWriter outliers{page, &h};
+  const auto take = [this] { return cells_.Take(); };
+  for (int t = 0; t < shape_.tokens; ++t) {
+    const float* x = rows + t * shape_.head_dim;
+    kv::QaqRange range;
+    if (kv::QaqFits(x, shape_.head_dim)) {
+      const kv::OutlierCounts n = CountOutliers(x, sigma);
+      const kv::QaqExtremes e(x, shape_.head_dim, n.low, n.high);
+      range = kv::QaqFit(x, shape_.head_dim, e, n.low, n.high);
+      for (int i = 0; i < n.low; ++i) outliers.Add(t, e.low[i], x[e.low[i]], take);
+      for (int i = 0; i < n.high; ++i) outliers.Add(t, e.high[i], x[e.high[i]], take);
+    }
+    kv::StoreQaqRange(shape_, page, t, range);
+    h.half_range = std::max(h.half_range, HalfToFloat(range.half));
+    kv::QaqStoreCodes(shape_, page, h, t, x, 0, params_.max);
+  }
+  kv::StoreQaqHeader(page, h);
+}
+
+void QaqPages::Release(std::byte* page) {
+  Drop(page, 0);
+  kv::QaqHeader h = kv::LoadQaqHeader(page);
+  uint32_t cell = h.first_cell;
+  for (int left = kv::QaqCells(h.outliers); left > 0; --left) {
+    uint32_t next = 0;
+    memcpy(&next, cells_.Cell(cell) + kv::kQaqCellBytes - 4, 4);
+    cells_.Give(cell);
+    cell = next;
+  }
+  h.outliers = 0;
+  kv::StoreQaqHeader(page, h);
+}
+
+void QaqPages::Drop(std::byte* page, int keep) {
+  kv::QaqHeader h = kv::LoadQaqHeader(page);
+  while (h.resident > keep) planes_.Give(h.plane[--h.resident]);
+  kv::StoreQaqHeader(page, h);
+}
+
+void QaqPages::Restore(std::byte* page, const float* rows, int planes) {
+  kv::QaqHeader h = kv::LoadQaqHeader(page);
+  const int first = h.resident;
+  while (h.resident < planes) h.plane[h.resident++] = planes_.Take();
+  for (int t = 0; t < shape_.tokens; ++t)
+    kv::QaqStoreCodes(shape_, page, h, t, rows + t * shape_.head_dim, first, planes);
+  kv::StoreQaqHeader(page, h);
+}
+
+int64_t QaqPages::Bytes(const std::byte* page) const {
+  const kv::QaqHeader h = kv::LoadQaqHeader(page);
+  return kv::QaqRecordBytes(shape_) + int64_t{h.resident} * kv::QaqPlaneBytes(shape_) +
+         int64_t{kv::QaqCells(h.outliers)} * kv::kQaqCellBytes;
+}
+
+}  // namespace nibble

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backend/smoothing.h"
+
+#include "base/half.h"
+
+namespace nibble {
+namespace {
+
+Smooth SmoothOf(const KvView& kv) {
+  return kv.recipe != nullptr && IsInteger(kv.recipe->arithmetic.qk) ? kv.recipe->arithmetic.smooth
+                                                                     : Smooth::kNone;
+}
+
+float* Section(std::byte* records, const KvView& kv, int64_t record, int head, SideLayout::Section section) {
+  const int64_t index = record * kv.kv_heads + head;
+  return reinterpret_cast<float*>(records + index * kv.side.bytes + section.offset);
+}
+
+float RawElement(DType type, const std::byte* raw, int64_t index) {
+  if (type == DType::kF32) {
+    float f;
+    memcpy(&f, raw + 4 * index, 4);
+    return f;
+  }
+  uint16_t u;
+  memcpy(&u, raw + 2 * index, 2);
+  return type == DType::kF16 ? HalfToFloat(u) : Bf16ToFloat(u);
+}
+
+}  // namespace
+
+bool NeedsKeyMean(const KvView& kv) {
+  return SmoothOf(kv) != Smooth::kNone && (kv.plan == nullptr || kv.plan->k_mean.empty());
+}
+
+bool NeedsQuerySums(const KvView& kv) {
+  return SmoothOf(kv) == Smooth::kQK && (kv.plan == nullptr || kv.plan->q_mean.empty());
+}
+
+void WriteKeyMean(const KvView& kv, int32_t page, int head, DType raw_type, const std::byte* raw) {
+  float* mean = Section(kv.side_pool, kv, page, head, kv.side.k_mean);
+  const int dim = kv.page.head_dim;
+  for (int d = 0; d < dim; ++d) {
+    float sum = 0;
+    for (int t = 0; t < kv.page.tokens; ++t) sum += RawElement(raw_type, raw, int64_t{t} * dim + d);
+    mean[d] = sum / float(kv.page.tokens);
+  }
+}
+
+void AddQueries(const AttendArgs& a, const KvSegment& s, int head) {
+  const KvView& kv = a.kv;
+  const int count = a.heads / kv.kv_heads * kv.page.head_dim;  // of one row
+  float* sum = Section(kv.side_tail, kv, s.seq, head, kv.side.q_sum);
+  if (s.position % kv.page.tokens == 0)
+    for (int i = 0; i < count; ++i) sum[i] = 0;
+  for (int row = s.row; row < s.row + s.rows; ++row) {
+    const float* q = a.q.as<const float>() + row * a.q.stride[0] + int64_t{head} * count;
+    for (int i = 0; i < count; ++i) sum[i] += q[i];
+  }
+  if (s.seal_page >= 0)
+    memcpy(Section(kv.side_pool, kv, s.seal_page, head, kv.side.q_sum), sum, size_t(count) * sizeof(float));
+}
+
+Means MeansOf(const KvView& kv, const KvSegment& s, int head, int first, int group, float* work) {
+  const Smooth smooth = SmoothOf(kv);
+  if (smooth == Smooth::kNone || s.pages == 0) return {};  // the means concern sealed pages
+  const int dim = kv.page.head_dim;
+  const auto page = [&](int index) { return kv.page_table[size_t(s.table) + size_t(index)]; };
+  Means means;
+  means.k = NeedsKeyMean(kv) ? Section(kv.side_pool, kv, page(0), head, kv.side.k_mean)
+                             : kv.plan->k_mean.data() + int64_t{head} * dim;
+  if (smooth != Smooth::kQK) return means;
+  means.q = work;
+  if (NeedsQuerySums(kv)) {
+    const float* sum =
+        Section(kv.side_pool, kv, page(s.pages - 1), head, kv.side.q_sum) + int64_t{first} * dim;
+    for (int i = 0; i < group * dim; ++i) work[i] = sum[i] / float(kv.page.tokens);
+  } else {
+    const int64_t heads_each = int64_t(kv.plan->q_mean.size()) / (int64_t{kv.kv_heads} * dim);
+    means.q = kv.plan->q_mean.data() + (head * heads_each + first) * dim;
+  }
+  return means;
+}
+
+}  // namespace nibble

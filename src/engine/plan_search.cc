@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/plan_search.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "quant/kv/registry.h"
+
+namespace nibble {
+namespace {
+
+// A candidate must lower the squared error by this share: what is gained on one text and lost on another is
+// not worth a deviation from the plain recipe.
+constexpr double kGain = 0.03;
+constexpr double kSameError = 1.02;  // of the output, for SparQ's cheaper settings
+
+bool IsFloatCodec(kv::CodecId id) { return id <= kv::CodecId::kBF16; }
+bool KMatters(const AttentionRecipe& r) { return !IsFloatCodec(r.k) || IsInteger(r.arithmetic.qk); }
+bool VMatters(const AttentionRecipe& r) { return !IsFloatCodec(r.v) || !IsFloat(r.arithmetic.pv); }
+
+}  // namespace
+
+Status PlanSearch::Check(const AttentionRecipe& r) {
+  if (KMatters(r) || VMatters(r) || r.select.kind == SelectKind::kSparq) return {};
+  return Error(
+      Code::kInvalidArgument,
+      "recipe '{}' leaves nothing to choose; calibrate is for quantized caches, integer arithmetic and "
+      "select=sparq",
+      ToString(r));
+}
+
+Result<OutputError> PlanSearch::Total(const LayerPlan& plan) {
+  NIBBLE_ASSIGN(const std::vector<OutputError> heads, trial_.Run(Apply(recipe_, plan), plan));
+  OutputError sum;
+  for (const OutputError& e : heads) sum.Add(e);
+  return sum;
+}
+
+PlanSearch::Channels PlanSearch::Statistics(Side side, bool shift) const {
+  const std::vector<float>& x = side == Side::kK ? rows_.k : rows_.v;
+  const size_t width = size_t(rows_.kv_heads) * size_t(rows_.head_dim), tokens = x.size() / width;
+  std::vector<double> sum(width), square(width);
+  Channels c{.mean = std::vector<float>(width), .max = std::vector<float>(width), .rms = {}};
+  for (size_t i = 0; i < x.size(); ++i) sum[i % width] += double(x[i]);
+  if (shift)
+    for (size_t i = 0; i < width; ++i) c.mean[i] = float(sum[i] / double(tokens));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float y = x[i] - c.mean[i % width];
+    c.max[i % width] = std::max(c.max[i % width], std::fabs(y));
+    square[i % width] += double(y) * double(y);
+  }
+  for (const double s : square) c.rms.push_back(float(std::sqrt(s / double(tokens))));
+  return c;
+}
+
+// Scales have geometric mean 1: only their ratios matter, and 16-bit raw pages keep their range.
+void PlanSearch::Set(Side side, const Candidate& candidate, int head, LayerPlan* plan) const {
+  const auto dim = size_t(rows_.head_dim), first = size_t(head) * dim, width = dim * size_t(rows_.kv_heads);
+  const Channels c = Statistics(side, candidate.shift);
+  std::vector<float>& scale = side == Side::kK ? plan->k_scale : plan->v_scale;
+  std::vector<float>& shift = side == Side::kK ? plan->k_shift : plan->v_shift;
+  scale.resize(width, 1.0f), shift.resize(width, 0.0f);
+  const std::vector<float>& statistic = candidate.rms ? c.rms : c.max;
+  std::vector<double> s(dim);
+  const double floor = 1e-4 * double(*std::max_element(statistic.begin() + int64_t(first),
+                                                       statistic.begin() + int64_t(first + dim)));
+  for (size_t i = 0; i < dim; ++i) s[i] = std::max(double(statistic[first + i]), floor);
+  for (size_t i = 0; side == Side::kK && i < dim / 2; ++i)
+    s[i] = s[i + dim / 2] = std::max(s[i], s[i + dim / 2]);
+  double log_mean = 0;
+  for (double& x : s) log_mean += (x = floor > 0 ? double(candidate.power) * std::log(x) : 0) / double(dim);
+  for (size_t i = 0; i < dim; ++i) {
+    scale[first + i] = float(std::exp(s[i] - log_mean));
+    shift[first + i] = c.mean[first + i];
+  }
+}
+
+Status PlanSearch::SearchBalance(Side side) {
+  std::vector<Candidate> candidates;
+  for (const bool shift : {false, true}) {
+    if (shift) candidates.push_back({.shift = true});
+    for (const bool rms : {false, true})
+      for (const float power : {0.5f, 0.75f, 1.0f}) candidates.push_back({shift, rms, power});
+  }
+  NIBBLE_ASSIGN(const std::vector<OutputError> plain, trial_.Run(Apply(recipe_, plan_), plan_));
+  std::vector<double> least;
+  for (const OutputError& e : plain) least.push_back(e.error2 * (1 - kGain));
+  std::vector<Candidate> chosen(plain.size());
+  for (const Candidate& c : candidates) {
+    LayerPlan tried = plan_;
+    for (int h = 0; h < rows_.kv_heads; ++h) Set(side, c, h, &tried);
+    NIBBLE_ASSIGN(const std::vector<OutputError> errors, trial_.Run(Apply(recipe_, tried), tried));
+    for (size_t h = 0; h < errors.size(); ++h)
+      if (errors[h].error2 < least[h]) least[h] = errors[h].error2, chosen[h] = c;
+  }
+  words_ += side == Side::kK ? "k" : "; v";
+  for (size_t h = 0; h < chosen.size(); ++h) {
+    const Candidate& c = chosen[h];
+    words_ += c.power > 0 ? fmt::format(" {}^{}", c.rms ? "rms" : "max", c.power) : std::string(" 1");
+    words_ += c.shift ? "-mean" : "";
+    if (c.shift || c.power > 0) Set(side, c, int(h), &plan_);
+  }
+  return {};
+}
+
+// Vectors of the whole text instead of the sequence's own pages.
+Status PlanSearch::SearchMeans() {
+  if (recipe_.arithmetic.smooth == Smooth::kNone) return {};
+  const auto mean_of = [&](const std::vector<float>& x, int heads, auto transform) {
+    const size_t width = size_t(heads) * size_t(rows_.head_dim), tokens = x.size() / width;
+    std::vector<double> sum(width);
+    for (size_t i = 0; i < x.size(); ++i) sum[i % width] += double(x[i]);
+    std::vector<float> mean;
+    for (size_t i = 0; i < width; ++i) mean.push_back(transform(float(sum[i] / double(tokens)), i));
+    return mean;
+  };
+  const auto at = [](const std::vector<float>& v, size_t i, float fallback) {
+    return v.empty() ? fallback : v[i];
+  };
+  const size_t group = size_t(rows_.heads / rows_.kv_heads), dim = size_t(rows_.head_dim);
+  const auto try_one = [&](LayerPlan tried, const char* word) -> Status {
+    NIBBLE_ASSIGN(const OutputError now, Total(plan_));
+    NIBBLE_ASSIGN(const OutputError then, Total(tried));
+    if (then.error2 < now.error2 * (1 - kGain)) plan_ = std::move(tried), words_ += word;
+    return {};
+  };
+  LayerPlan tried = plan_;
+  tried.k_mean = mean_of(rows_.k, rows_.kv_heads, [&](float x, size_t i) {
+    return (x - at(plan_.k_shift, i, 0)) / at(plan_.k_scale, i, 1);
+  });
+  NIBBLE_RETURN_IF_ERROR(try_one(std::move(tried), "; k mean"));
+  if (recipe_.arithmetic.smooth != Smooth::kQK) return {};
+  tried = plan_;
+  tried.q_mean = mean_of(rows_.q, rows_.heads, [&](float x, size_t i) {
+    return x * at(plan_.k_scale, i / dim / group * dim + i % dim, 1);
+  });
+  return try_one(std::move(tried), "; q mean");
+}
+
+Status PlanSearch::SearchSage() {
+  const Arithmetic& a = recipe_.arithmetic;
+  if (a.qk == QkArith::kInt4Thread) {
+    NIBBLE_ASSIGN(const OutputError e, Total(plan_));
+    const double score = e.Cosine() * (1 - e.RelativeL1());
+    plan_.qk = score >= min_score_ ? QkArith::kInt4Thread : QkArith::kInt8Thread;
+    words_ += fmt::format("; qk {} (score {:.4f})", score >= min_score_ ? "int4" : "int8", score);
+  }
+  if (a.pv == PvArith::kF16 && IsInteger(a.qk)) {  // SageAttention 1: the all-INT8 kernel where it is safe
+    constexpr double kCosine = 0.998;
+    LayerPlan tried = plan_;
+    tried.pv = PvArith::kInt8;
+    NIBBLE_ASSIGN(const OutputError e, Total(tried));
+    if (e.Cosine() > kCosine) plan_ = std::move(tried);
+    words_ += fmt::format("; pv {} (cosine {:.5f})", plan_.pv ? "int8" : "f16", e.Cosine());
+  }
+  return {};
+}
+
+// The cheapest r and k, by scalars a step at this length, that are as good as the recipe's own.
+Status PlanSearch::SearchSparq() {
+  if (recipe_.select.kind != SelectKind::kSparq) return {};
+  const SparqParams& own = recipe_.select.sparq;
+  const auto length = double(rows_.lengths[0]), dim = double(rows_.head_dim);
+  const auto cost = [&](int r, int k) { return length * r + 2.0 * k * dim; };
+  NIBBLE_ASSIGN(const OutputError base, Total(plan_));
+  const double most = base.RelativeL2() * kSameError;
+  int best_r = own.r, best_k = own.k;
+  for (const int r : {own.r / 4, own.r / 2, own.r, own.r * 2})
+    for (const int k : {own.k / 2, own.k, own.k * 2}) {
+      if (r < 1 || r > rows_.head_dim || k < std::max({own.local, own.sinks, 1})) continue;
+      if (cost(r, k) >= cost(best_r, best_k)) continue;
+      LayerPlan tried = plan_;
+      tried.sparq_r = r, tried.sparq_k = k;
+      NIBBLE_ASSIGN(const OutputError e, Total(tried));
+      if (e.RelativeL2() <= most) best_r = r, best_k = k;
+    }
+  plan_.sparq_r = best_r, plan_.sparq_k = best_k;
+  words_ += fmt::format("{}sparq r={} k={}", words_.empty() ? "" : "; ", best_r, best_k);
+  return {};
+}
+
+Result<LayerChoice> PlanSearch::Run() {
+  NIBBLE_RETURN_IF_ERROR(trial_.Init());
+  LayerChoice choice;
+  NIBBLE_ASSIGN(choice.before, Total(plan_));
+  if (KMatters(recipe_)) NIBBLE_RETURN_IF_ERROR(SearchBalance(Side::kK));
+  if (VMatters(recipe_)) NIBBLE_RETURN_IF_ERROR(SearchBalance(Side::kV));
+  NIBBLE_RETURN_IF_ERROR(SearchMeans());
+  NIBBLE_RETURN_IF_ERROR(SearchSage());
+  NIBBLE_RETURN_IF_ERROR(SearchSparq());
+  NIBBLE_ASSIGN(choice.after, Total(plan_));
+  choice.plan = plan_;
+  choice.words = words_;
+  return choice;
+}
+
+}  // namespace nibble

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 8. The search of one layer's plan: what can be chosen under a recipe, tried in a fixed order, each
+// choice by KV head where heads do not depend on each other.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "engine/layer_trial.h"
+
+namespace nibble {
+
+struct LayerChoice {
+  LayerPlan plan;
+  OutputError before, after;
+  std::string words;  // what was chosen
+};
+
+class PlanSearch {
+ public:
+  PlanSearch(Backend& backend, const LayerRows& rows, const AttentionRecipe& recipe, double min_score)
+      : trial_(backend, rows), rows_(rows), recipe_(recipe), min_score_(min_score) {}
+
+  // kInvalidArgument when the recipe leaves nothing to choose.
+  static Status Check(const AttentionRecipe& recipe);
+  Result<LayerChoice> Run();
+
+ private:
+  enum class Side : uint8_t { kK, kV };
+  struct Candidate {  // of the balance of one side
+    bool shift = false;
+    bool rms = false;  // scale by root mean square instead of greatest magnitude
+    float power = 0;   // scale = statistic ^ power
+  };
+  struct Channels {                     // of one side: [kv_heads, head_dim]
+    std::vector<float> mean, max, rms;  // of x; of |x| and x^2, as it is or with the mean taken off
+  };
+
+  Channels Statistics(Side side, bool shift) const;
+  void Set(Side side, const Candidate& c, int head, LayerPlan* plan) const;
+  Status SearchBalance(Side side);
+  Status SearchMeans();
+  Status SearchSage();
+  Status SearchSparq();
+  Result<OutputError> Total(const LayerPlan& plan);
+
+  LayerTrial trial_;
+  const LayerRows& rows_;
+  const AttentionRecipe& recipe_;
+  double min_score_;
+  LayerPlan plan_;
+  std::string words_;
+};
+
+}  // namespace nibble
