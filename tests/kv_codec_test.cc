@@ -193,6 +193,48 @@ float QServeRoundTrip(const float* x, int head_dim, float* back) {
   return scale;
 }
 
+// Vector F, QServe's own encoder on the wrap case: codes 0 8 16 before the mask, so the greatest value falls
+// to the bottom.
+TEST(KvCodecTest, QServeEncoderWraps) {
+  const float x[] = {16.9375f, 17.0625f, 17.1875f};
+  const float range = x[2] - x[0], scale = RoundTo(DType::kF16, range / 15);
+  const float zero = RoundTo(DType::kF16, -15 * x[0] / range);
+  EXPECT_EQ(scale, .01666259765625f);
+  EXPECT_EQ(zero, -1016);
+  const int raw[] = {0, 8, 16};
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(int(std::nearbyint(x[i] * (1 / scale) + zero)), raw[i]);
+  float back[3];
+  QServeRoundTrip(x, 3, back);
+  EXPECT_NEAR(back[2], 16.93, .01);
+  const float head[] = {.1f, -.8f, 1.5f, 0, .73f, -.33f, 2.2f, 1.01f};  // its zero point, which ours is not
+  EXPECT_EQ(RoundTo(DType::kF16, -15 * RoundTo(DType::kF16, head[1]) /
+                                     (RoundTo(DType::kF16, head[6]) - RoundTo(DType::kF16, head[1]))),
+            4.0f);
+}
+
+// Vector F, the page: QServe's holds all heads' codes, then all scales, then all zero points. Ours are the
+// same parts by head, so eight of them regroup into one of its 34816 bytes.
+TEST(KvCodecTest, QServePageIsOursRegrouped) {
+  const PageShape s{128, kPageTokens};
+  constexpr int kHeads = 8, kHead = 3, kToken = 17, kChannel = 5;
+  std::vector<std::byte> codes, scales, zeros;
+  for (int h = 0; h < kHeads; ++h) {
+    std::vector<float> rows(size_t(s.tokens * s.head_dim), 0.0f);
+    if (h == kHead) rows[kToken * 128 + kChannel] = 15, rows[kToken * 128 + kChannel + 1] = -15;
+    const auto page = Encode(Int4(), s, rows);
+    codes.insert(codes.end(), page.begin(), page.begin() + 4096);
+    scales.insert(scales.end(), page.begin() + 4096, page.begin() + 4224);
+    zeros.insert(zeros.end(), page.begin() + 4224, page.end());
+  }
+  std::vector<std::byte> page = codes;
+  page.insert(page.end(), scales.begin(), scales.end());
+  page.insert(page.end(), zeros.begin(), zeros.end());
+  ASSERT_EQ(page.size(), 34816u);
+  EXPECT_EQ(page[13378] >> 4, std::byte{15});  // (h3, t17, c5), the high nibble
+  EXPECT_EQ(LoadU16(&page[33186]), FloatToHalf(2.0f));
+  EXPECT_EQ(LoadU16(&page[34210]), FloatToHalf(-15.0f));
+}
+
 // |x - decoded| <= scale / 2 (B6), with room for the f32 rounding of the decoded value.
 int CountOutside(const float* x, const float* back, int head_dim, float scale) {
   int outside = 0;

@@ -50,6 +50,31 @@ TEST(QoqHadamard, HandVector) {
   for (int i = 0; i < 4; ++i) EXPECT_FLOAT_EQ(x[i], rotated[i]);
 }
 
+// Why a LayerNorm cannot be rotated before its mean is folded away: the mean of the rotated vector is its
+// first channel, and taking it off erases that channel. (Vector K.)
+TEST(QoqHadamard, RemovingTheMeanErasesAChannel) {
+  const Hadamard r(4);
+  const float x[] = {3, 1, -2, 0.5f};
+  float y[4];
+  std::copy(x, x + 4, y);
+  r.Rotate(y);
+  const auto norm2 = [](const float* v) {
+    double sum = 0;
+    for (int i = 0; i < 4; ++i) sum += double(v[i]) * double(v[i]);
+    return sum;
+  };
+  EXPECT_EQ(norm2(x), 14.25);
+  EXPECT_EQ(norm2(y), 14.25);
+  EXPECT_NEAR(std::sqrt(norm2(y) / 4), 1.88746, 1e-5);
+  const float mean = (y[0] + y[1] + y[2] + y[3]) / 4;
+  EXPECT_EQ(mean, x[0] / 2);
+  for (float& f : y) f -= mean;
+  EXPECT_NEAR(std::sqrt(norm2(y) / 4), 1.14564, 1e-5);
+  r.Rotate(y);  // symmetric: its own inverse
+  const float erased[] = {0, 1, -2, 0.5f};
+  for (int i = 0; i < 4; ++i) EXPECT_FLOAT_EQ(y[i], erased[i]) << i;
+}
+
 TEST(QoqHadamard, PreservesNormsAndProducts) {
   for (const int n : {1, 2, 12, 20, 28, 36, 40, 64, 96, 128, 160, 384, 512, 896, 1536, 3584, 43, 11008}) {
     const Hadamard r(n);
@@ -193,6 +218,14 @@ TEST_P(QoqRound, ZeroRowsAndHugeRows) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, QoqRound,
                          testing::Values(Storage::kW4A8Group, Storage::kW4A8Channel, Storage::kW8A8));
+
+// Vector N: 1, .99, .98, ..., .21, .20.
+TEST(QoqGrid, ClipRatios) {
+  EXPECT_EQ(kClipSteps, 81);
+  const int steps[] = {0, 1, 2, 3, 79, 80};
+  const float ratios[] = {1, .99f, .98f, .97f, .21f, .20f};
+  for (int i = 0; i < 6; ++i) EXPECT_NEAR(ClipRatio(steps[i]), ratios[i], 1e-6) << i;
+}
 
 // GPTQ's rounding can push weights past the range that s1 was made for: the codes must stay in 8 bits.
 TEST(QoqGrid, StaysInEightBitsWhateverTheWeights) {

@@ -41,6 +41,9 @@ std::vector<double> MeanCentred(const std::vector<double>& x, int bits, const st
   for (size_t i = 0; i < x.size(); ++i)
     if (std::find(outliers.begin(), outliers.end(), int(i)) == outliers.end())
       mean += x[i] / double(x.size() - outliers.size());
+  if (x == kQ4) {
+    EXPECT_NEAR(mean, .040714, 1e-6);
+  }
   const double step = std::ldexp(fit.range, -bits), half = std::ldexp(1.0, bits - 1);
   std::vector<double> decoded;
   for (const double v : x) {

@@ -14,10 +14,16 @@
 namespace nibble::ref {
 namespace {
 
-const struct {
+struct Shape {
   int queries, keys, dim;
-} kShapes[] = {{1, 1, 64},    {5, 3, 80},     {1, 63, 128}, {64, 64, 64},
-               {130, 65, 80}, {33, 700, 128}, {2, 4096, 64}};
+};
+constexpr Shape kShapes[] = {{1, 1, 64},    {5, 3, 80},     {1, 63, 128}, {64, 64, 64},
+                             {130, 65, 80}, {33, 700, 128}, {2, 4096, 64}};
+std::vector<Shape> Shapes(Random& random) {  // those, and random ones with a query a query head
+  std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
+  for (const RandomShape& s : RandomShapes(random, 12)) shapes.push_back({s.group, s.tokens, s.dim});
+  return shapes;
+}
 
 struct Head {
   Matrix q, k, v;
@@ -43,7 +49,7 @@ SageSpec Exact(int dim) {
 // and the LSE is that of the scores before smoothing. (A1, A2, A3, and the empty rows of DenseAttention.)
 TEST(RefSageProperty, A1_A2_A3_SmoothingIsExactWithoutQuantization) {
   Random random(51);
-  for (const auto& s : kShapes)
+  for (const Shape& s : Shapes(random))
     for (const Mask mask : {Mask::kFull, Mask::kCausal}) {
       const Head h = RandomHead(random, s.queries, s.keys, s.dim);
       const AttentionResult dense = DenseAttention(h.q, h.k, h.v, 1 / std::sqrt(double(s.dim)), mask);
@@ -87,7 +93,7 @@ TEST(RefSageProperty, A1_TheLseNeedsItsCorrection) {
 
 TEST(RefSageProperty, A4_CodesAndSums) {
   Random random(53);
-  for (const auto& s : kShapes)
+  for (const Shape& s : Shapes(random))
     for (const int levels : {127, 7})
       for (const Granularity g : {Granularity::kTensor, Granularity::kBlock, Granularity::kWarp,
                                   Granularity::kThread, Granularity::kToken}) {
@@ -198,8 +204,8 @@ TEST(RefSageProperty, A9_TruncationLossOfATile) {
 }
 
 TEST(RefSageProperty, A10_BottomRightIsTopLeftForSquaresOnly) {
-  for (const int keys : {1, 63, 64, 65, 200})
-    for (const int queries : {1, 64, 65, 200}) {
+  for (const int keys : {1, 63, 64, 65, 200, 4096})
+    for (const int queries : {1, 64, 65, 200, 4096}) {
       bool same = true;
       for (int r = 0; r < queries; ++r)
         same &= VisibleKeys(Mask::kCausal, r, queries, keys) == std::min(r + 1, keys);
@@ -212,26 +218,27 @@ TEST(RefSageProperty, A10_BottomRightIsTopLeftForSquaresOnly) {
 // K and V, and every one with its own mean of K.
 TEST(RefSageProperty, A11_GroupedHeadsAndPackedSequences) {
   Random random(56);
-  const int dim = 80;
-  for (const int group : {1, 3, 8}) {
-    const int kv_heads = 2, heads = kv_heads * group;
+  for (const RandomShape& s : RandomShapes(random, 8)) {
+    const int dim = s.dim, group = s.group, kv_heads = 2, heads = kv_heads * group;
     PackedHeads batch;
     batch.heads = heads;
     batch.kv_heads = kv_heads;
-    batch.q_offsets = {0, 3, 3, 70,
-                       75};  // the second has no queries, the last sees fewer keys than it has rows
-    batch.k_offsets = {0, 90, 95, 230, 232};
-    const Matrix q = RandomMatrix(random, 75, heads * dim), k = RandomMatrix(random, 232, kv_heads * dim, 2),
-                 v = RandomMatrix(random, 232, kv_heads * dim);
+    // The second has no queries, the last sees fewer keys than it has rows.
+    batch.q_offsets = {0, 1, 1, 3, 6};
+    const int third = s.tokens + 5 + 1 + s.tokens / 2;
+    batch.k_offsets = {0, s.tokens, s.tokens + 5, third, third + 2};
+    const Matrix q = RandomMatrix(random, 6, heads * dim),
+                 k = RandomMatrix(random, third + 2, kv_heads * dim, 2),
+                 v = RandomMatrix(random, third + 2, kv_heads * dim);
     batch.q = q;
     batch.k = k;
     batch.v = v;
     for (const SageSpec& spec : {Sage2Int8(dim), Sage2Int4(dim), Sage1(dim)}) {
       const SageResult all = SageAttentionPacked(batch, spec);
-      for (size_t s = 0; s + 1 < batch.q_offsets.size(); ++s)
+      for (size_t i = 0; i + 1 < batch.q_offsets.size(); ++i)
         for (int h = 0; h < heads; ++h) {
-          const int q0 = batch.q_offsets[s], k0 = batch.k_offsets[s], rows = batch.q_offsets[s + 1] - q0,
-                    keys = batch.k_offsets[s + 1] - k0;
+          const int q0 = batch.q_offsets[i], k0 = batch.k_offsets[i], rows = batch.q_offsets[i + 1] - q0,
+                    keys = batch.k_offsets[i + 1] - k0;
           Matrix q1(rows, dim), k1(keys, dim), v1(keys, dim);
           for (int r = 0; r < rows; ++r) std::copy_n(q[q0 + r] + h * dim, dim, q1[r]);
           for (int n = 0; n < keys; ++n) {
@@ -250,8 +257,8 @@ TEST(RefSageProperty, A11_GroupedHeadsAndPackedSequences) {
 
 TEST(RefSageProperty, A12_WhatLiesBesideTheRowsIsNotRead) {
   Random random(57);
-  for (const int keys : {1, 63, 65, 129}) {
-    const int dim = 64, stride = dim + 8, queries = 70;
+  for (const RandomShape& shape : RandomShapes(random, 10)) {
+    const int keys = shape.tokens, dim = shape.dim, stride = dim + 8, queries = 10 * shape.group;
     Matrix q(queries + 3, stride), k(keys + 3, stride), v(keys + 3, stride);
     for (Matrix* m : {&q, &k, &v}) std::fill(m->data.begin(), m->data.end(), NAN);
     const Head h = RandomHead(random, queries, keys, dim);

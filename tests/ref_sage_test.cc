@@ -185,6 +185,18 @@ TEST(RefSage, VectorJ_CausalIsBottomRight) {
   EXPECT_EQ(ScaleOffsets({0, 100, 300}, 64), (std::vector<int>{0, 2, 6}));
 }
 
+// A bias of -1 on the second of two equal keys, as one more component of q and k, weighs e^-1; added in the
+// base-2 domain of the kernels it would weigh 2^-1.
+TEST(RefSage, VectorJ_BiasesAreNatural) {
+  SageSpec spec = VectorSpec();
+  spec.quantize_qk = false;
+  const Matrix identity = MatrixOf({{1, 0}, {0, 1}});
+  const SageResult got =
+      SageAttention(MatrixOf({{1, 1}}), MatrixOf({{3, 0}, {3, -1 / spec.scale}}), identity, spec);
+  EXPECT_NEAR(got.out[0][1] / got.out[0][0], .3679, 5e-5);
+  EXPECT_GT(std::abs(got.out[0][1] / got.out[0][0] - std::exp2(-1)), .1);
+}
+
 double Accumulate(const PvAccumulator& a, int tile) {
   std::vector<double> terms;
   for (int i = 0; i < 16384; ++i) terms.push_back(.1 + .001 * double((int64_t{37} * i) % 11));

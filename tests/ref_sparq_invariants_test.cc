@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "tests/support/ref_sparq.h"
 
@@ -28,14 +30,11 @@ RandomCase MakeCase(Random& random, int tokens, int dim, int group) {
   c.spec.ranking = GroupRanking(random.Below(2));
   return c;
 }
-const struct {
-  int tokens, dim, group;
-} kShapes[] = {{1, 64, 1},    {2, 80, 2},   {63, 128, 4},  {64, 64, 8},    {65, 80, 3},
-               {300, 128, 1}, {777, 64, 5}, {1500, 80, 7}, {4096, 128, 2}, {4096, 64, 6}};
+constexpr int kShapes = 14;  // random ones a test
 
 TEST(RefSparqProperty, WeightsAlphaAndForcedTokens) {
   Random random(21);
-  for (const auto& shape : kShapes) {
+  for (const RandomShape& shape : RandomShapes(random, kShapes)) {
     const RandomCase c = MakeCase(random, shape.tokens, shape.dim, shape.group);
     const SparqStep s = Decode(c.q, c.k, c.v, c.spec);
     EXPECT_EQ(int(s.tokens.size()), std::min(c.spec.k, shape.tokens));
@@ -59,7 +58,7 @@ TEST(RefSparqProperty, WeightsAlphaAndForcedTokens) {
 // Every component of y lies between the extremes of the selected V rows and the mean.
 TEST(RefSparqProperty, OutputLiesInTheHullOfSelectedRowsAndMean) {
   Random random(22);
-  for (const auto& shape : kShapes) {
+  for (const RandomShape& shape : RandomShapes(random, kShapes)) {
     RandomCase c = MakeCase(random, shape.tokens, shape.dim, shape.group);
     c.spec.reallocation = Reallocation::kMean;
     const SparqStep s = Decode(c.q, c.k, c.v, c.spec);
@@ -80,7 +79,7 @@ TEST(RefSparqProperty, OutputLiesInTheHullOfSelectedRowsAndMean) {
 
 TEST(RefSparqProperty, EverythingSelectedIsDense) {
   Random random(23);
-  for (const auto& shape : kShapes) {
+  for (const RandomShape& shape : RandomShapes(random, kShapes)) {
     RandomCase c = MakeCase(random, shape.tokens, shape.dim, shape.group);
     c.spec.k = shape.tokens + random.Below(5);
     const SparqStep s = Decode(c.q, c.k, c.v, c.spec);
@@ -94,47 +93,54 @@ TEST(RefSparqProperty, EverythingSelectedIsDense) {
 
 TEST(RefSparqProperty, PermutingTokensThatAreNotLocalChangesNothing) {
   Random random(24);
-  const int tokens = 401, dim = 80, local = 16, rest = tokens - local;
-  RandomCase c = MakeCase(random, tokens, dim, 4);
-  c.spec = Spec(24, 64, local);
-  Matrix k = c.k, v = c.v;
-  for (int n = 0; n < rest; ++n) {
-    const int to = (n * 17 + 5) % rest;  // 385 = 5 * 7 * 11 and 17 share nothing
-    std::copy(c.k[n], c.k[n] + dim, k[to]);
-    std::copy(c.v[n], c.v[n] + dim, v[to]);
+  for (const RandomShape& shape : RandomShapes(random, kShapes)) {
+    const int local = std::min(16, shape.tokens), rest = shape.tokens - local, dim = shape.dim;
+    RandomCase c = MakeCase(random, shape.tokens, dim, shape.group);
+    c.spec = Spec(24, std::min(64, shape.tokens), local);
+    std::vector<int> order;
+    for (int n = 0; n < rest; ++n) order.push_back(n);
+    for (int n = rest; n-- > 1;) std::swap(order[size_t(n)], order[size_t(random.Below(n + 1))]);
+    Matrix k = c.k, v = c.v;
+    for (int n = 0; n < rest; ++n) {
+      std::copy(c.k[n], c.k[n] + dim, k[order[size_t(n)]]);
+      std::copy(c.v[n], c.v[n] + dim, v[order[size_t(n)]]);
+    }
+    const SparqStep a = Decode(c.q, c.k, c.v, c.spec), b = Decode(c.q, k, v, c.spec);
+    for (int h = 0; h < shape.group; ++h) ExpectRow(a.out[h], RowOf(b.out, h), 1e-12);
   }
-  const SparqStep a = Decode(c.q, c.k, c.v, c.spec), b = Decode(c.q, k, v, c.spec);
-  for (int h = 0; h < 4; ++h) ExpectRow(a.out[h], RowOf(b.out, h), 1e-12);
 }
 
 TEST(RefSparqProperty, MaskedTokensDoNotExist) {
   Random random(25);
-  RandomCase c = MakeCase(random, 130, 64, 2);
-  std::vector<bool> visible;
-  Matrix k(0, 64), v(0, 64);
-  for (int n = 0; n < 130; ++n) {
-    visible.push_back(random.Below(3) != 0);
-    if (!visible.back()) {
-      std::fill(c.k[n], c.k[n] + 64, NAN);
-      std::fill(c.v[n], c.v[n] + 64, NAN);
-      continue;
+  for (const RandomShape& shape : RandomShapes(random, kShapes)) {
+    const int dim = shape.dim;
+    RandomCase c = MakeCase(random, shape.tokens, dim, shape.group);
+    std::vector<bool> visible;
+    Matrix k(0, dim), v(0, dim);
+    for (int n = 0; n < shape.tokens; ++n) {
+      visible.push_back(n == 0 || random.Below(3) != 0);
+      if (!visible.back()) {
+        std::fill(c.k[n], c.k[n] + dim, NAN);
+        std::fill(c.v[n], c.v[n] + dim, NAN);
+        continue;
+      }
+      k.data.insert(k.data.end(), c.k[n], c.k[n] + dim);
+      v.data.insert(v.data.end(), c.v[n], c.v[n] + dim);
+      ++k.rows, ++v.rows;
     }
-    k.data.insert(k.data.end(), c.k[n], c.k[n] + 64);
-    v.data.insert(v.data.end(), c.v[n], c.v[n] + 64);
-    ++k.rows, ++v.rows;
-  }
-  for (const Reallocation how : {Reallocation::kOff, Reallocation::kMean, Reallocation::kUnselectedMean,
-                                 Reallocation::kWeightedMean}) {
-    c.spec = Spec(16, 40, 8);
-    c.spec.reallocation = how;
-    const SparqStep masked = SparqDecode(c.q, c.k, c.k, c.v, c.spec, &visible),
-                    cut = Decode(c.q, k, v, c.spec);
-    for (int h = 0; h < 2; ++h) {
-      ExpectRow(masked.out[h], RowOf(cut.out, h), 1e-13);
-      for (int n = 0; n < 130; ++n)
-        if (!visible[size_t(n)]) {
-          EXPECT_EQ(masked.weights[h][n], 0);
-        }
+    for (const Reallocation how : {Reallocation::kOff, Reallocation::kMean, Reallocation::kUnselectedMean,
+                                   Reallocation::kWeightedMean}) {
+      c.spec = Spec(16, 40, 8);
+      c.spec.reallocation = how;
+      const SparqStep masked = SparqDecode(c.q, c.k, c.k, c.v, c.spec, &visible),
+                      cut = Decode(c.q, k, v, c.spec);
+      for (int h = 0; h < shape.group; ++h) {
+        ExpectRow(masked.out[h], RowOf(cut.out, h), 1e-12);
+        for (int n = 0; n < shape.tokens; ++n)
+          if (!visible[size_t(n)]) {
+            EXPECT_EQ(masked.weights[h][n], 0);
+          }
+      }
     }
   }
 }
@@ -169,13 +175,14 @@ TEST(RefSparqProperty, RunningMeanIsTheMean) {
 // F-S3: tokens of a full group lie within half a step, those of an open one are f16.
 TEST(RefSparqProperty, RankingKeysKeepTheirBound) {
   Random random(27);
-  for (const int tokens : {1, 31, 32, 95, 130}) {
-    const Matrix k = RandomMatrix(random, tokens, 80);
+  for (const RandomShape& shape : RandomShapes(random, kShapes)) {
+    const int tokens = shape.tokens;
+    const Matrix k = RandomMatrix(random, tokens, shape.dim);
     for (const KtFormat format : {KtFormat::kInt4, KtFormat::kInt8}) {
       const Matrix copy = RankingKeys(k, format, 32, Storage::kExact);
       const int levels = format == KtFormat::kInt4 ? 7 : 127;
       for (int n = 0; n < tokens; ++n)
-        for (int d = 0; d < 80; ++d) {
+        for (int d = 0; d < shape.dim; ++d) {
           if (n >= tokens / 32 * 32) {
             EXPECT_EQ(copy[n][d], RoundToF16(k[n][d]));
             continue;

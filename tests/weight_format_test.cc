@@ -228,6 +228,11 @@ TEST(WeightFormatTest, PerChannelEpilogueVector) {
   EXPECT_EQ(sx * sum, 2.015625);
   EXPECT_NEAR((acc - 7 * sum) * double(p.w.scale[0]) * sx, -0.2446042, 5e-8);
   EXPECT_NEAR(y, -0.2446042, 5e-8);
+  const double x[] = {.5, -1.25, 2, .75};
+  double real = 0;
+  for (int i = 0; i < 4; ++i) real += x[i] * double(row[size_t(i)]);
+  EXPECT_NEAR(real, -0.2450523, 5e-8);
+  EXPECT_EQ(HalfToFloat(FloatToHalf(4096 * 16.5f)), INFINITY) << "the sum of x that overflows in f16";
   // QServe's own formula, with sum(x) = 2.0 in f16, is off by more than this test allows.
   EXPECT_NEAR(acc * double(p.w.scale[0]) * sx - 7 * double(p.w.scale[0]) * 2.0, -0.2435103, 5e-8);
 }

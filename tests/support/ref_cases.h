@@ -84,4 +84,19 @@ inline Matrix RandomMatrix(Random& random, int rows, int dim, double scale = 1) 
   return m;
 }
 
+// What the property tests run over: tokens 1 to 4096 (by size: as many short as long), every head size, every
+// number of query heads a KV head; the corners first.
+struct RandomShape {
+  int tokens, dim, group;
+};
+inline std::vector<RandomShape> RandomShapes(Random& random, int count) {
+  constexpr int kDims[] = {64, 80, 128};
+  std::vector<RandomShape> shapes = {{1, 64, 1}, {4096, 80, 8}, {64, 128, 3}, {65, 64, 5}};
+  while (int(shapes.size()) < count) {
+    const int tokens = int(std::exp2(12 * random.Uniform()) + .5);
+    shapes.push_back({tokens, kDims[random.Below(3)], 1 + random.Below(8)});
+  }
+  return shapes;
+}
+
 }  // namespace nibble::ref

@@ -12,8 +12,6 @@ namespace {
 using weight::Storage;
 
 constexpr int kU4Top = 15, kS8Max = 127, kMaxGroupScale = 16;
-// Ranges that the search of a whole row tries: 1, 0.99, ..., 0.20 of the full one, as the paper's code does.
-constexpr int kClipSteps = 81;
 
 struct Range {
   float lo = 0, hi = 0;  // with 0 included: decision 8
@@ -95,7 +93,7 @@ Result<Grid> FitRowGrid(std::span<const float> row, Storage storage, std::span<c
   if (importance.empty() || range == 0) return best;
   double least = Loss(row, importance, best);
   for (int i = 1; i < kClipSteps; ++i) {
-    const float ratio = 1.0f - 0.01f * float(i);
+    const float ratio = ClipRatio(i);
     NIBBLE_ASSIGN(const uint16_t bits, FitScale(range * ratio, wide ? kS8Max : kU4Top));
     const Grid candidate = RowGrid(HalfToFloat(bits), r.lo * ratio, storage);
     const double loss = Loss(row, importance, candidate);

@@ -23,6 +23,10 @@ struct Grid {
   float Value(int code) const { return float(code - zero) * step; }
 };
 
+// Ranges that the search of a whole row tries: 1, 0.99, ..., 0.20 of the full one, as the paper's code does.
+inline constexpr int kClipSteps = 81;
+constexpr float ClipRatio(int i) { return 1.0f - 0.01f * float(i); }
+
 // The row's f16 scale (bits): s1 of kW4A8Group, so that no group needs an s2 above 16. kInvalidArgument when
 // the row is beyond what an f16 scale can hold.
 Result<uint16_t> GroupRowScale(std::span<const float> row);
