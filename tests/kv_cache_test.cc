@@ -297,6 +297,16 @@ TEST(KvCacheAccounting, PlannedSizes) {
   // A token and head: 64 codes of 4 bits, an f16 scale and an f16 offset.
   EXPECT_DOUBLE_EQ(small.bits_per_value, 4.0 + 32.0 / 64);
   EXPECT_EQ(small.tail_bytes_per_seq, 3 * 2 * 64 * 64 * 2 * 2);
+  // The mean of K is kept once a sequence and head, not by page; the sum of queries (two heads) by page too.
+  AttentionRecipe smooth = int4;
+  smooth.arithmetic.qk = QkArith::kInt8Thread, smooth.arithmetic.smooth = Smooth::kK;
+  const KvSizes mean = PlanKv(shape, 2, smooth, 1, 1000);
+  EXPECT_DOUBLE_EQ(mean.bits_per_value, small.bits_per_value);
+  EXPECT_EQ(mean.tail_bytes_per_seq, small.tail_bytes_per_seq + 3 * 2 * 64 * 4);
+  smooth.arithmetic.smooth = Smooth::kQK;
+  const KvSizes sums = PlanKv(shape, 4, smooth, 1, 1000);
+  EXPECT_DOUBLE_EQ(sums.bits_per_value, small.bits_per_value + 2 * 64 * 4 * 8 / (2.0 * 64 * 64));
+  EXPECT_EQ(sums.tail_bytes_per_seq, small.tail_bytes_per_seq + 3 * 2 * 3 * 64 * 4);
 }
 
 TEST(KvCacheDeathTest, OurBugsAreCaught) {

@@ -105,7 +105,7 @@ class Runner {
       fill(view.k_tail, raw(view.k_codec) * int64_t(seqs_.size()));
       fill(view.v_tail, raw(view.v_codec) * int64_t(seqs_.size()));
       fill(view.side_pool, int64_t{kPoolTokens} / kPage * kKvHeads * view.side.bytes);
-      fill(view.side_tail, int64_t(seqs_.size()) * kKvHeads * view.side.bytes);
+      fill(view.side_tail, int64_t(seqs_.size()) * kKvHeads * view.side.seq_bytes);
       fill(view.k_scratch, raw(view.k_codec)), fill(view.v_scratch, raw(view.v_codec));
     }
   }
@@ -143,7 +143,9 @@ class Runner {
       for (KvSegment& s : segments) s.copy_from = -1;
     view.segments = segments;
     if (options_.fault == Fault::kQuerySumsForgotten)
-      memset(view.side_tail, 0, size_t(seqs_.size()) * kKvHeads * size_t(view.side.bytes));
+      for (size_t i = 0; i < seqs_.size() * kKvHeads; ++i)
+        memset(view.side_tail + int64_t(i) * view.side.seq_bytes + view.side.q_sum.offset, 0,
+               size_t(view.side.q_sum.bytes));
     backend_.KvAppend({.kv = view, .k = tensor(k, kKvHeads), .v = tensor(v, kKvHeads)});
     backend_.Attention({.kv = view,
                         .q = tensor(q, kHeads),
@@ -259,6 +261,23 @@ TEST_P(PageRule, SameBytesUnderASlidingWindow) {
       EXPECT_TRUE(SameBytes(whole, Outputs(options, seqs, InChunks(chunk))))
           << window << ", chunks of " << chunk;
   }
+}
+
+// A request of up to one page never reads a code of two or four bits: its rows are those of the raw type.
+TEST_P(PageRule, AShortRequestReadsNoPage) {
+  const auto seqs = ThreeSequences();
+  const kv::CodecId raw = GetParam().raw == DType::kF32   ? kv::CodecId::kF32
+                          : GetParam().raw == DType::kF16 ? kv::CodecId::kF16
+                                                          : kv::CodecId::kBF16;
+  const auto first = [&](const AttentionRecipe& recipe, int tokens) {
+    std::vector<float> out = Outputs({.isa = Isas().front(), .recipe = recipe}, seqs, InChunks(50));
+    out.resize(size_t(tokens) * kHeads * kHeadDim);
+    return out;
+  };
+  EXPECT_TRUE(SameBytes(first(Recipe(), kPage), first({.k = raw, .v = raw}, kPage)));
+  if (GetParam().id == raw) return;
+  EXPECT_FALSE(SameBytes(first(Recipe(), kPage + 1), first({.k = raw, .v = raw}, kPage + 1)))
+      << "the next one does";
 }
 
 TEST_P(PageRule, OpenRowsThatAreNotCopiedAreSeen) {

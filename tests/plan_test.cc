@@ -49,7 +49,9 @@ Plan RandomPlan(const ModelConfig& c, const std::string& fingerprint) {
   const auto width = size_t(c.kv_heads * c.head_dim);
   for (int l = 0; l < c.layers; ++l) {
     LayerPlan layer;
-    layer.qk = QkArith::kInt4Thread, layer.pv = PvArith::kInt8, layer.sparq_r = 8, layer.sparq_k = 99;
+    layer.qk = QkArith::kInt4Thread, layer.pv = PvArith::kInt8, layer.sparq_r = {8, 64},
+    layer.sparq_k = {99, 500};
+    layer.k_qaq = {{0.001f, 0, 5}, {0.7f, 1, 6}}, layer.v_qaq = {{0.1f, 2, 2}, {1e-9f, 0, 1}};
     layer.k_two_bit = {true, false}, layer.v_two_bit = {false, true};
     for (size_t i = 0; i < width; ++i) {
       const size_t d = i % size_t(c.head_dim), half = size_t(c.head_dim) / 2;
@@ -87,6 +89,8 @@ TEST(PlanFile, ReadsBackAsWritten) {
     EXPECT_EQ(a.pv, b.pv);
     EXPECT_EQ(a.sparq_r, b.sparq_r);
     EXPECT_EQ(a.sparq_k, b.sparq_k);
+    EXPECT_EQ(a.k_qaq, b.k_qaq) << "to the bit";
+    EXPECT_EQ(a.v_qaq, b.v_qaq);
     EXPECT_EQ(a.k_two_bit, b.k_two_bit);
     EXPECT_EQ(a.v_two_bit, b.v_two_bit);
     EXPECT_EQ(a.k_scale, b.k_scale) << "to the bit";
@@ -118,8 +122,19 @@ const Damage kDamages[] = {
     {"/layers/2", "4", "expected an object"},
     {"/layers/2/qk", "\"int3\"", "qk 'int3' is unknown; it may be int8-block, int8-thread, int4-thread"},
     {"/layers/2/pv", "\"fp4\"", "pv 'fp4' is unknown"},
-    {"/layers/2/sparq_r", "65", "sparq_r"},
-    {"/layers/2/sparq_k", "0", "sparq_k"},
+    {"/layers/2/sparq_r", "8", "sparq_r: expected 2 numbers, one a KV head"},
+    {"/layers/2/sparq_r", "[8]", "expected 2 numbers, one a KV head, found 1"},
+    {"/layers/2/sparq_r/1", "65", "sparq_r[1]"},
+    {"/layers/2/sparq_k/0", "0", "sparq_k[0]"},
+    {"/layers/2/sparq_k/0", "1.5", "sparq_k[0]"},
+    {"/layers/2/k_qaq_sigma", "[1.0]", "expected 2 entries, one a KV head, found 1"},
+    {"/layers/2/k_qaq_sigma/0", "0.0", "is not above 0 and up to 1000"},
+    {"/layers/2/v_qaq_sigma/1", "1e9", "is not above 0 and up to 1000"},
+    {"/layers/2/v_qaq_bits", "[[1,2],[1,2],[1,2]]", "expected 2 entries, one a KV head, found 3"},
+    {"/layers/2/v_qaq_bits/1", "[1,9]", "v_qaq_bits[1][1]"},
+    {"/layers/2/v_qaq_bits/1", "[-1,3]", "v_qaq_bits[1][0]"},
+    {"/layers/2/v_qaq_bits/1", "[5,4]", "5 bits at least and 4 at most"},
+    {"/layers/2/v_qaq_bits/1", "[4]", "expected the least and the most bits"},
     {"/layers/2/k_bits", "[2]", "expected 2 bit widths"},
     {"/layers/2/k_bits/0", "3", "3 bits; a head has 2 or 4"},
     {"/layers/2/v_bits/1", "8", "v_bits[1]"},
@@ -149,6 +164,122 @@ TEST(PlanFile, DamageIsNamed) {
     EXPECT_NE(message.find(d.message), std::string::npos) << d.pointer << ": " << message;
     EXPECT_NE(message.find("plan.json"), std::string::npos) << message;
     EXPECT_EQ(message.find('\n'), std::string::npos);
+  }
+}
+
+TEST(PlanFile, HalfASettingIsRefused) {
+  const TempDir dir;
+  const std::string path = dir.path() + "/plan.json";
+  const ModelConfig c = Config();
+  ASSERT_TRUE(WritePlan(path, RandomPlan(c, "ab12")).ok());
+  std::ifstream in(path);
+  const nlohmann::json good = nlohmann::json::parse(in);
+  const std::pair<const char*, const char*> cases[] = {{"sparq_r", "sparq_k without sparq_r"},
+                                                       {"sparq_k", "sparq_r without sparq_k"},
+                                                       {"k_qaq_bits", "k_qaq_sigma without k_qaq_bits"},
+                                                       {"v_qaq_sigma", "v_qaq_bits without v_qaq_sigma"}};
+  for (const auto& [key, want] : cases) {
+    nlohmann::json bad = good;
+    bad["layers"][1].erase(key);
+    std::ofstream(path) << bad;
+    const auto read = ReadPlan(path, c, "ab12");
+    ASSERT_FALSE(read.ok()) << key;
+    EXPECT_NE(read.status().message().find(want), std::string::npos) << read.status().message();
+  }
+}
+
+// A plan and a recipe that contradict each other, when the engine starts.
+TEST(Plan, WhatTheRecipeCannotHaveIsRefused) {
+  const auto message = [](std::string_view recipe, const LayerPlan& plan) {
+    const auto parsed = ParseRecipe(recipe, DType::kF32);
+    EXPECT_TRUE(parsed.ok()) << parsed.status().message();
+    return CheckHeads(*parsed, plan, 2, 64).message();
+  };
+  LayerPlan plan;
+  plan.sparq_r = {8, 80}, plan.sparq_k = {64, 64};
+  plan.k_qaq = {{1, 0, 5}, {1, 1, 6}};
+  EXPECT_EQ(message("qserve", plan), "") << "what does not concern a recipe is left alone";
+  EXPECT_EQ(message("sparq:r=16", plan),
+            "plan: KV head 1: recipe: select=sparq: r=80 exceeds the model's head size; use r=64 or less");
+  plan.sparq_r = {8, 8}, plan.sparq_k = {64, 32};
+  EXPECT_EQ(
+      message("sparq:local=40", plan),
+      "plan: KV head 1: recipe: select=sparq: k=32 is less than local=40 and sinks=0: they are part of k; "
+      "use k=40 or more");
+  EXPECT_EQ(message("sparq", plan), "") << "the local window follows k";
+  EXPECT_EQ(message("qaq", plan), "");
+  EXPECT_EQ(
+      message("k=qaq:max=5", plan),
+      "plan: k_qaq of KV head 1 has 1 to 6 bits, the recipe k=qaq 0 to 5; use the recipe the plan was made "
+      "for, or min=0,max=6");
+  EXPECT_NE(message("k=qaq:min=1,max=6", plan).find("KV head 0 has 0 to 5 bits"), std::string::npos);
+}
+
+// 300 random tokens of 4 query and 2 KV heads through one layer of the cache, each a decode step.
+std::vector<float> Attend(const std::string& recipe, const LayerPlan* layer) {
+  constexpr int kRows = 300, kHeads = 4, kKvHeads = 2, kDim = 64;
+  const auto backend = MakeCpuBackend(2);
+  EXPECT_TRUE(backend.ok() && (*backend)->Reserve(kRows, 256, kHeads, kKvHeads, kDim).ok());
+  const Plan plan{.fingerprint = "",
+                  .recipe = "",
+                  .heads = kHeads,
+                  .kv_heads = kKvHeads,
+                  .head_dim = kDim,
+                  .layers = {layer != nullptr ? *layer : LayerPlan{}}};
+  const auto cache = KvCache::Make(**backend, {.shape = {1, kKvHeads, kDim},
+                                               .heads = kHeads,
+                                               .recipe = *ParseRecipe(recipe, DType::kF32),
+                                               .plan = layer != nullptr ? &plan : nullptr,
+                                               .max_seqs = 1,
+                                               .max_step_tokens = kRows,
+                                               .max_tokens = 512});
+  EXPECT_TRUE(cache.ok());
+  uint32_t state = 5;
+  const auto random = [&state](int heads) {
+    std::vector<float> x(size_t(kRows * heads * kDim));
+    for (float& f : x) f = float((state = state * 1664525u + 1013904223u) >> 8) / float(1 << 23) - 1;
+    return x;
+  };
+  std::vector<float> q = random(kHeads), k = random(kKvHeads), v = random(kKvHeads), out(q.size());
+  const auto tensor = [](std::vector<float>& x, int heads) {
+    return Tensor::Dense(x.data(), DType::kF32, Device::kCpu, {kRows, heads, kDim});
+  };
+  const SeqId seq = *(*cache)->Open();
+  const int32_t count = kRows;
+  EXPECT_TRUE((*cache)->BeginStep({&seq, 1}, {&count, 1}).ok());
+  const KvView view = (*cache)->View(0);
+  (*backend)->KvAppend({view, tensor(k, kKvHeads), tensor(v, kKvHeads)});
+  (*backend)->Attention({view, tensor(q, kHeads), tensor(out, kHeads), kHeads, 0.5f, 0});
+  (*backend)->Sync();
+  return out;
+}
+
+// Each KV head attends as under a recipe with its own settings, bit for bit.
+TEST(Plan, HeadsFollowTheirOwnSettings) {
+  const auto differing = [](const std::vector<float>& a, const std::vector<float>& b, size_t head) {
+    int count = 0;
+    for (size_t i = 0; i < a.size(); ++i) count += i / 128 % 2 == head && a[i] != b[i];  // 2 query heads each
+    return count;
+  };
+  LayerPlan sparq, qaq;
+  sparq.sparq_r = {8, 48}, sparq.sparq_k = {32, 96};
+  qaq.k_qaq = {{0.0001f, 0, 6}, {0.01f, 1, 3}}, qaq.v_qaq = {{0.02f, 0, 5}, {0.9f, 0, 2}};
+  const struct {
+    const char* recipe;
+    const LayerPlan& plan;
+    const char* of_head[2];
+  } cases[] = {{"sparq:r=16,k=64", sparq, {"sparq:r=8,k=32", "sparq:r=48,k=96"}},
+               {"qaq",
+                qaq,
+                {"qaq k=qaq:sigma=0.0001,max=6 v=qaq:sigma=0.02,max=5,window=32,decay=0.9",
+                 "qaq k=qaq:sigma=0.01,min=1,max=3 v=qaq:sigma=0.9,max=2,window=32,decay=0.9"}}};
+  for (const auto& c : cases) {
+    const std::vector<float> planned = Attend(c.recipe, &c.plan), plain = Attend(c.recipe, nullptr);
+    for (const size_t head : {0u, 1u}) {
+      EXPECT_EQ(differing(planned, Attend(c.of_head[head], nullptr), head), 0) << c.of_head[head];
+      EXPECT_GT(differing(planned, plain, head), 0) << "the settings show";
+      EXPECT_GT(differing(planned, Attend(c.of_head[1 - head], nullptr), head), 0) << "heads exchanged";
+    }
   }
 }
 
@@ -219,18 +350,58 @@ TEST(Calibrate, LowersTheErrorOnAnUnseenText) {
   EXPECT_GT(Score("qserve", path, SecondHalf()).reference->kld.mean, plain);
 }
 
+struct Outcome {
+  double kld, spent;  // bits a value, or bytes read by a row
+};
+Outcome Measure(const std::string& recipe, const std::string& plan, const std::string& text) {
+  const auto model = Engine::Load({.model = kModel, .recipe = recipe, .plan = plan, .threads = 2});
+  const auto exact = Engine::Load({.model = kModel, .threads = 2});
+  EXPECT_TRUE(model.ok() && exact.ok()) << model.status().message();
+  const auto report = Evaluate(**model, exact->get(), text, {.window = 1024, .max_windows = 2});
+  EXPECT_TRUE(report.ok()) << report.status().message();
+  const bool selects = (*model)->recipe().select.kind != SelectKind::kAll;
+  return {report->reference->kld.mean,
+          selects ? (*model)->TakeReads().bytes : (*model)->kv_sizes().bits_per_value};
+}
+
+// By head: what the recipe spends as a whole, no more, spent better on a text the plan has not seen.
+TEST(Calibrate, HeadsShareTheRecipesBudget) {
+  const TempDir dir;
+  const std::string path = dir.path() + "/plan.json";
+  for (const char* recipe : {"qaq", "sparq:r=16,k=64"}) {
+    CalibrateOptions o{.model = kModel, .recipe = recipe, .tokens = 1024, .window = 1024, .threads = 2};
+    const auto report = Calibrate(o, FirstHalf());
+    ASSERT_TRUE(report.ok()) << report.status().message();
+    ASSERT_TRUE(WritePlan(path, report->plan).ok());
+    const Outcome plain = Measure(recipe, "", SecondHalf()), planned = Measure(recipe, path, SecondHalf());
+    EXPECT_LT(planned.kld, 0.8 * plain.kld) << recipe;
+    EXPECT_LT(planned.spent, 1.02 * plain.spent) << recipe;  // bits and bytes depend on the text a little
+    // The settings of the layers in reverse order must be seen to be worse.
+    Plan reversed = report->plan;
+    for (size_t i = 0, n = reversed.layers.size(); i < n; ++i) {
+      const LayerPlan& from = report->plan.layers[n - 1 - i];
+      LayerPlan& to = reversed.layers[i];
+      to.k_qaq = from.k_qaq, to.v_qaq = from.v_qaq, to.sparq_r = from.sparq_r, to.sparq_k = from.sparq_k;
+    }
+    ASSERT_TRUE(WritePlan(path, reversed).ok());
+    EXPECT_GT(Measure(recipe, path, SecondHalf()).kld, planned.kld) << recipe;
+  }
+}
+
 TEST(Calibrate, ThreadsChangeNothing) {
   const TempDir dir;
   std::string texts[2];
   for (const int threads : {1, 2}) {
-    CalibrateOptions o{.model = kModel, .recipe = "kivi2", .tokens = 512, .window = 256, .threads = threads};
-    const auto report = Calibrate(o, FirstHalf());
-    ASSERT_TRUE(report.ok());
-    const std::string path = dir.path() + "/plan.json";
-    ASSERT_TRUE(WritePlan(path, report->plan).ok());
-    std::stringstream s;
-    s << std::ifstream(path).rdbuf();
-    texts[threads - 1] = s.str();
+    for (const char* recipe : {"kivi2", "qaq", "sparq:r=16,k=32"}) {
+      CalibrateOptions o{.model = kModel, .recipe = recipe, .tokens = 512, .window = 256, .threads = threads};
+      const auto report = Calibrate(o, FirstHalf());
+      ASSERT_TRUE(report.ok());
+      const std::string path = dir.path() + "/plan.json";
+      ASSERT_TRUE(WritePlan(path, report->plan).ok());
+      std::stringstream s;
+      s << std::ifstream(path).rdbuf();
+      texts[threads - 1] += s.str();
+    }
   }
   EXPECT_EQ(texts[0], texts[1]);
 }

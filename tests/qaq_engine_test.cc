@@ -326,6 +326,17 @@ TEST(QaqEngine, ChunksThreadsAndBatchChangeNoByte) {
 }
 
 // What a page decodes to after any history is what quantizing its rows directly at its width gives.
+// The mean of the first page's keys is known before the page is sealed, whoever seals it.
+TEST(QaqEngine, SmoothedKeysHaveTheirMean) {
+  const auto out = [](const char* text, int chunk) {
+    return Play({.recipe = Parse(text), .isa = Best(), .chunk = chunk}).Go().out;
+  };
+  const std::vector<float> smooth = out("qaq qk=int8-thread smooth=k", kTokens);
+  EXPECT_FALSE(SameBytes(smooth, out("qaq qk=int8-thread", kTokens))) << "a mean of zeros";
+  for (const int chunk : {1, 7, 64})
+    EXPECT_TRUE(SameBytes(smooth, out("qaq qk=int8-thread smooth=k", chunk)));
+}
+
 TEST(QaqEngine, NarrowingAndWideningAreExact) {
   const Sequence s = Sequence::Random(1);
   const Outcome got = Play({.recipe = Parse(kMoving), .isa = Best()}).Go();

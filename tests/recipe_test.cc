@@ -138,7 +138,7 @@ const Refused kRefused[] = {
     {"k=qaq:window=4", Code::kInvalidArgument, "no parameter 'window=4'"},
     {"v=qaq:max=9", Code::kInvalidArgument, "out of range 1 to 8"},
     {"v=qaq:source=disk", Code::kInvalidArgument, "it may be planes, host"},
-    {"k=qaq:min=5,max=4", Code::kInvalidArgument, "min=5 is more than max=4"},
+    {"k=qaq:min=5,max=4", Code::kInvalidArgument, "min=5 is more than max=4; use max=5 or more"},
     {"k=qaq:pick=cost,outliers=0.01", Code::kInvalidArgument, "counts outliers by itself"},
     {"qaq+sparq", Code::kUnsupported, "its widths follow the attention of every token"},
     {"turbo-mixed", Code::kUnsupported,
@@ -174,13 +174,33 @@ const Refused kRefused[] = {
     {"select=sparq:r=0", Code::kInvalidArgument, "r=0 is out of range 1 to 256"},
     {"select=sparq:r=8,r=9", Code::kInvalidArgument, "r is given twice"},
     {"select=sparq:copy=int9", Code::kInvalidArgument, "did you mean 'int8'?"},
-    {"select=sparq:k=8,local=9", Code::kUnsupported, "k=8 is less than local=9"},
+    {"select=sparq:k=8,local=9", Code::kUnsupported,
+     "k=8 is less than local=9 and sinks=0: they are part of k; use k=9 or more"},
+    {"select=sparq:k=16,sinks=16", Code::kUnsupported,
+     "local=4 and sinks=16: they are part of k; use k=21 or more"},
+    {"select=sparq:r=300", Code::kInvalidArgument, "r=300 is out of range 1 to 256"},
+    {"select=sparq:eps=1", Code::kInvalidArgument, "eps=1 is out of range 0 to 0.99"},
+    {"select=sparq:mean=some", Code::kInvalidArgument, "it may be auto, off, mean, unselected, blocks"},
+    {"k=int3-token", Code::kInvalidArgument, "did you mean 'int8-token'?"},
+    {"k=flashq8", Code::kInvalidArgument, "did you mean 'flashq4'?"},
+    {"k=turboquant5", Code::kInvalidArgument, "did you mean 'turboquant4'?"},
+    {"v=qaq:min=-1", Code::kInvalidArgument, "min=-1 is out of range 0 to 8"},
+    {"v=qaq:window=65", Code::kInvalidArgument, "window=65 is out of range 1 to 64"},
+    {"k=qaq:outliers=0.2", Code::kInvalidArgument, "outliers=0.2 is out of range 0 to 0.05"},
+    {"qaq select=h2o", Code::kUnsupported, "use select=all, or another codec"},
+    {"qaq select=window", Code::kUnsupported, "use select=all, or another codec"},
+    {"sage1+sage2-8b", Code::kInvalidArgument,
+     "preset 'sage2-8b' sets qk=int8-thread, another one qk=int8-block"},
+    {"sparq+h2o", Code::kInvalidArgument, "preset 'h2o' sets select=h2o, another one select=sparq"},
+    {"smooth=qk", Code::kUnsupported, "use qk=int8-thread or smooth=none"},
     {"sparq:r=32,z=1", Code::kInvalidArgument, "has no parameter 'z=1'"},
     {"kv8:r=1", Code::kInvalidArgument, "'kv8' takes no such parameters"},
     {"qserve+kv8", Code::kInvalidArgument, "preset 'kv8' sets k=int8-token, another one k=int4-token"},
     {"softmax=sas:threshold=3", Code::kInvalidArgument, "out of range -16 to -1"},
-    {"select=window:k=4,sinks=4", Code::kUnsupported, "leaves nothing beside sinks=4"},
-    {"select=h2o:k=4,local=5", Code::kUnsupported, "is less than local=5"},
+    {"select=window:k=4,sinks=4", Code::kUnsupported,
+     "leaves nothing beside sinks=4: sinks are part of k; use k=5 or more"},
+    {"select=h2o:k=4,local=5", Code::kUnsupported,
+     "is less than local=5: local tokens are part of k; use k=5 or more"},
     {"smooth=k", Code::kUnsupported, "smooth needs an integer qk"},
     {"tail=int8", Code::kUnsupported, "known but not in this build, which has float"},
     {"qk=bf16", Code::kUnsupported, "qk=bf16 cannot run in f32 arithmetic; use qk=f32 or --dtype bf16"},
@@ -198,6 +218,26 @@ TEST(RecipeTest, RefusesWithTheReason) {
     EXPECT_NE(message.find(c.message), std::string::npos) << c.text << ": " << message;
     EXPECT_EQ(message.find('\n'), std::string::npos);
   }
+}
+
+// What a recipe asks of a model's heads.
+TEST(RecipeTest, HeadSizes) {
+  for (const char* text :
+       {"exact", "qserve", "turboquant4", "kivi2", "gear2", "qaq", "turbo", "sage2-4b", "h2o"})
+    for (const int head_dim : {8, 64, 80, 96, 128, 256})
+      EXPECT_TRUE(CheckHeadSize(Must(text), head_dim).ok()) << text << " " << head_dim;
+  EXPECT_TRUE(CheckHeadSize(Must("exact"), 20).ok());
+  for (const char* text : {"kv16", "qserve", "qaq", "sage2-4b", "window", "pv=int8"})
+    EXPECT_EQ(
+        CheckHeadSize(Must(text), 20).message(),
+        "recipe: heads of 20 channels, no multiple of 8, are served in full precision only; use exact with "
+        "--dtype f32")
+        << text;
+  EXPECT_FALSE(CheckHeadSize(Must("exact", DType::kBF16), 20).ok());
+  EXPECT_TRUE(CheckHeadSize(Must("sparq:r=64"), 64).ok());
+  EXPECT_EQ(CheckHeadSize(Must("sparq:r=65"), 64).message(),
+            "recipe: select=sparq: r=65 exceeds the model's head size; use r=64 or less");
+  EXPECT_FALSE(CheckHeadSize(Must("sparq"), 24).ok()) << "the default r is 32";
 }
 
 TEST(RecipeTest, LongInputIsCutInTheMessage) {

@@ -60,7 +60,7 @@ struct QaqStore {
   kv::ArenaState* arenas = nullptr;               // [kv_heads, 2]: planes, cells
   std::byte* host = nullptr;                      // [pages, kv_heads, raw page] or null: source=host only
   int64_t plane_capacity = 0, cell_capacity = 0;  // of a KV head
-  const kv::QaqParams* params = nullptr;
+  const kv::QaqParams* params = nullptr;          // [kv_heads]
 };
 
 // What the cache shows to the ops of one layer. Addresses: page p of KV head h at k_pool + (p * kv_heads + h)
@@ -72,7 +72,7 @@ struct KvView {
   std::byte *k_scratch = nullptr,
             *v_scratch = nullptr;  // [scratch slots, kv_heads, page_tokens, head_dim] raw
   std::byte* side_pool = nullptr;  // [pages, kv_heads, side.bytes] what the recipe keeps beside the pages
-  std::byte* side_tail = nullptr;  // [slots, kv_heads, side.bytes] of the open page, by KvSegment::seq
+  std::byte* side_tail = nullptr;  // [slots, kv_heads, side.seq_bytes] of the sequence, by KvSegment::seq
   std::span<const KvSegment> segments;
   std::span<const int32_t> page_table;
   int kv_heads = 0;

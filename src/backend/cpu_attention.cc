@@ -75,7 +75,9 @@ void CpuBackend::AppendSegment(const KvAppendArgs& a, const KvSegment& s, int he
                      .first_token = s.position % kv.page.tokens,
                      .head_dim = kv.page.head_dim,
                      .raw_type = codec.raw});
-  if (s.seal_page < 0 || codec.requantizes) return;  // AttendInWaves seals those
+  if (s.seal_page < 0) return;
+  if (!is_v && s.pages == 0 && NeedsKeyMean(kv)) WriteKeyMean(kv, s.seq, head, codec.raw, raw);
+  if (codec.requantizes) return;  // AttendInWaves seals those
   std::byte* pool = is_v ? kv.v_pool : kv.k_pool;
   const int64_t index = int64_t{s.seal_page} * kv.kv_heads + head;
   kernels_.kv_seal({.raw = raw,
@@ -83,7 +85,6 @@ void CpuBackend::AppendSegment(const KvAppendArgs& a, const KvSegment& s, int he
                     .scratch = scratch,
                     .codec = codec.id,
                     .shape = kv.page});
-  if (!is_v && s.pages == 0 && NeedsKeyMean(kv)) WriteKeyMean(kv, s.seal_page, head, codec.raw, raw);
 }
 
 void CpuBackend::KvAppend(const KvAppendArgs& a) {

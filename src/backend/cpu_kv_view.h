@@ -20,12 +20,12 @@ inline std::byte* RawPage(const KvView& kv, bool is_v, int32_t slot, int head, s
   return (slot >= 0 ? tail : scratch) + size_t(index * kv.kv_heads + head) * bytes;
 }
 
-// The side record of a sealed page, or of the open page of a sequence.
+// The side record of a sealed page, or of a sequence and its open page.
 inline std::byte* PageRecord(const KvView& kv, int64_t page, int head) {
   return kv.side_pool + (page * kv.kv_heads + head) * kv.side.bytes;
 }
 inline std::byte* OpenRecord(const KvView& kv, int32_t seq, int head) {
-  return kv.side_tail + (int64_t{seq} * kv.kv_heads + head) * kv.side.bytes;
+  return kv.side_tail + (int64_t{seq} * kv.kv_heads + head) * kv.side.seq_bytes;
 }
 
 inline int64_t FirstSeen(int64_t position, int64_t window) {

@@ -23,7 +23,7 @@ QaqPages PagesOf(const KvView& kv, KvSide side, int head) {
   const QaqStore& store = StoreOf(kv, side);
   const int plane_bytes = kv::QaqPlaneBytes(kv.page);
   kv::ArenaState* arenas = store.arenas + 2 * head;
-  return {kv.page, *store.params,
+  return {kv.page, store.params[head],
           kv::PlaneArena(arenas, store.planes + head * store.plane_capacity * plane_bytes, plane_bytes,
                          store.plane_capacity),
           kv::PlaneArena(arenas + 1, store.cells + head * store.cell_capacity * kv::kQaqCellBytes,
@@ -46,7 +46,7 @@ class Requantizer {
         segment_(s),
         head_(head),
         store_(StoreOf(a.kv, side)),
-        params_(*store_.params),
+        params_(store_.params[head]),
         pages_(PagesOf(a.kv, side, head)),
         rows_(rows),
         usage_(usage) {
@@ -228,7 +228,7 @@ void CpuBackend::GatherStatistics(const AttendArgs& a) {
 void CpuBackend::WeighRows(const AttendArgs& a, const KvSegment& s, int head, Scratch& scratch) {
   const KvView& kv = a.kv;
   const int in_page = s.position % kv.page.tokens;
-  const int begin = std::max(0, kv.page.tokens - kv.v_qaq.params->window - in_page);
+  const int begin = std::max(0, kv.page.tokens - kv.v_qaq.params[head].window - in_page);
   if (begin >= s.rows || s.pages == 0) return;
   const std::byte **k_pages = scratch.pages, **v_pages = scratch.pages + kMaxContextPages;
   for (int p = 0; p < s.pages; ++p) {

@@ -149,7 +149,7 @@ void CpuBackend::AttendSelected(const AttendArgs& a) {
       kernels_.window({.row = r, .window = kv.recipe->select.window});
     } else {
       kernels_.sparq({.row = r,
-                      .sparq = kv.recipe->select.sparq,
+                      .sparq = SparqOfHead(*kv.recipe, kv.plan, int(item % kv.kv_heads)),
                       .v_sum = kv.side.v_sum.offset,
                       .k_copy = kv.side.k_copy.offset});
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backend/smoothing.h"
 
+#include "backend/cpu_kv_view.h"
 #include "base/half.h"
 
 namespace nibble {
@@ -11,9 +12,8 @@ Smooth SmoothOf(const KvView& kv) {
                                                                      : Smooth::kNone;
 }
 
-float* Section(std::byte* records, const KvView& kv, int64_t record, int head, SideLayout::Section section) {
-  const int64_t index = record * kv.kv_heads + head;
-  return reinterpret_cast<float*>(records + index * kv.side.bytes + section.offset);
+float* In(std::byte* record, SideLayout::Section section) {
+  return reinterpret_cast<float*>(record + section.offset);
 }
 
 float RawElement(DType type, const std::byte* raw, int64_t index) {
@@ -37,8 +37,8 @@ bool NeedsQuerySums(const KvView& kv) {
   return SmoothOf(kv) == Smooth::kQK && (kv.plan == nullptr || kv.plan->q_mean.empty());
 }
 
-void WriteKeyMean(const KvView& kv, int32_t page, int head, DType raw_type, const std::byte* raw) {
-  float* mean = Section(kv.side_pool, kv, page, head, kv.side.k_mean);
+void WriteKeyMean(const KvView& kv, int32_t seq, int head, DType raw_type, const std::byte* raw) {
+  float* mean = In(OpenRecord(kv, seq, head), kv.side.k_mean);
   const int dim = kv.page.head_dim;
   for (int d = 0; d < dim; ++d) {
     float sum = 0;
@@ -50,7 +50,7 @@ void WriteKeyMean(const KvView& kv, int32_t page, int head, DType raw_type, cons
 void AddQueries(const AttendArgs& a, const KvSegment& s, int head) {
   const KvView& kv = a.kv;
   const int count = a.heads / kv.kv_heads * kv.page.head_dim;  // of one row
-  float* sum = Section(kv.side_tail, kv, s.seq, head, kv.side.q_sum);
+  float* sum = In(OpenRecord(kv, s.seq, head), kv.side.q_sum);
   if (s.position % kv.page.tokens == 0)
     for (int i = 0; i < count; ++i) sum[i] = 0;
   for (int row = s.row; row < s.row + s.rows; ++row) {
@@ -58,22 +58,21 @@ void AddQueries(const AttendArgs& a, const KvSegment& s, int head) {
     for (int i = 0; i < count; ++i) sum[i] += q[i];
   }
   if (s.seal_page >= 0)
-    memcpy(Section(kv.side_pool, kv, s.seal_page, head, kv.side.q_sum), sum, size_t(count) * sizeof(float));
+    memcpy(In(PageRecord(kv, s.seal_page, head), kv.side.q_sum), sum, size_t(count) * sizeof(float));
 }
 
 Means MeansOf(const KvView& kv, const KvSegment& s, int head, int first, int group, float* work) {
   const Smooth smooth = SmoothOf(kv);
   if (smooth == Smooth::kNone || s.pages == 0) return {};  // the means concern sealed pages
   const int dim = kv.page.head_dim;
-  const auto page = [&](int index) { return kv.page_table[size_t(s.table) + size_t(index)]; };
   Means means;
-  means.k = NeedsKeyMean(kv) ? Section(kv.side_pool, kv, page(0), head, kv.side.k_mean)
+  means.k = NeedsKeyMean(kv) ? In(OpenRecord(kv, s.seq, head), kv.side.k_mean)
                              : kv.plan->k_mean.data() + int64_t{head} * dim;
   if (smooth != Smooth::kQK) return means;
   means.q = work;
   if (NeedsQuerySums(kv)) {
-    const float* sum =
-        Section(kv.side_pool, kv, page(s.pages - 1), head, kv.side.q_sum) + int64_t{first} * dim;
+    const int32_t before = kv.page_table[size_t(s.table + s.pages - 1)];
+    const float* sum = In(PageRecord(kv, before, head), kv.side.q_sum) + int64_t{first} * dim;
     for (int i = 0; i < group * dim; ++i) work[i] = sum[i] / float(kv.page.tokens);
   } else {
     const int64_t heads_each = int64_t(kv.plan->q_mean.size()) / (int64_t{kv.kv_heads} * dim);

@@ -132,9 +132,9 @@ Status PagedKvCache::AllocPools() {
     NIBBLE_RETURN_IF_ERROR(alloc(side->tail, shape.layers * options_.max_seqs * raw));
     NIBBLE_RETURN_IF_ERROR(alloc(side->scratch, scratch_slots_ * raw));
   }
-  const int64_t record = int64_t{shape.kv_heads} * side_.bytes;
-  NIBBLE_ASSIGN(side_pool_, backend_.Alloc(size_t(shape.layers * pages_ * record)));
-  NIBBLE_ASSIGN(side_tail_, backend_.Alloc(size_t(shape.layers * options_.max_seqs * record)));
+  const int64_t heads = int64_t{shape.layers} * shape.kv_heads;
+  NIBBLE_ASSIGN(side_pool_, backend_.Alloc(size_t(heads * pages_ * side_.bytes)));
+  NIBBLE_ASSIGN(side_tail_, backend_.Alloc(size_t(heads * options_.max_seqs * side_.seq_bytes)));
   return AllocQaq();
 }
 
@@ -142,12 +142,20 @@ Status PagedKvCache::AllocQaq() {
   const KvShape& shape = options_.shape;
   const kv::PageShape page{.head_dim = shape.head_dim, .tokens = kPageTokens};
   const bool k = kv::Get(options_.recipe.k).requantizes, v = kv::Get(options_.recipe.v).requantizes;
+  const auto params = [&](const kv::QaqParams& own, std::vector<QaqBounds> LayerPlan::*bounds) {
+    std::vector<kv::QaqParams> of_heads;
+    for (int layer = 0; layer < shape.layers; ++layer)
+      for (int h = 0; h < shape.kv_heads; ++h)
+        of_heads.push_back(
+            options_.plan == nullptr ? own : QaqOfHead(own, options_.plan->layers[size_t(layer)].*bounds, h));
+    return of_heads;
+  };
   if (k)
-    NIBBLE_RETURN_IF_ERROR(
-        k_qaq_.Alloc(backend_, shape.layers, shape.kv_heads, pages_, page, options_.recipe.k_qaq));
+    NIBBLE_RETURN_IF_ERROR(k_qaq_.Alloc(backend_, shape.layers, shape.kv_heads, pages_, page,
+                                        params(options_.recipe.k_qaq, &LayerPlan::k_qaq)));
   if (v)
-    NIBBLE_RETURN_IF_ERROR(
-        v_qaq_.Alloc(backend_, shape.layers, shape.kv_heads, pages_, page, options_.recipe.v_qaq));
+    NIBBLE_RETURN_IF_ERROR(v_qaq_.Alloc(backend_, shape.layers, shape.kv_heads, pages_, page,
+                                        params(options_.recipe.v_qaq, &LayerPlan::v_qaq)));
   const auto heads = size_t(int64_t{shape.layers} * options_.max_seqs * shape.kv_heads);
   if (k || v) {
     NIBBLE_ASSIGN(qaq_state_, backend_.Alloc(heads * sizeof(QaqState)));
@@ -256,28 +264,29 @@ KvView PagedKvCache::View(int layer) {
   const auto tail = [&](const Side& s) {
     return s.tail.data + int64_t{layer} * options_.max_seqs * shape.kv_heads * s.raw_bytes;
   };
-  return {.k_pool = pool(k_),
-          .v_pool = pool(v_),
-          .k_tail = tail(k_),
-          .v_tail = tail(v_),
-          .k_scratch = k_.scratch.data,
-          .v_scratch = v_.scratch.data,
-          .side_pool = side_pool_.data + layer * pages_ * shape.kv_heads * side_.bytes,
-          .side_tail = side_tail_.data + int64_t{layer} * options_.max_seqs * shape.kv_heads * side_.bytes,
-          .segments = segments_,
-          .page_table = page_table_,
-          .kv_heads = shape.kv_heads,
-          .page = {.head_dim = shape.head_dim, .tokens = kPageTokens},
-          .k_codec = options_.recipe.k,
-          .v_codec = options_.recipe.v,
-          .recipe = &layer_recipes_[size_t(layer)],
-          .plan = options_.plan != nullptr ? &options_.plan->layers[size_t(layer)] : nullptr,
-          .side = side_,
-          .k_qaq = k_qaq_.View(layer),
-          .v_qaq = v_qaq_.View(layer),
-          .qaq_state = qaq_state_.data == nullptr ? nullptr
-                                                  : reinterpret_cast<QaqState*>(qaq_state_.data) +
-                                                        int64_t{layer} * options_.max_seqs * shape.kv_heads};
+  return {
+      .k_pool = pool(k_),
+      .v_pool = pool(v_),
+      .k_tail = tail(k_),
+      .v_tail = tail(v_),
+      .k_scratch = k_.scratch.data,
+      .v_scratch = v_.scratch.data,
+      .side_pool = side_pool_.data + layer * pages_ * shape.kv_heads * side_.bytes,
+      .side_tail = side_tail_.data + int64_t{layer} * options_.max_seqs * shape.kv_heads * side_.seq_bytes,
+      .segments = segments_,
+      .page_table = page_table_,
+      .kv_heads = shape.kv_heads,
+      .page = {.head_dim = shape.head_dim, .tokens = kPageTokens},
+      .k_codec = options_.recipe.k,
+      .v_codec = options_.recipe.v,
+      .recipe = &layer_recipes_[size_t(layer)],
+      .plan = options_.plan != nullptr ? &options_.plan->layers[size_t(layer)] : nullptr,
+      .side = side_,
+      .k_qaq = k_qaq_.View(layer),
+      .v_qaq = v_qaq_.View(layer),
+      .qaq_state = qaq_state_.data == nullptr ? nullptr
+                                              : reinterpret_cast<QaqState*>(qaq_state_.data) +
+                                                    int64_t{layer} * options_.max_seqs * shape.kv_heads};
 }
 
 // Sealed bytes of a KV head and page, K or V.
@@ -290,11 +299,12 @@ QaqPageBytes SealedBytes(kv::CodecId codec, const kv::QaqParams& params, int hea
 
 KvSizes PlanKv(const KvShape& shape, int heads, const AttentionRecipe& recipe, int max_seqs,
                int64_t max_tokens) {
-  const int64_t side = SideOf(shape, heads, recipe).bytes, dim = shape.head_dim;
+  const SideLayout layout = SideOf(shape, heads, recipe);
+  const int64_t side = layout.bytes, dim = shape.head_dim;
   const QaqPageBytes k = SealedBytes(recipe.k, recipe.k_qaq, shape.head_dim);
   const QaqPageBytes v = SealedBytes(recipe.v, recipe.v_qaq, shape.head_dim);
   const int64_t most = k.most + v.most + side, least = k.least + v.least + side;
-  int64_t raw = RawBytes(recipe.k, shape.head_dim) + RawBytes(recipe.v, shape.head_dim) + side;
+  int64_t raw = RawBytes(recipe.k, shape.head_dim) + RawBytes(recipe.v, shape.head_dim) + layout.seq_bytes;
   const bool k_qaq = kv::Get(recipe.k).requantizes, v_qaq = kv::Get(recipe.v).requantizes;
   if (k_qaq || v_qaq) raw += int64_t{sizeof(QaqState)};
   int64_t host = 0;  // of a page

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cache/qaq_storage.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "quant/kv/qaq.h"
 
 namespace nibble {
@@ -16,11 +19,15 @@ int MaxCells(kv::PageShape page, const kv::QaqParams& params) {
 }  // namespace
 
 Status QaqStorage::Alloc(Backend& backend, int layers, int kv_heads, int64_t pages, kv::PageShape page,
-                         const kv::QaqParams& params) {
+                         std::vector<kv::QaqParams> all) {
+  params_ = std::move(all);
+  const kv::QaqParams& params = params_.front();
+  int most = 0;
+  for (const kv::QaqParams& p : params_) most = std::max(most, p.max);
   plane_bytes_ = kv::QaqPlaneBytes(page);
   kv_heads_ = kv_heads;
-  first_.params = &params;
-  first_.plane_capacity = pages * params.max;
+  first_.params = params_.data();
+  first_.plane_capacity = pages * most;
   first_.cell_capacity = pages * MaxCells(page, params);
   const int64_t heads = int64_t{layers} * kv_heads;
   NIBBLE_ASSIGN(planes_, backend.Alloc(size_t(heads * first_.plane_capacity * plane_bytes_)));
@@ -46,6 +53,7 @@ QaqStore QaqStorage::View(int layer) const {
   store.planes += head * store.plane_capacity * plane_bytes_;
   store.cells += head * store.cell_capacity * kv::kQaqCellBytes;
   store.arenas += head * 2;
+  store.params += head;
   if (store.host != nullptr) store.host += layer * host_bytes_;
   return store;
 }

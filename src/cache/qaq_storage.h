@@ -3,19 +3,23 @@
 // full-precision copy where the recipe asks for one. An arena can hold all planes of all pages; memory that
 // no plane has touched yet costs nothing.
 #pragma once
+#include <vector>
+
 #include "backend/backend.h"
 
 namespace nibble {
 
 class QaqStorage {
  public:
+  // `params` [layers, kv_heads] differ in bounds alone.
   Status Alloc(Backend& backend, int layers, int kv_heads, int64_t pages, kv::PageShape page,
-               const kv::QaqParams& params);
+               std::vector<kv::QaqParams> params);
   void Free(Backend& backend);
   QaqStore View(int layer) const;
 
  private:
   int64_t plane_bytes_ = 0, host_bytes_ = 0, kv_heads_ = 0;
+  std::vector<kv::QaqParams> params_;
   QaqStore first_;  // of layer 0
   Buffer planes_, cells_, arenas_, host_;
 };

@@ -42,12 +42,26 @@ class Calibrator final : public Observer {
                           layer);
     if (!status_.ok()) return;
     rows_.window = config_.layer_uses_window[size_t(layer)] ? config_.sliding_window : 0;
-    status_ = Search();
-    if (options_.on_progress) options_.on_progress(layer + 1, config_.layers);
+    status_ = settled_ ? Measure(layer) : Search();
+    const int passes = by_head_.empty() || by_head_[0].empty() ? 1 : 2;
+    if (options_.on_progress)
+      options_.on_progress(layer + 1 + (settled_ ? config_.layers : 0), passes * config_.layers);
     if (options_.cancel != nullptr && *options_.cancel && status_.ok())
       status_ = Error(Code::kCancelled, "cancelled");
   }
   const Status& status() const { return status_; }
+
+  // Chooses what all heads of the model share a budget for. True when there was something to choose: then
+  // the model runs once more, and the layers' errors are measured anew.
+  bool Settle() {
+    if (by_head_[0].empty()) return false;
+    const std::vector<std::string> words = SettleHeads(by_head_, &report_.plan);
+    for (size_t i = 0; i < words.size(); ++i) {
+      std::string& all = report_.layers[i].choices;
+      all += (all.empty() ? "" : "; ") + words[i];
+    }
+    return settled_ = true;
+  }
 
  private:
   std::vector<float> Copy(const Tensor& x) {
@@ -64,6 +78,18 @@ class Calibrator final : public Observer {
     NIBBLE_ASSIGN(LayerChoice choice, search.Run());
     report_.plan.layers.push_back(std::move(choice.plan));
     report_.layers.push_back({choice.before, choice.after, std::move(choice.words)});
+    by_head_.push_back(std::move(choice.by_head));
+    return {};
+  }
+
+  Status Measure(int layer) {
+    LayerTrial trial(backend_, rows_);
+    NIBBLE_RETURN_IF_ERROR(trial.Init());
+    const LayerPlan& plan = report_.plan.layers[size_t(layer)];
+    NIBBLE_ASSIGN(const std::vector<OutputError> heads, trial.Run(Apply(recipe_, plan), plan));
+    OutputError sum;
+    for (const OutputError& e : heads) sum.Add(e);
+    report_.layers[size_t(layer)].after = sum;
     return {};
   }
 
@@ -73,6 +99,8 @@ class Calibrator final : public Observer {
   const CalibrateOptions& options_;
   CalibrateReport& report_;
   LayerRows rows_;
+  std::vector<std::vector<HeadOptions>> by_head_;  // [layers]
+  bool settled_ = false;
   Status status_;
 };
 
@@ -145,6 +173,10 @@ Result<CalibrateReport> Calibrate(const CalibrateOptions& o, std::string_view te
   Calibrator calibrator(*backend, config, recipe, o, std::move(lengths), &report);
   NIBBLE_RETURN_IF_ERROR(RunModel(*model, *backend, windows, &calibrator));
   NIBBLE_RETURN_IF_ERROR(calibrator.status());
+  if (calibrator.Settle()) {
+    NIBBLE_RETURN_IF_ERROR(RunModel(*model, *backend, windows, &calibrator));
+    NIBBLE_RETURN_IF_ERROR(calibrator.status());
+  }
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
 }

@@ -90,7 +90,7 @@ Status EngineImpl::CheckShapes(const ModelConfig& config) const {
   for (const LayerPlan& layer : plan_->layers) {
     const AttentionRecipe recipe = Apply(recipe_, layer);
     NIBBLE_RETURN_IF_ERROR(recipe::CheckCombination(recipe, options_.dtype));
-    NIBBLE_RETURN_IF_ERROR(CheckHeadSize(recipe, config.head_dim));
+    NIBBLE_RETURN_IF_ERROR(CheckHeads(recipe, layer, config.kv_heads, config.head_dim));
   }
   return {};
 }

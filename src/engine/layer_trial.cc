@@ -33,32 +33,44 @@ LayerTrial::~LayerTrial() {
 }
 
 Status LayerTrial::Init() {
-  NIBBLE_ASSIGN(q_, backend_.Alloc(rows_.q.size() * sizeof(float)));
-  NIBBLE_ASSIGN(k_, backend_.Alloc(rows_.k.size() * sizeof(float)));
-  NIBBLE_ASSIGN(v_, backend_.Alloc(rows_.v.size() * sizeof(float)));
-  NIBBLE_ASSIGN(out_, backend_.Alloc(rows_.out.size() * sizeof(float)));
+  const auto alloc = [&](size_t floats) {
+    return backend_.Alloc(floats / size_t(rows_.kv_heads) * sizeof(float));
+  };
+  NIBBLE_ASSIGN(q_, alloc(rows_.q.size()));
+  NIBBLE_ASSIGN(k_, alloc(rows_.k.size()));
+  NIBBLE_ASSIGN(v_, alloc(rows_.v.size()));
+  NIBBLE_ASSIGN(out_, alloc(rows_.out.size()));
   return {};
 }
 
-Result<std::vector<OutputError>> LayerTrial::Run(const AttentionRecipe& recipe, const LayerPlan& plan) {
+// Heads [head, head + count) of rows [n, heads, head_dim].
+void LayerTrial::Upload(const std::vector<float>& rows, int heads, int head, int count, const Buffer& to) {
+  const auto dim = size_t(rows_.head_dim), width = size_t(heads) * dim;
+  staging_.clear();
+  for (size_t i = size_t(head) * dim; i < rows.size(); i += width)
+    staging_.insert(staging_.end(), rows.begin() + int64_t(i),
+                    rows.begin() + int64_t(i + size_t(count) * dim));
+  backend_.Upload(staging_.data(), to.data, staging_.size() * sizeof(float));
+  backend_.Sync();
+}
+
+Result<OutputError> LayerTrial::RunHead(const AttentionRecipe& recipe, const LayerPlan& plan, int head) {
   const int dim = rows_.head_dim, group = rows_.heads / rows_.kv_heads;
   const auto rows = int64_t(rows_.q.size()) / (rows_.heads * dim);
   const auto tensor = [&](const Buffer& b, int heads) {
     return Tensor::Dense(b.data, DType::kF32, backend_.Info().device, {rows, heads, dim});
   };
-  const auto upload = [&](const std::vector<float>& host, const Buffer& b) {
-    backend_.Upload(reinterpret_cast<const std::byte*>(host.data()), b.data, host.size() * sizeof(float));
-  };
-  upload(rows_.q, q_), upload(rows_.k, k_), upload(rows_.v, v_);
-  const Tensor q = tensor(q_, rows_.heads), k = tensor(k_, rows_.kv_heads), v = tensor(v_, rows_.kv_heads);
-  const Tensor out = tensor(out_, rows_.heads);
-  NIBBLE_ASSIGN(const std::unique_ptr<Balance> balance, Balance::Make(backend_, plan, group));
-
-  Plan whole{.heads = rows_.heads, .kv_heads = rows_.kv_heads, .head_dim = dim, .layers = {plan}};
+  Upload(rows_.q, rows_.heads, head * group, group, q_);
+  Upload(rows_.k, rows_.kv_heads, head, 1, k_);
+  Upload(rows_.v, rows_.kv_heads, head, 1, v_);
+  const Tensor q = tensor(q_, group), k = tensor(k_, 1), v = tensor(v_, 1), out = tensor(out_, group);
+  const Plan whole{
+      .heads = group, .kv_heads = 1, .head_dim = dim, .layers = {OneHead(plan, head, group, dim)}};
+  NIBBLE_ASSIGN(const std::unique_ptr<Balance> balance, Balance::Make(backend_, whole.layers[0], group));
   const auto seqs = int(rows_.lengths.size());
   NIBBLE_ASSIGN(const std::unique_ptr<KvCache> cache,
-                KvCache::Make(backend_, {.shape = {.layers = 1, .kv_heads = rows_.kv_heads, .head_dim = dim},
-                                         .heads = rows_.heads,
+                KvCache::Make(backend_, {.shape = {.layers = 1, .kv_heads = 1, .head_dim = dim},
+                                         .heads = group,
                                          .recipe = recipe,
                                          .plan = &whole,
                                          .max_seqs = seqs,
@@ -70,20 +82,38 @@ Result<std::vector<OutputError>> LayerTrial::Run(const AttentionRecipe& recipe, 
     ids.push_back(id);
   }
   NIBBLE_RETURN_IF_ERROR(cache->BeginStep(ids, rows_.lengths));
+  const KvUsage k_before = backend_.Usage(KvSide::kK), v_before = backend_.Usage(KvSide::kV);
+  backend_.TakeCounters();
   if (balance != nullptr) balance->Before(q, k, v);
   const KvView view = cache->View(0);
   backend_.KvAppend({view, k, v});
-  backend_.Attention({view, q, out, rows_.heads, 1.0f / std::sqrt(float(dim)), rows_.window});
+  backend_.Attention({view, q, out, group, 1.0f / std::sqrt(float(dim)), rows_.window});
   if (balance != nullptr) balance->After(out);
-  std::vector<float> tried(rows_.out.size());
   backend_.Sync();
-  backend_.Download(out_.data, reinterpret_cast<std::byte*>(tried.data()), tried.size() * sizeof(float));
-
-  std::vector<OutputError> errors(size_t(rows_.kv_heads));
+  const auto bits = [&](KvSide side, const KvUsage& before) {
+    const KvUsage now = backend_.Usage(side);
+    return now.values > before.values ? double(now.bits - before.bits) / double(now.values - before.values)
+                                      : 0;
+  };
+  costs_.push_back(
+      {bits(KvSide::kK, k_before), bits(KvSide::kV, v_before), double(backend_.TakeCounters().bytes_read)});
   const size_t width = size_t(group) * size_t(dim);
-  for (size_t i = 0; i < tried.size(); i += width) {
-    errors[i / width % size_t(rows_.kv_heads)].Add(
-        CompareOutputs(std::span(rows_.out).subspan(i, width), std::span(tried).subspan(i, width)));
+  staging_.resize(size_t(rows) * width);
+  backend_.Download(out_.data, staging_.data(), staging_.size() * sizeof(float));
+  OutputError error;
+  for (size_t row = 0; row < size_t(rows); ++row)
+    error.Add(CompareOutputs(
+        std::span(rows_.out).subspan((row * size_t(rows_.kv_heads) + size_t(head)) * width, width),
+        std::span(staging_).subspan(row * width, width)));
+  return error;
+}
+
+Result<std::vector<OutputError>> LayerTrial::Run(const AttentionRecipe& recipe, const LayerPlan& plan) {
+  std::vector<OutputError> errors;
+  costs_.clear();
+  for (int h = 0; h < rows_.kv_heads; ++h) {
+    NIBBLE_ASSIGN(const OutputError error, RunHead(recipe, plan, h));
+    errors.push_back(error);
   }
   return errors;
 }

@@ -24,6 +24,12 @@ struct OutputError {
 };
 OutputError CompareOutputs(std::span<const float> exact, std::span<const float> tried);
 
+// What a KV head took in a trial.
+struct HeadCost {
+  double k_bits = 0, v_bits = 0;  // a value, of requantized pages: Backend::Usage
+  double bytes_read = 0;          // by all its rows, each a decode step
+};
+
 struct LayerRows {               // of one layer, several sequences one after the other
   std::vector<int32_t> lengths;  // tokens of each
   int heads = 0, kv_heads = 0, head_dim = 0;
@@ -41,13 +47,20 @@ class LayerTrial {
   LayerTrial& operator=(const LayerTrial&) = delete;
   Status Init();
 
-  // The error of each KV head under `recipe` with `plan` for this layer.
+  // The error of each KV head under `recipe` with `plan` for this layer. Heads run one after the other, each
+  // in a cache of its own, so that what each takes is known.
   Result<std::vector<OutputError>> Run(const AttentionRecipe& recipe, const LayerPlan& plan);
+  const std::vector<HeadCost>& costs() const { return costs_; }  // [kv_heads] of the last run
 
  private:
+  Result<OutputError> RunHead(const AttentionRecipe& recipe, const LayerPlan& plan, int head);
+  void Upload(const std::vector<float>& rows, int heads, int head, int count, const Buffer& to);
+
   Backend& backend_;
   const LayerRows& rows_;
-  Buffer q_, k_, v_, out_;
+  Buffer q_, k_, v_, out_;  // of one KV head
+  std::vector<float> staging_;
+  std::vector<HeadCost> costs_;
 };
 
 }  // namespace nibble

@@ -12,7 +12,6 @@ namespace {
 // A candidate must lower the squared error by this share: what is gained on one text and lost on another is
 // not worth a deviation from the plain recipe.
 constexpr double kGain = 0.03;
-constexpr double kSameError = 1.02;  // of the output, for SparQ's cheaper settings
 
 bool IsFloatCodec(kv::CodecId id) { return id <= kv::CodecId::kBF16; }
 bool KMatters(const AttentionRecipe& r) { return !IsFloatCodec(r.k) || IsInteger(r.arithmetic.qk); }
@@ -82,16 +81,25 @@ Status PlanSearch::SearchBalance(Side side) {
     for (const bool rms : {false, true})
       for (const float power : {0.5f, 0.75f, 1.0f}) candidates.push_back({shift, rms, power});
   }
+  // What a requantizing codec loses in bits a balance must win back: a bit is a factor of four.
+  const bool requantizes = kv::Get(side == Side::kK ? recipe_.k : recipe_.v).requantizes;
+  const auto bits = [&](size_t h) {
+    const HeadCost& c = trial_.costs()[h];
+    return side == Side::kK ? c.k_bits : c.v_bits;
+  };
   NIBBLE_ASSIGN(const std::vector<OutputError> plain, trial_.Run(Apply(recipe_, plan_), plan_));
-  std::vector<double> least;
+  std::vector<double> least, plain_bits;
+  for (size_t h = 0; h < plain.size(); ++h) plain_bits.push_back(bits(h));
   for (const OutputError& e : plain) least.push_back(e.error2 * (1 - kGain));
   std::vector<Candidate> chosen(plain.size());
   for (const Candidate& c : candidates) {
     LayerPlan tried = plan_;
     for (int h = 0; h < rows_.kv_heads; ++h) Set(side, c, h, &tried);
     NIBBLE_ASSIGN(const std::vector<OutputError> errors, trial_.Run(Apply(recipe_, tried), tried));
-    for (size_t h = 0; h < errors.size(); ++h)
-      if (errors[h].error2 < least[h]) least[h] = errors[h].error2, chosen[h] = c;
+    for (size_t h = 0; h < errors.size(); ++h) {
+      const double error = errors[h].error2 * (requantizes ? std::pow(4, bits(h) - plain_bits[h]) : 1);
+      if (error < least[h]) least[h] = error, chosen[h] = c;
+    }
   }
   words_ += side == Side::kK ? "k" : "; v";
   for (size_t h = 0; h < chosen.size(); ++h) {
@@ -156,38 +164,72 @@ Status PlanSearch::SearchSage() {
   return {};
 }
 
-// The cheapest r and k, by scalars a step at this length, that are as good as the recipe's own.
-Status PlanSearch::SearchSparq() {
-  if (recipe_.select.kind != SelectKind::kSparq) return {};
+Result<std::vector<HeadOptions>> PlanSearch::SparqOptions() {
   const SparqParams& own = recipe_.select.sparq;
-  const auto length = double(rows_.lengths[0]), dim = double(rows_.head_dim);
-  const auto cost = [&](int r, int k) { return length * r + 2.0 * k * dim; };
-  NIBBLE_ASSIGN(const OutputError base, Total(plan_));
-  const double most = base.RelativeL2() * kSameError;
-  int best_r = own.r, best_k = own.k;
+  std::vector<HeadOptions> heads;
+  for (int h = 0; h < rows_.kv_heads; ++h)
+    heads.push_back({HeadOptions::What::kSparq, h, own_costs_[size_t(h)].bytes_read, {}});
   for (const int r : {own.r / 4, own.r / 2, own.r, own.r * 2})
     for (const int k : {own.k / 2, own.k, own.k * 2}) {
-      if (r < 1 || r > rows_.head_dim || k < std::max({own.local, own.sinks, 1})) continue;
-      if (cost(r, k) >= cost(best_r, best_k)) continue;
+      const int forced = std::max(own.local, 0) + own.sinks;
+      if (r < 1 || r > rows_.head_dim || k < std::max(forced, 1) || (own.local < 0 && k / 4 + own.sinks > k))
+        continue;
       LayerPlan tried = plan_;
-      tried.sparq_r = r, tried.sparq_k = k;
-      NIBBLE_ASSIGN(const OutputError e, Total(tried));
-      if (e.RelativeL2() <= most) best_r = r, best_k = k;
+      tried.sparq_r.assign(heads.size(), r), tried.sparq_k.assign(heads.size(), k);
+      NIBBLE_ASSIGN(const std::vector<OutputError> errors, trial_.Run(Apply(recipe_, tried), tried));
+      double norm2 = 0;
+      for (const OutputError& e : errors) norm2 += e.norm2;
+      for (size_t h = 0; h < heads.size(); ++h)
+        heads[h].options.push_back({trial_.costs()[h].bytes_read, errors[h].error2 / norm2, r, k, {}});
     }
-  plan_.sparq_r = best_r, plan_.sparq_k = best_k;
-  words_ += fmt::format("{}sparq r={} k={}", words_.empty() ? "" : "; ", best_r, best_k);
-  return {};
+  return heads;
+}
+
+Result<std::vector<HeadOptions>> PlanSearch::QaqOptions(Side side) {
+  const bool keys = side == Side::kK;
+  const kv::QaqParams& own = keys ? recipe_.k_qaq : recipe_.v_qaq;
+  std::vector<HeadOptions> heads;
+  for (int h = 0; h < rows_.kv_heads; ++h) {
+    const HeadCost& c = own_costs_[size_t(h)];
+    heads.push_back({keys ? HeadOptions::What::kQaqKeys : HeadOptions::What::kQaqValues,
+                     h,
+                     keys ? c.k_bits : c.v_bits,
+                     {}});
+  }
+  for (int step = -4; step <= 4; ++step)  // half bits
+    for (const int max : {own.max, own.max - 1}) {
+      const QaqBounds bounds{own.sigma * std::exp2(float(step) / 2), own.min, max};
+      if (bounds.sigma > kMaxQaqSigma || max < std::max(own.min, 1)) continue;
+      LayerPlan tried = plan_;
+      (keys ? tried.k_qaq : tried.v_qaq).assign(heads.size(), bounds);
+      NIBBLE_ASSIGN(const std::vector<OutputError> errors, trial_.Run(Apply(recipe_, tried), tried));
+      double norm2 = 0;
+      for (const OutputError& e : errors) norm2 += e.norm2;
+      for (size_t h = 0; h < heads.size(); ++h) {
+        const HeadCost& c = trial_.costs()[h];
+        heads[h].options.push_back({keys ? c.k_bits : c.v_bits, errors[h].error2 / norm2, 0, 0, bounds});
+      }
+    }
+  return heads;
 }
 
 Result<LayerChoice> PlanSearch::Run() {
   NIBBLE_RETURN_IF_ERROR(trial_.Init());
   LayerChoice choice;
   NIBBLE_ASSIGN(choice.before, Total(plan_));
+  own_costs_ = trial_.costs();
   if (KMatters(recipe_)) NIBBLE_RETURN_IF_ERROR(SearchBalance(Side::kK));
   if (VMatters(recipe_)) NIBBLE_RETURN_IF_ERROR(SearchBalance(Side::kV));
   NIBBLE_RETURN_IF_ERROR(SearchMeans());
   NIBBLE_RETURN_IF_ERROR(SearchSage());
-  NIBBLE_RETURN_IF_ERROR(SearchSparq());
+  const auto add = [&choice](Result<std::vector<HeadOptions>> heads) -> Status {
+    if (!heads.ok()) return heads.status();
+    choice.by_head.insert(choice.by_head.end(), heads->begin(), heads->end());
+    return {};
+  };
+  if (recipe_.select.kind == SelectKind::kSparq) NIBBLE_RETURN_IF_ERROR(add(SparqOptions()));
+  if (recipe_.k == kv::CodecId::kQaq) NIBBLE_RETURN_IF_ERROR(add(QaqOptions(Side::kK)));
+  if (recipe_.v == kv::CodecId::kQaq) NIBBLE_RETURN_IF_ERROR(add(QaqOptions(Side::kV)));
   NIBBLE_ASSIGN(choice.after, Total(plan_));
   choice.plan = plan_;
   choice.words = words_;

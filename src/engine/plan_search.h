@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/head_budget.h"
 #include "engine/layer_trial.h"
 
 namespace nibble {
@@ -12,7 +13,8 @@ namespace nibble {
 struct LayerChoice {
   LayerPlan plan;
   OutputError before, after;
-  std::string words;  // what was chosen
+  std::string words;                 // what was chosen
+  std::vector<HeadOptions> by_head;  // what is chosen for all layers together (head_budget.h)
 };
 
 class PlanSearch {
@@ -40,7 +42,9 @@ class PlanSearch {
   Status SearchBalance(Side side);
   Status SearchMeans();
   Status SearchSage();
-  Status SearchSparq();
+  // Of each KV head, at a few settings around the recipe's own.
+  Result<std::vector<HeadOptions>> SparqOptions();
+  Result<std::vector<HeadOptions>> QaqOptions(Side side);
   Result<OutputError> Total(const LayerPlan& plan);
 
   LayerTrial trial_;
@@ -49,6 +53,7 @@ class PlanSearch {
   double min_score_;
   LayerPlan plan_;
   std::string words_;
+  std::vector<HeadCost> own_costs_;  // [kv_heads] of the recipe without a plan
 };
 
 }  // namespace nibble

@@ -15,6 +15,7 @@ using Writer = nlohmann::ordered_json;
 
 constexpr JsonLimits kLimits = {
     .max_bytes = size_t{256} << 20, .max_depth = 8, .max_nodes = size_t{32} << 20};
+constexpr int kMaxQaqBits = 8;
 constexpr std::string_view kQkNames[] = {"int8-block", "int8-thread", "int4-thread"};  // from kInt8Block on
 
 struct Shape {
@@ -64,6 +65,52 @@ Result<std::vector<bool>> ReadFlags(JsonRef layer, std::string_view key, int cou
   return flags;
 }
 
+// An array of `count` whole numbers; empty when the key is absent.
+Result<std::vector<int>> ReadInts(JsonRef layer, std::string_view key, int count, int least, int most) {
+  std::vector<int> values;
+  const auto found = layer.Find(key);
+  if (!found) return values;
+  if (!found->is_array() || found->size() != size_t(count))
+    return Error(Code::kInvalidArgument, "{}: expected {} numbers, one a KV head, found {}", found->Where(),
+                 count, found->size());
+  for (size_t i = 0; i < found->size(); ++i) {
+    NIBBLE_ASSIGN(const int64_t x, (*found)[i].Int(least, most));
+    values.push_back(int(x));
+  }
+  return values;
+}
+
+// `side`_qaq_sigma and `side`_qaq_bits, which need each other.
+Result<std::vector<QaqBounds>> ReadQaq(JsonRef layer, std::string_view side, int count) {
+  std::vector<QaqBounds> bounds;
+  const std::string sigma_key = fmt::format("{}_qaq_sigma", side),
+                    bits_key = fmt::format("{}_qaq_bits", side);
+  const auto sigma = layer.Find(sigma_key), bits = layer.Find(bits_key);
+  if (!sigma && !bits) return bounds;
+  if (!sigma || !bits)
+    return Error(Code::kInvalidArgument, "{}: {} without {}; a head needs both", layer.Where(),
+                 sigma ? sigma_key : bits_key, sigma ? bits_key : sigma_key);
+  for (const auto& found : {*sigma, *bits})
+    if (!found.is_array() || found.size() != size_t(count))
+      return Error(Code::kInvalidArgument, "{}: expected {} entries, one a KV head, found {}", found.Where(),
+                   count, found.size());
+  for (size_t h = 0; h < size_t(count); ++h) {
+    const JsonRef pair = (*bits)[h];
+    if (!pair.is_array() || pair.size() != 2)
+      return Error(Code::kInvalidArgument, "{}: expected the least and the most bits", pair.Where());
+    NIBBLE_ASSIGN(const double x, (*sigma)[h].Number());
+    NIBBLE_ASSIGN(const int64_t least, pair[0].Int(0, kMaxQaqBits));
+    NIBBLE_ASSIGN(const int64_t most, pair[1].Int(1, kMaxQaqBits));
+    if (!(x > 0 && x <= double(kMaxQaqSigma)))
+      return Error(Code::kInvalidArgument, "{}: {} is not above 0 and up to {}", (*sigma)[h].Where(), x,
+                   kMaxQaqSigma);
+    if (least > most)
+      return Error(Code::kInvalidArgument, "{}: {} bits at least and {} at most", pair.Where(), least, most);
+    bounds.push_back({float(x), int(least), int(most)});
+  }
+  return bounds;
+}
+
 Result<LayerPlan> ReadLayer(JsonRef json, const Shape& s) {
   if (!json.is_object()) return Error(Code::kInvalidArgument, "{}: expected an object", json.Where());
   LayerPlan layer;
@@ -78,12 +125,13 @@ Result<LayerPlan> ReadLayer(JsonRef json, const Shape& s) {
     return Error(Code::kInvalidArgument, "{}: pv '{}' is unknown; it may be f16, int8", json.Where(),
                  Printable(pv));
   if (!pv.empty()) layer.pv = pv == "f16" ? PvArith::kF16 : PvArith::kInt8;
-  if (json.Find("sparq_r")) {
-    NIBBLE_ASSIGN(layer.sparq_r, json.GetInt("sparq_r", 1, s.head_dim));
-  }
-  if (json.Find("sparq_k")) {
-    NIBBLE_ASSIGN(layer.sparq_k, json.GetInt("sparq_k", 1, 1 << 20));
-  }
+  NIBBLE_ASSIGN(layer.sparq_r, ReadInts(json, "sparq_r", s.kv_heads, 1, s.head_dim));
+  NIBBLE_ASSIGN(layer.sparq_k, ReadInts(json, "sparq_k", s.kv_heads, 1, 1 << 20));
+  if (layer.sparq_r.empty() != layer.sparq_k.empty())
+    return Error(Code::kInvalidArgument, "{}: sparq_{} without sparq_{}; a head needs both", json.Where(),
+                 layer.sparq_r.empty() ? 'k' : 'r', layer.sparq_r.empty() ? 'r' : 'k');
+  NIBBLE_ASSIGN(layer.k_qaq, ReadQaq(json, "k", s.kv_heads));
+  NIBBLE_ASSIGN(layer.v_qaq, ReadQaq(json, "v", s.kv_heads));
   NIBBLE_ASSIGN(layer.k_two_bit, ReadFlags(json, "k_bits", s.kv_heads));
   NIBBLE_ASSIGN(layer.v_two_bit, ReadFlags(json, "v_bits", s.kv_heads));
   NIBBLE_ASSIGN(layer.k_scale, ReadMatrix(json, "k_scale", s.kv_heads, s.head_dim, Range::kPositive));
@@ -95,13 +143,14 @@ Result<LayerPlan> ReadLayer(JsonRef json, const Shape& s) {
   return layer;
 }
 
+// The shortest digits that give the same float, instead of those of the double.
+double Shortest(float x) { return std::strtod(fmt::format("{}", x).c_str(), nullptr); }
+
 Writer Matrix(const std::vector<float>& values, int columns) {
   Writer rows = Writer::array();
   for (size_t i = 0; i < values.size(); i += size_t(columns)) {
     Writer row = Writer::array();
-    // The shortest digits that give the same float, instead of those of the double.
-    for (size_t j = i; j < i + size_t(columns); ++j)
-      row.push_back(std::strtod(fmt::format("{}", values[j]).c_str(), nullptr));
+    for (size_t j = i; j < i + size_t(columns); ++j) row.push_back(Shortest(values[j]));
     rows.push_back(std::move(row));
   }
   return rows;
@@ -111,8 +160,14 @@ Writer ToJson(const LayerPlan& l, int head_dim) {
   Writer json = Writer::object();
   if (l.qk) json["qk"] = kQkNames[size_t(*l.qk) - size_t(QkArith::kInt8Block)];
   if (l.pv) json["pv"] = *l.pv == PvArith::kF16 ? "f16" : "int8";
-  if (l.sparq_r) json["sparq_r"] = *l.sparq_r;
-  if (l.sparq_k) json["sparq_k"] = *l.sparq_k;
+  if (!l.sparq_r.empty()) json["sparq_r"] = l.sparq_r, json["sparq_k"] = l.sparq_k;
+  const auto qaq = [&json](const char* sigma, const char* bits, const std::vector<QaqBounds>& bounds) {
+    for (const QaqBounds& b : bounds) {
+      json[sigma].push_back(Shortest(b.sigma));
+      json[bits].push_back(Writer::array({b.min, b.max}));
+    }
+  };
+  qaq("k_qaq_sigma", "k_qaq_bits", l.k_qaq), qaq("v_qaq_sigma", "v_qaq_bits", l.v_qaq);
   const auto bits = [&json](const char* key, const std::vector<bool>& two) {
     for (const bool b : two) json[key].push_back(b ? 2 : 4);
   };

@@ -263,6 +263,14 @@ Status CheckHeadSize(const AttentionRecipe& r, int head_dim) {
     return Error(Code::kInvalidArgument,
                  "recipe: select=sparq: r={} exceeds the model's head size; use r={} or less",
                  r.select.sparq.r, head_dim);
+  const bool plain = r.k == kv::CodecId::kF32 && r.v == kv::CodecId::kF32 && !IsInteger(r.arithmetic.qk) &&
+                     IsFloat(r.arithmetic.pv) && r.select.kind == SelectKind::kAll;
+  if (head_dim % 8 != 0 && !plain)
+    return Error(
+        Code::kUnsupported,
+        "recipe: heads of {} channels, no multiple of 8, are served in full precision only; use exact "
+        "with --dtype f32",
+        head_dim);
   return {};
 }
 

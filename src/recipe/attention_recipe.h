@@ -34,7 +34,8 @@ struct AttentionRecipe {
 // kUnsupported with the reason and the values that exist.
 Result<AttentionRecipe> ParseRecipe(std::string_view text, DType arithmetic);
 
-// kInvalidArgument when a model's heads are too small for the recipe.
+// kInvalidArgument when a model's heads are too small for the recipe, kUnsupported when they are no multiple
+// of the eight channels that codecs and kernels take at a time.
 Status CheckHeadSize(const AttentionRecipe&, int head_dim);
 
 // Every preset of this build, "exact" first.

@@ -153,7 +153,8 @@ Status Refuse(std::string_view what, std::string_view why, std::string_view inst
 Status CheckQaq(const AttentionRecipe& r) {
   const auto check = [](std::string_view key, const kv::QaqParams& p) -> Status {
     if (p.min > p.max)
-      return Error(Code::kInvalidArgument, "recipe: {}=qaq: min={} is more than max={}", key, p.min, p.max);
+      return Error(Code::kInvalidArgument, "recipe: {}=qaq: min={} is more than max={}; use max={} or more",
+                   key, p.min, p.max, p.min);
     if (p.pick == kv::QaqPick::kCost && p.outliers > 0)
       return Error(Code::kInvalidArgument,
                    "recipe: {}=qaq: pick=cost counts outliers by itself; leave out outliers={} or use "
@@ -183,6 +184,26 @@ const Key* FindKey(std::string_view name) {
   return nullptr;
 }
 
+Status CheckSelection(const AttentionRecipe& r) {
+  const SparqParams& s = r.select.sparq;
+  const auto local = [&s](int k) { return s.local < 0 ? k / 4 : s.local; };
+  if (r.select.kind == SelectKind::kSparq && local(s.k) + s.sinks > s.k) {
+    int least = s.k;  // local may follow k
+    while (local(least) + s.sinks > least) ++least;
+    return Refuse(
+        fmt::format("select=sparq: k={} is less than local={} and sinks={}", s.k, local(s.k), s.sinks),
+        "they are part of k", fmt::format("use k={} or more", least));
+  }
+  if (r.select.kind == SelectKind::kWindow && r.select.window.sinks >= r.select.window.k)
+    return Refuse(fmt::format("select=window: k={} leaves nothing beside sinks={}", r.select.window.k,
+                              r.select.window.sinks),
+                  "sinks are part of k", fmt::format("use k={} or more", r.select.window.sinks + 1));
+  if (r.select.kind == SelectKind::kH2o && r.select.h2o.local > r.select.h2o.k)
+    return Refuse(fmt::format("select=h2o: k={} is less than local={}", r.select.h2o.k, r.select.h2o.local),
+                  "local tokens are part of k", fmt::format("use k={} or more", r.select.h2o.local));
+  return {};
+}
+
 Status CheckCombination(const AttentionRecipe& r, DType dtype) {
   const Arithmetic& a = r.arithmetic;
   const bool bf16 = dtype == DType::kBF16;
@@ -197,18 +218,7 @@ Status CheckCombination(const AttentionRecipe& r, DType dtype) {
   if (a.smooth != Smooth::kNone && !IsInteger(a.qk))
     return Refuse("smooth needs an integer qk", "in floats it changes nothing but rounding",
                   "use qk=int8-thread or smooth=none");
-  const SparqParams& s = r.select.sparq;
-  const int local = s.local < 0 ? s.k / 4 : s.local;
-  if (r.select.kind == SelectKind::kSparq && local + s.sinks > s.k)
-    return Refuse(fmt::format("select=sparq: k={} is less than local={} and sinks={}", s.k, local, s.sinks),
-                  "they are part of k", fmt::format("use k={} or more", local + s.sinks));
-  if (r.select.kind == SelectKind::kWindow && r.select.window.sinks >= r.select.window.k)
-    return Refuse(fmt::format("select=window: k={} leaves nothing beside sinks={}", r.select.window.k,
-                              r.select.window.sinks),
-                  "sinks are part of k", "raise k");
-  if (r.select.kind == SelectKind::kH2o && r.select.h2o.local > r.select.h2o.k)
-    return Refuse(fmt::format("select=h2o: k={} is less than local={}", r.select.h2o.k, r.select.h2o.local),
-                  "local tokens are part of k", "raise k");
+  NIBBLE_RETURN_IF_ERROR(CheckSelection(r));
   NIBBLE_RETURN_IF_ERROR(CheckQaq(r));
   return {};
 }

@@ -44,6 +44,9 @@ std::span<const Preset> Presets();  // without "exact", which depends on the ari
 std::span<const std::string_view> AbsentPresets();
 const Key* FindKey(std::string_view name);
 
+// A selection's numbers that contradict each other, with the nearest that do not.
+Status CheckSelection(const AttentionRecipe&);
+
 // What cannot be combined, with the reason.
 Status CheckCombination(const AttentionRecipe&, DType arithmetic);
 
