@@ -357,7 +357,7 @@ Outcome Measure(const std::string& recipe, const std::string& plan, const std::s
   const auto model = Engine::Load({.model = kModel, .recipe = recipe, .plan = plan, .threads = 2});
   const auto exact = Engine::Load({.model = kModel, .threads = 2});
   EXPECT_TRUE(model.ok() && exact.ok()) << model.status().message();
-  const auto report = Evaluate(**model, exact->get(), text, {.window = 1024, .max_windows = 2});
+  const auto report = Evaluate(**model, exact->get(), text, {.window = 1024, .max_windows = 1});
   EXPECT_TRUE(report.ok()) << report.status().message();
   const bool selects = (*model)->recipe().select.kind != SelectKind::kAll;
   return {report->reference->kld.mean,
@@ -374,7 +374,7 @@ TEST(Calibrate, HeadsShareTheRecipesBudget) {
     ASSERT_TRUE(report.ok()) << report.status().message();
     ASSERT_TRUE(WritePlan(path, report->plan).ok());
     const Outcome plain = Measure(recipe, "", SecondHalf()), planned = Measure(recipe, path, SecondHalf());
-    EXPECT_LT(planned.kld, 0.8 * plain.kld) << recipe;
+    EXPECT_LT(planned.kld, 0.9 * plain.kld) << recipe;
     EXPECT_LT(planned.spent, 1.02 * plain.spent) << recipe;  // bits and bytes depend on the text a little
     // The settings of the layers in reverse order must be seen to be worse.
     Plan reversed = report->plan;
