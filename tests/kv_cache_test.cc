@@ -309,6 +309,25 @@ TEST(KvCacheAccounting, PlannedSizes) {
   EXPECT_EQ(sums.tail_bytes_per_seq, small.tail_bytes_per_seq + 3 * 2 * 3 * 64 * 4);
 }
 
+// Of three KV heads the share gives one 2 bits: the mean over heads counts.
+TEST(KvCacheAccounting, MixedWidthsCountHeadByHead) {
+  const KvShape shape{.layers = 5, .kv_heads = 3, .head_dim = 128};
+  const AttentionRecipe mixed{.k = kv::CodecId::kFlashQMixed, .v = kv::CodecId::kFlashQ4};
+  const kv::PageShape page{.head_dim = 128, .tokens = kv::kPageTokens};
+  const kv::CodecInfo& codec = kv::Get(mixed.k);
+  const int four = codec.page_bytes(page), two = kv::Get(codec.two_bit).page_bytes(page);
+  ASSERT_LT(two, four);
+  const KvSizes sizes = PlanKv(shape, 6, mixed, 2, 1000);
+  EXPECT_DOUBLE_EQ(sizes.k_bits, 8.0 * (2 * four + two) / (3 * 64 * 128));
+  EXPECT_DOUBLE_EQ(sizes.v_bits, 8.0 * four / (64 * 128));
+  EXPECT_DOUBLE_EQ(sizes.bits_per_value, (sizes.k_bits + sizes.v_bits) / 2);
+  const int64_t row = 5 * (5 * four + two);
+  EXPECT_EQ(sizes.bytes_per_token, (row + 63) / 64);
+  EXPECT_EQ(sizes.pool_bytes, 16 * row + 2 * sizes.tail_bytes_per_seq);
+  EXPECT_EQ(sizes.tail_bytes_per_seq, 5 * 3 * (2 * 64 * 128 * 2 + int64_t{sizeof(kv::HeadPlace)}));
+  EXPECT_EQ(sizes.least_bits_per_value, sizes.bits_per_value);
+}
+
 TEST(KvCacheDeathTest, OurBugsAreCaught) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   auto backend = AnyBackend();

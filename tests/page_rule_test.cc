@@ -12,6 +12,7 @@
 #include "backend/cpu_backend.h"
 #include "cache/kv_cache.h"
 #include "kernels/cpu/kernels.h"
+#include "kernels/ref/flashq.h"
 #include "quant/kv/registry.h"
 
 namespace nibble {
@@ -100,8 +101,11 @@ class Runner {
       const auto raw = [&](kv::CodecId id) {
         return int64_t{kKvHeads} * kPage * kHeadDim * SizeOf(kv::Get(id).raw);
       };
-      fill(view.k_pool, kPoolTokens / kPage * kKvHeads * kv::Get(view.k_codec).page_bytes(page));
-      fill(view.v_pool, kPoolTokens / kPage * kKvHeads * kv::Get(view.v_codec).page_bytes(page));
+      const auto row = [&](kv::CodecId id, const HeadMix& mix) {
+        return kv::RowBytes(kv::Get(id), page, kKvHeads, mix.two_bit);
+      };
+      fill(view.k_pool, kPoolTokens / kPage * row(view.k_codec, view.k_mix));
+      fill(view.v_pool, kPoolTokens / kPage * row(view.v_codec, view.v_mix));
       fill(view.k_tail, raw(view.k_codec) * int64_t(seqs_.size()));
       fill(view.v_tail, raw(view.v_codec) * int64_t(seqs_.size()));
       fill(view.side_pool, int64_t{kPoolTokens} / kPage * kKvHeads * view.side.bytes);
@@ -301,8 +305,24 @@ struct Seen {
   std::vector<double> raw, sealed;
 };
 
-Seen View(const Sequence& s, const std::vector<float>& x, kv::CodecId id, int layer, int head) {
+// The codec of one KV head: where widths are mixed, a recipe gives half of the heads 2 bits, those of least
+// priority in the first page.
+kv::CodecId CodecOfHead(const Sequence& s, const std::vector<float>& x, kv::CodecId id, int layer, int head) {
   const kv::CodecInfo& codec = kv::Get(id);
+  if (codec.two_bit == id || s.tokens < kPage) return id;
+  std::vector<double> priority;
+  for (int h = 0; h < kKvHeads; ++h) {
+    ref::Matrix page(kPage, kHeadDim);
+    for (int t = 0; t < kPage; ++t)
+      for (int d = 0; d < kHeadDim; ++d)
+        page[t][d] = RoundTo(codec.raw, s.Row(x, layer, t, kKvHeads)[h * kHeadDim + d]);
+    priority.push_back(ref::HeadPriority(page));
+  }
+  return ref::TwoBitHeads(priority, kKvHeads / 2)[size_t(head)] ? codec.two_bit : id;
+}
+
+Seen View(const Sequence& s, const std::vector<float>& x, kv::CodecId mixed, int layer, int head) {
+  const kv::CodecInfo& codec = kv::Get(CodecOfHead(s, x, mixed, layer, head));
   const kv::PageShape shape{.head_dim = kHeadDim, .tokens = kPage};
   Seen seen;
   for (int64_t t = 0; t < s.tokens; ++t)
@@ -407,6 +427,8 @@ const char* const kArithmetics[] = {"sage1",
                                     "sage2pp-8b",
                                     "qk=int8-block smooth=qk pv=int8",
                                     "turbo tail=float",
+                                    "turbo-mixed tail=float",
+                                    "qk=int8-thread smooth=qk k=flashq-mixed v=int4-token",
                                     "flashq2+sage2-4b softmax=sas2",
                                     "qserve+sas"};
 

@@ -406,6 +406,48 @@ TEST(Calibrate, ThreadsChangeNothing) {
   EXPECT_EQ(texts[0], texts[1]);
 }
 
+// The plan names the heads with 2 bits, as many as the recipe's share says; the opposite heads do more harm;
+// and another share is refused.
+TEST(Calibrate, GivesTwoBitsWhereTheyHurtLeast) {
+  const TempDir dir;
+  const std::string path = dir.path() + "/plan.json";
+  CalibrateOptions o{.model = kModel, .recipe = "turbo-mixed", .tokens = 1024, .window = 1024, .threads = 2};
+  const auto report = Calibrate(o, FirstHalf());
+  ASSERT_TRUE(report.ok()) << report.status().message();
+  int named = 0;
+  Plan opposite = report->plan;
+  for (size_t i = 0; i < report->plan.layers.size(); ++i) {
+    const LayerPlan& l = report->plan.layers[i];
+    EXPECT_LE(report->layers[i].after.error2, report->layers[i].before.error2);
+    for (const std::vector<bool>& two : {l.k_two_bit, l.v_two_bit}) {
+      named += !two.empty();
+      if (!two.empty()) EXPECT_EQ(std::count(two.begin(), two.end(), true), 1) << "of 2 KV heads";
+    }
+    opposite.layers[i].k_two_bit.flip(), opposite.layers[i].v_two_bit.flip();
+  }
+  EXPECT_GE(named, 10) << "of 6 layers, K and V";
+
+  ASSERT_TRUE(WritePlan(path, report->plan).ok());
+  const double planned = Score("turbo-mixed", path, SecondHalf()).reference->kld.mean;
+  EXPECT_LT(planned, Score("turbo-mixed", "", SecondHalf()).reference->kld.mean);
+  const auto engine = Engine::Load({.model = kModel, .recipe = "turbo-mixed", .plan = path});
+  ASSERT_TRUE(engine.ok()) << engine.status().message();
+  int told = 0;
+  for (const std::string& line : (*engine)->Explain())
+    told += line.find("heads in 2 bits: ") != std::string::npos;
+  EXPECT_EQ(told, named);
+
+  const auto refused =
+      Engine::Load({.model = kModel, .recipe = "turbo-mixed v=flashq-mixed:2bit=1", .plan = path});
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(
+      refused.status().message().find("2bit=1 to 2; use v=flashq-mixed:2bit=0.5 or run nibble calibrate"),
+      std::string::npos)
+      << refused.status().message();
+  ASSERT_TRUE(WritePlan(path, opposite).ok());
+  EXPECT_GT(Score("turbo-mixed", path, SecondHalf()).reference->kld.mean, planned);
+}
+
 TEST(Calibrate, RefusesWithTheReason) {
   const auto message = [](CalibrateOptions o, const std::string& text) {
     o.model = kModel;

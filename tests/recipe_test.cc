@@ -7,6 +7,7 @@
 
 #include "quant/kv/registry.h"
 #include "recipe/attention_recipe.h"
+#include "recipe/two_bit_heads.h"
 
 namespace nibble {
 namespace {
@@ -99,6 +100,64 @@ TEST(RecipeTest, ParametersAndJoinedPresets) {
   for (const std::string_view name : PresetNames()) EXPECT_EQ(Must(ToString(Must(name))), Must(name)) << name;
 }
 
+TEST(RecipeTest, MixedWidthsHaveASharePerSide) {
+  const AttentionRecipe r = Must("turbo-mixed v=flashq-mixed:2bit=0.25");
+  EXPECT_EQ(r.k, kv::CodecId::kFlashQMixed);
+  EXPECT_EQ(r.k_two_bit, 0.5f);
+  EXPECT_EQ(r.v_two_bit, 0.25f);
+  EXPECT_EQ(ToString(r).substr(0, 38), "k=flashq-mixed v=flashq-mixed:2bit=0.25");
+  EXPECT_EQ(Must(ToString(r)), r);
+  AttentionRecipe turbo = Must("turbo");
+  turbo.k = turbo.v = kv::CodecId::kFlashQMixed;
+  EXPECT_EQ(Must("turbo-mixed"), turbo) << "turbo's arithmetic";
+}
+
+TEST(RecipeTest, HowManyHeadsHaveTwoBits) {
+  const auto count = [](const char* text, int kv_heads) { return TwoBitHeads(Must(text), false, kv_heads); };
+  EXPECT_EQ(count("k=flashq-mixed", 8), 4);
+  EXPECT_EQ(count("k=flashq-mixed", 3), 1) << "half a head keeps 4 bits";
+  EXPECT_EQ(count("k=flashq-mixed", 1), 0);
+  EXPECT_EQ(count("k=flashq-mixed:2bit=0.51", 1), 1);
+  EXPECT_EQ(count("k=flashq-mixed:2bit=0", 8), 0);
+  EXPECT_EQ(count("k=flashq-mixed:2bit=1", 7), 7);
+  EXPECT_EQ(count("k=flashq-mixed:2bit=0.3", 10), 3);
+  EXPECT_EQ(count("k=flashq2", 8), 0) << "all heads are alike";
+  EXPECT_EQ(TwoBitHeads(Must("k=flashq-mixed"), true, 8), 0) << "K and V apart";
+
+  EXPECT_TRUE(TwoBitNotes(Must("turbo-mixed"), 8).empty());
+  const std::vector<std::string> notes = TwoBitNotes(Must("turbo-mixed"), 1);
+  ASSERT_EQ(notes.size(), 2u) << "nothing is rounded in silence";
+  EXPECT_EQ(notes[0], "k=flashq-mixed:2bit=0.5 of 1 KV head is no whole number: 0 of them have 2 bits");
+}
+
+TEST(RecipeTest, APlanMustFitTheShare) {
+  Plan plan{.kv_heads = 4, .layers = {{}, {}}};
+  plan.layers[1].v_two_bit = {true, true, false, true};
+  EXPECT_TRUE(CheckTwoBitHeads(Must("k=flashq-mixed v=flashq4"), plan).ok()) << "the recipe does not ask";
+  EXPECT_TRUE(CheckTwoBitHeads(Must("v=flashq-mixed:2bit=0.75"), plan).ok());
+  const Status refused = CheckTwoBitHeads(Must("turbo-mixed"), plan);
+  ASSERT_FALSE(refused.ok());
+  EXPECT_NE(
+      refused.message().find("layer 1 gives 2 bits to 3 of 4 V heads, v=flashq-mixed:2bit=0.5 to 2; use "
+                             "v=flashq-mixed:2bit=0.75 or run nibble calibrate for this recipe"),
+      std::string::npos)
+      << refused.message();
+}
+
+TEST(RecipeTest, WidthsOfHeadsAreTold) {
+  Plan plan{.kv_heads = 4, .layers = {{}, {}}};
+  EXPECT_TRUE(ExplainTwoBitHeads(Must("turbo"), 4, &plan).empty());
+  auto lines = ExplainTwoBitHeads(Must("v=flashq-mixed"), 4, nullptr);
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_NE(lines[0].find("V heads: 2 of 4 a layer in 2 bits"), std::string::npos) << lines[0];
+  EXPECT_NE(lines[0].find("2 in 4; chosen by the first page of each sequence"), std::string::npos);
+  for (LayerPlan& l : plan.layers) l.v_two_bit = {false, true, false, true};
+  lines = ExplainTwoBitHeads(Must("v=flashq-mixed"), 4, &plan);
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_NE(lines[0].find("chosen by the plan"), std::string::npos);
+  EXPECT_EQ(lines[2], "layer 1 V heads in 2 bits: 1, 3");
+}
+
 TEST(RecipeTest, EachSasHasItsOwnCubic) {
   const auto c0 = [](std::string_view text) { return PolynomialOf(Must(text).arithmetic).c0; };
   EXPECT_EQ(c0("sas"), .9996f) << "the paper's";
@@ -131,9 +190,16 @@ const Refused kRefused[] = {
     {"", Code::kInvalidArgument,
      "empty; give a preset (exact, kv16, kv8, qserve, flashq4, flashq2, kivi4, kivi2, "},
     {"  \n", Code::kInvalidArgument, "empty"},
-    // Known from the design, absent here: the list of what there is.
-    {"k=flashq-mixed", Code::kUnsupported, "known but not in this build, which has f32, f16, bf16"},
-    {"v=flashq-mixed:2bit=0.5", Code::kUnsupported, "known but not"},
+    {"k=flashq-mixed:2bit=1.01", Code::kInvalidArgument, "k=flashq-mixed: 2bit=1.01 is out of range 0 to 1"},
+    {"v=flashq-mixed:2bit=-0.1", Code::kInvalidArgument, "v=flashq-mixed: 2bit=-0.1 is out of range 0 to 1"},
+    {"k=flashq-mixed:2bit=nan", Code::kInvalidArgument, "2bit='nan' is not a number"},
+    {"k=flashq-mixed:2bits=1", Code::kInvalidArgument,
+     "has no parameter '2bits=1'; did you mean '2bit'?; it takes 2bit"},
+    {"k=flashq4:2bit=0.5", Code::kInvalidArgument, "flashq4 takes no parameters"},
+    {"k=flashqmixed", Code::kInvalidArgument, "did you mean 'flashq-mixed'?"},
+    {"turbo-mixed:2bit=0.25", Code::kInvalidArgument, "softmax=sas has no parameter '2bit=0.25'"},
+    {"qserve+turbo-mixed", Code::kInvalidArgument,
+     "preset 'turbo-mixed' sets k=flashq-mixed, another one k=int4-token"},
     {"k=qaq:bits=4", Code::kInvalidArgument, "no parameter 'bits=4'"},
     {"k=qaq:window=4", Code::kInvalidArgument, "no parameter 'window=4'"},
     {"v=qaq:max=9", Code::kInvalidArgument, "out of range 1 to 8"},
@@ -141,9 +207,6 @@ const Refused kRefused[] = {
     {"k=qaq:min=5,max=4", Code::kInvalidArgument, "min=5 is more than max=4; use max=5 or more"},
     {"k=qaq:pick=cost,outliers=0.01", Code::kInvalidArgument, "counts outliers by itself"},
     {"qaq+sparq", Code::kUnsupported, "its widths follow the attention of every token"},
-    {"turbo-mixed", Code::kUnsupported,
-     "preset 'turbo-mixed' is known but not in this build, which has exact"},
-    {"qserve+turbo-mixed", Code::kUnsupported, "preset 'turbo-mixed' is known but not"},
     // Unknown, with the nearest.
     {"qserv", Code::kInvalidArgument, "did you mean 'qserve'?"},
     {"Exact", Code::kInvalidArgument, "did you mean 'exact'?"},

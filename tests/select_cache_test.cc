@@ -127,7 +127,9 @@ const std::vector<std::string> kRecipes{"sparq:r=8,k=24,mean=off",
                                         "sparq:r=16,k=40,rho=0.6,eps=0.3,mean=mean k=f16 v=f16",
                                         "window:k=40",
                                         "h2o:k=40",
-                                        "h2o:k=24,local=3 k=int4-token v=int4-token"};
+                                        "h2o:k=24,local=3 k=int4-token v=int4-token",
+                                        "sparq:r=8,k=24,mean=unselected k=flashq-mixed v=flashq-mixed",
+                                        "h2o:k=40 k=flashq-mixed v=flashq-mixed"};
 
 bool Same(const std::vector<float>& a, const std::vector<float>& b) {
   return test::SameBits(a.data(), b.data(), a.size());

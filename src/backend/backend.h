@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "kernels/args.h"
+#include "quant/kv/head_mix.h"
 #include "quant/kv/plane_arena.h"
 #include "quant/kv/qaq_rules.h"
 #include "quant/weight/format.h"
@@ -63,9 +64,16 @@ struct QaqStore {
   const kv::QaqParams* params = nullptr;          // [kv_heads]
 };
 
+// K or V under a codec that gives some heads 2 bits; `places` null under any other, and where no head has 2.
+// The op that seals the first page of a sequence says which heads (backend/head_choice.h).
+struct HeadMix {
+  kv::HeadPlace* places = nullptr;  // [slots, kv_heads], by KvSegment::seq
+  int two_bit = 0;                  // heads with 2 bits, the same for every sequence
+};
+
 // What the cache shows to the ops of one layer. Addresses: page p of KV head h at k_pool + (p * kv_heads + h)
-// * k_page_bytes; tail slot s at k_tail + (s * kv_heads + h) * page_tokens * head_dim * SizeOf(raw), scratch
-// alike.
+// * k_page_bytes, under HeadMix at SealedPagesOf (cpu_kv_view.h); tail slot s at k_tail + (s * kv_heads + h)
+// * page_tokens * head_dim * SizeOf(raw), scratch alike.
 struct KvView {
   std::byte *k_pool = nullptr, *v_pool = nullptr;  // [pages, kv_heads, CodecInfo::pool_bytes]
   std::byte *k_tail = nullptr, *v_tail = nullptr;  // [slots, kv_heads, page_tokens, head_dim] raw
@@ -81,6 +89,7 @@ struct KvView {
   const AttentionRecipe* recipe = nullptr;  // of this layer, the plan applied
   const LayerPlan* plan = nullptr;          // or null
   SideLayout side{};
+  HeadMix k_mix{}, v_mix{};
   QaqStore k_qaq{}, v_qaq{};
   QaqState* qaq_state = nullptr;  // [slots, kv_heads], by KvSegment::seq; null without QAQ
 };

@@ -7,6 +7,7 @@
 
 #include "backend/cpu_backend.h"
 #include "backend/cpu_kv_view.h"
+#include "backend/head_choice.h"
 #include "backend/smoothing.h"
 #include "base/check.h"
 #include "quant/kv/registry.h"
@@ -24,9 +25,11 @@ void CheckSegments(const KvView& kv, int64_t rows, int kv_heads, int head_dim) {
 }
 
 // What the rows [begin, end) of a segment read when each is a decode step by itself.
-void CountDense(const AttendArgs& a, const KvSegment& s, int begin, int end, AttentionCounters& counters) {
+void CountDense(const AttendArgs& a, const KvSegment& s, int head, int begin, int end,
+                AttentionCounters& counters) {
   const KvView& kv = a.kv;
-  const kv::CodecInfo &k = kv::Get(kv.k_codec), &v = kv::Get(kv.v_codec);
+  const kv::CodecInfo& k = SealedPagesOf(kv, false, s.seq, head).codec;
+  const kv::CodecInfo& v = SealedPagesOf(kv, true, s.seq, head).codec;
   const int tokens = kv.page.tokens, dim = kv.page.head_dim;
   for (int row = begin; row < end; ++row) {
     const int64_t position = s.position + row, own = position / tokens * tokens;
@@ -62,8 +65,7 @@ void CpuBackend::CopyOpenRows(const KvView& kv) {
   });
 }
 
-void CpuBackend::AppendSegment(const KvAppendArgs& a, const KvSegment& s, int head, bool is_v,
-                               float* scratch) {
+void CpuBackend::AppendSegment(const KvAppendArgs& a, const KvSegment& s, int head, bool is_v) {
   const KvView& kv = a.kv;
   const Tensor& x = is_v ? a.v : a.k;
   const kv::CodecInfo& codec = kv::Get(is_v ? kv.v_codec : kv.k_codec);
@@ -75,16 +77,17 @@ void CpuBackend::AppendSegment(const KvAppendArgs& a, const KvSegment& s, int he
                      .first_token = s.position % kv.page.tokens,
                      .head_dim = kv.page.head_dim,
                      .raw_type = codec.raw});
+}
+
+void CpuBackend::SealSegment(const KvView& kv, const KvSegment& s, int head, bool is_v, float* scratch) {
   if (s.seal_page < 0) return;
+  const SealedPages pages = SealedPagesOf(kv, is_v, s.seq, head);
+  const kv::CodecInfo& codec = pages.codec;
+  const std::byte* raw = RawPage(kv, is_v, s.raw_slot, head, RawBytes(kv, codec.raw));
   if (!is_v && s.pages == 0 && NeedsKeyMean(kv)) WriteKeyMean(kv, s.seq, head, codec.raw, raw);
   if (codec.requantizes) return;  // AttendInWaves seals those
-  std::byte* pool = is_v ? kv.v_pool : kv.k_pool;
-  const int64_t index = int64_t{s.seal_page} * kv.kv_heads + head;
-  kernels_.kv_seal({.raw = raw,
-                    .page = pool + index * codec.pool_bytes(kv.page),
-                    .scratch = scratch,
-                    .codec = codec.id,
-                    .shape = kv.page});
+  kernels_.kv_seal(
+      {.raw = raw, .page = pages.At(s.seal_page), .scratch = scratch, .codec = codec.id, .shape = kv.page});
 }
 
 void CpuBackend::KvAppend(const KvAppendArgs& a) {
@@ -97,12 +100,27 @@ void CpuBackend::KvAppend(const KvAppendArgs& a) {
   const int64_t segments = int64_t(a.kv.segments.size());
   if (segments == 0) return;
   const int64_t per_item = std::max<int64_t>(1, a.k.dim[0] / segments) * a.k.dim[2];
-  ForBlocks(segments * kv_heads * 2, per_item, [&](int begin, int end, int worker) {
+  ForBlocks(segments * kv_heads * 2, per_item, [&](int begin, int end, int) {
     for (int i = begin; i < end; ++i)
-      AppendSegment(a, a.kv.segments[size_t(i / (2 * kv_heads))], i / 2 % kv_heads, i % 2 == 1,
-                    scratch_[size_t(worker)].floats);
+      AppendSegment(a, a.kv.segments[size_t(i / (2 * kv_heads))], i / 2 % kv_heads, i % 2 == 1);
   });
-  SealRecords(a.kv);
+  Seal(a.kv);
+}
+
+// The pages that this step completed. All rows are written: the widths of heads are chosen from all heads.
+void CpuBackend::Seal(const KvView& kv) {
+  const auto seals = [](const KvSegment& s) { return s.seal_page >= 0; };
+  if (std::none_of(kv.segments.begin(), kv.segments.end(), seals)) return;
+  const auto segments = int64_t(kv.segments.size());
+  if (ChoosesHeads(kv))
+    pool_.Run(segments * 2, [&](int64_t item, int worker) {
+      ChooseHeads(kv, kv.segments[size_t(item / 2)], item % 2 == 1, scratch_[size_t(worker)].floats);
+    });
+  pool_.Run(segments * kv.kv_heads * 2, [&](int64_t item, int worker) {
+    const KvSegment& s = kv.segments[size_t(item / (2 * kv.kv_heads))];
+    SealSegment(kv, s, int(item / 2 % kv.kv_heads), item % 2 == 1, scratch_[size_t(worker)].floats);
+  });
+  SealRecords(kv);
 }
 
 // Adds the step's queries to the running sums of their sequences, in token order however the step was cut. A
@@ -128,16 +146,14 @@ void CpuBackend::SumQueries(const AttendArgs& a) {
 void CpuBackend::AttendSegment(const AttendArgs& a, const KvSegment& s, int head, int row_begin, int row_end,
                                int first, int group, Scratch& scratch) {
   const KvView& kv = a.kv;
-  const kv::CodecInfo &k = kv::Get(kv.k_codec), &v = kv::Get(kv.v_codec);
-  const int64_t k_bytes = k.pool_bytes(kv.page), v_bytes = v.pool_bytes(kv.page);
+  const SealedPages k = SealedPagesOf(kv, false, s.seq, head), v = SealedPagesOf(kv, true, s.seq, head);
   const std::byte **k_pages = scratch.pages, **v_pages = scratch.pages + kMaxContextPages;
   for (int p = 0; p < s.pages; ++p) {
-    const int64_t index = int64_t{kv.page_table[size_t(s.table + p)]} * kv.kv_heads + head;
-    k_pages[p] = kv.k_pool + index * k_bytes;
-    v_pages[p] = kv.v_pool + index * v_bytes;
+    const int32_t page = kv.page_table[size_t(s.table + p)];
+    k_pages[p] = k.At(page), v_pages[p] = v.At(page);
   }
   const Means means = MeansOf(kv, s, head, first, group, scratch.q_mean);
-  if (first == 0) CountDense(a, s, std::max(row_begin, s.dense_rows), row_end, scratch.counters);
+  if (first == 0) CountDense(a, s, head, std::max(row_begin, s.dense_rows), row_end, scratch.counters);
   const int64_t row = s.row + row_begin;
   const int query_head = head * (a.heads / kv.kv_heads) + first;
   kernels_.attention({.q = a.q.as<const float>() + row * a.q.stride[0] + query_head * a.q.stride[1],
@@ -145,8 +161,8 @@ void CpuBackend::AttendSegment(const AttendArgs& a, const KvSegment& s, int head
                       .k_pages = k_pages,
                       .v_pages = v_pages,
                       .page_list = nullptr,
-                      .k_raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, k.raw)),
-                      .v_raw = RawPage(kv, true, s.raw_slot, head, RawBytes(kv, v.raw)),
+                      .k_raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, k.codec.raw)),
+                      .v_raw = RawPage(kv, true, s.raw_slot, head, RawBytes(kv, v.codec.raw)),
                       .scratch = scratch.floats,
                       .q_stride = a.q.stride[0],
                       .out_stride = a.out.stride[0],
@@ -157,8 +173,8 @@ void CpuBackend::AttendSegment(const AttendArgs& a, const KvSegment& s, int head
                       .pages = s.pages,
                       .list_len = s.pages,
                       .page = kv.page,
-                      .k_codec = kv.k_codec,
-                      .v_codec = kv.v_codec,
+                      .k_codec = k.codec.id,
+                      .v_codec = v.codec.id,
                       .scale = a.scale,
                       .arithmetic = kv.recipe != nullptr ? kv.recipe->arithmetic : Arithmetic{},
                       .k_mean = means.k,

@@ -71,7 +71,9 @@ class CpuBackend final : public Backend {
 
   void QuantizeRows(const float* x, int64_t x_stride, int rows, int k);
   void CopyOpenRows(const KvView&);
-  void AppendSegment(const KvAppendArgs&, const KvSegment&, int head, bool is_v, float* scratch);
+  void AppendSegment(const KvAppendArgs&, const KvSegment&, int head, bool is_v);
+  void Seal(const KvView&);
+  void SealSegment(const KvView&, const KvSegment&, int head, bool is_v, float* scratch);
   void SumQueries(const AttendArgs&);
   void AttendDense(const AttendArgs&);
   void AttendSegment(const AttendArgs&, const KvSegment&, int head, int row_begin, int row_end, int first,

@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "backend/backend.h"
+#include "quant/kv/registry.h"
 
 namespace nibble {
 
@@ -18,6 +19,24 @@ inline std::byte* RawPage(const KvView& kv, bool is_v, int32_t slot, int head, s
   std::byte* scratch = is_v ? kv.v_scratch : kv.k_scratch;
   const int64_t index = slot >= 0 ? slot : ~slot;
   return (slot >= 0 ? tail : scratch) + size_t(index * kv.kv_heads + head) * bytes;
+}
+
+// The sealed pages of a KV head, K or V. `seq` matters where a sequence chooses the widths of its heads.
+struct SealedPages {
+  const kv::CodecInfo& codec;
+  std::byte* first;
+  int64_t stride;  // bytes from a page to the next one
+  std::byte* At(int64_t page) const { return first + page * stride; }
+};
+inline SealedPages SealedPagesOf(const KvView& kv, bool is_v, int32_t seq, int head) {
+  const kv::CodecInfo& codec = kv::Get(is_v ? kv.v_codec : kv.k_codec);
+  const HeadMix& mix = is_v ? kv.v_mix : kv.k_mix;
+  std::byte* pool = is_v ? kv.v_pool : kv.k_pool;
+  const int64_t row = kv::RowBytes(codec, kv.page, kv.kv_heads, mix.two_bit);
+  if (mix.places == nullptr) return {codec, pool + head * codec.pool_bytes(kv.page), row};
+  const kv::HeadPlace& place = mix.places[int64_t{seq} * kv.kv_heads + head];
+  return {place.two_bit != 0 ? kv::Get(codec.two_bit) : codec,
+          pool + kv::RowBytes(codec, kv.page, head, place.two_bit_before), row};
 }
 
 // The side record of a sealed page, or of a sequence and its open page.

@@ -30,13 +30,6 @@ QaqPages PagesOf(const KvView& kv, KvSide side, int head) {
                          kv::kQaqCellBytes, store.cell_capacity)};
 }
 
-// Entry p of a segment's page table, as the address of this KV head's page or record.
-std::byte* PageOf(const KvView& kv, KvSide side, int32_t page, int head) {
-  const bool is_v = side == KvSide::kV;
-  const int64_t index = int64_t{page} * kv.kv_heads + head;
-  return (is_v ? kv.v_pool : kv.k_pool) + index * kv::Get(is_v ? kv.v_codec : kv.k_codec).pool_bytes(kv.page);
-}
-
 // One page's place in a completed sequence, K or V of one KV head.
 class Requantizer {
  public:
@@ -47,6 +40,7 @@ class Requantizer {
         head_(head),
         store_(StoreOf(a.kv, side)),
         params_(store_.params[head]),
+        sealed_(SealedPagesOf(a.kv, side == KvSide::kV, s.seq, head)),
         pages_(PagesOf(a.kv, side, head)),
         rows_(rows),
         usage_(usage) {
@@ -68,7 +62,7 @@ class Requantizer {
     for (int p = 0; p < segment_.pages; ++p) Update(p);
     FreeSpare();
     const std::byte* raw = RawPage(kv_, side_ == KvSide::kV, segment_.raw_slot, head_, RawPageBytes());
-    std::byte* page = PageOf(kv_, side_, segment_.seal_page, head_);
+    std::byte* page = sealed_.At(segment_.seal_page);
     pages_.Seal(Floats(raw), sigma_, page);
     if (store_.host != nullptr) memcpy(Host(segment_.seal_page), raw, RawPageBytes());
     for (int p = 0; p < segment_.pages; ++p) Count(Page(p));
@@ -78,7 +72,7 @@ class Requantizer {
 
  private:
   int32_t PageId(int p) const { return kv_.page_table[size_t(segment_.table + p)]; }
-  std::byte* Page(int p) const { return PageOf(kv_, side_, PageId(p), head_); }
+  std::byte* Page(int p) const { return sealed_.At(PageId(p)); }
   size_t RawPageBytes() const { return RawBytes(kv_, kv::Qaq::kRaw); }
   std::byte* Host(int32_t page) const {
     return store_.host + size_t(int64_t{page} * kv_.kv_heads + head_) * RawPageBytes();
@@ -168,6 +162,7 @@ class Requantizer {
   const int head_;
   const QaqStore& store_;
   const kv::QaqParams& params_;
+  const SealedPages sealed_;  // records
   QaqPages pages_;
   float* rows_;  // [tokens, head_dim]
   KvUsage& usage_;
@@ -231,16 +226,16 @@ void CpuBackend::WeighRows(const AttendArgs& a, const KvSegment& s, int head, Sc
   const int begin = std::max(0, kv.page.tokens - kv.v_qaq.params[head].window - in_page);
   if (begin >= s.rows || s.pages == 0) return;
   const std::byte **k_pages = scratch.pages, **v_pages = scratch.pages + kMaxContextPages;
+  const SealedPages k = SealedPagesOf(kv, false, s.seq, head), v = SealedPagesOf(kv, true, s.seq, head);
   for (int p = 0; p < s.pages; ++p) {
     const int32_t page = kv.page_table[size_t(s.table + p)];
-    k_pages[p] = PageOf(kv, KvSide::kK, page, head);
-    v_pages[p] = PageOf(kv, KvSide::kV, page, head);
+    k_pages[p] = k.At(page), v_pages[p] = v.At(page);
   }
   const int group = a.heads / kv.kv_heads;
   kernels_.qaq_weigh(
       {.q = a.q.as<const float>() + (s.row + begin) * a.q.stride[0] + head * group * a.q.stride[1],
        .k_pages = k_pages,
-       .k_raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, kv::Get(kv.k_codec).raw)),
+       .k_raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, k.codec.raw)),
        .scratch = scratch.floats,
        .q_stride = a.q.stride[0],
        .position = s.position + begin,
@@ -249,8 +244,8 @@ void CpuBackend::WeighRows(const AttendArgs& a, const KvSegment& s, int head, Sc
        .group = group,
        .pages = s.pages,
        .page = kv.page,
-       .k_codec = kv.k_codec,
-       .v_codec = kv.v_codec,
+       .k_codec = k.codec.id,
+       .v_codec = v.codec.id,
        .scale = a.scale},
       const_cast<std::byte* const*>(v_pages));
 }

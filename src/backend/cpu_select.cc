@@ -65,23 +65,22 @@ Status CpuBackend::ReserveSelection(int64_t tokens, int heads, int kv_heads, int
 void CpuBackend::SealRecords(const KvView& kv) {
   if (!kv.side.v_sum && !kv.side.k_copy) return;
   const auto seals = [](const KvSegment& s) { return s.seal_page >= 0; };
-  if (std::none_of(kv.segments.begin(), kv.segments.end(), seals)) return;
-  const kv::CodecInfo &k = kv::Get(kv.k_codec), &v = kv::Get(kv.v_codec);
+  const DType k_raw = kv::Get(kv.k_codec).raw;
   const auto seal = [&](const KvSegment& s, int head, float* scratch) {
     const auto sum = [&](int64_t page) {
       return reinterpret_cast<float*>(PageRecord(kv, page, head) + kv.side.v_sum.offset);
     };
-    const int64_t page = int64_t{s.seal_page} * kv.kv_heads + head;
-    kernels_.value_sum({.page = kv.v_pool + page * v.page_bytes(kv.page),
+    const SealedPages v = SealedPagesOf(kv, true, s.seq, head);
+    kernels_.value_sum({.page = v.At(s.seal_page),
                         .before = s.pages > 0 ? sum(kv.page_table[size_t(s.table + s.pages - 1)]) : nullptr,
                         .sum = sum(s.seal_page),
                         .scratch = scratch,
-                        .codec = kv.v_codec,
+                        .codec = v.codec.id,
                         .shape = kv.page});
-    kernels_.key_copy({.raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, k.raw)),
+    kernels_.key_copy({.raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, k_raw)),
                        .copy = PageRecord(kv, s.seal_page, head) + kv.side.k_copy.offset,
                        .scratch = scratch,
-                       .raw_type = k.raw,
+                       .raw_type = k_raw,
                        .format = kv.recipe->select.sparq.copy,
                        .shape = kv.page});
   };
@@ -97,18 +96,16 @@ void CpuBackend::SealRecords(const KvView& kv) {
 SelectRow CpuBackend::MakeSelectRow(const AttendArgs& a, const KvSegment& s, int head, int row,
                                     Scratch& scratch) const {
   const KvView& kv = a.kv;
-  const kv::CodecInfo &k = kv::Get(kv.k_codec), &v = kv::Get(kv.v_codec);
+  const SealedPages k = SealedPagesOf(kv, false, s.seq, head), v = SealedPagesOf(kv, true, s.seq, head);
   const int group = a.heads / kv.kv_heads;
   const int64_t position = s.position + row, first = FirstSeen(position, a.window);
   NIBBLE_CHECK(SelectScratchFloats(position - first + 1, group, kv.page) <= max_select_floats_,
                "Attention: more than ReserveSelection was told");
   const std::byte** pages = scratch.pages;
-  const int64_t k_bytes = k.page_bytes(kv.page), v_bytes = v.page_bytes(kv.page);
   // The page before the first one seen is named as well: its running sum is taken off.
   for (int64_t p = std::max<int64_t>(0, first / kv.page.tokens - 1); p < s.pages; ++p) {
-    const int64_t page = kv.page_table[size_t(s.table + p)];
-    pages[p] = kv.k_pool + (page * kv.kv_heads + head) * k_bytes;
-    pages[kMaxContextPages + p] = kv.v_pool + (page * kv.kv_heads + head) * v_bytes;
+    const int32_t page = kv.page_table[size_t(s.table + p)];
+    pages[p] = k.At(page), pages[kMaxContextPages + p] = v.At(page);
     pages[2 * kMaxContextPages + p] = PageRecord(kv, page, head);
   }
   const int64_t at = int64_t{s.row} + row, query_head = int64_t{head} * group;
@@ -117,17 +114,17 @@ SelectRow CpuBackend::MakeSelectRow(const AttendArgs& a, const KvSegment& s, int
           .k_pages = pages,
           .v_pages = pages + kMaxContextPages,
           .records = pages + 2 * kMaxContextPages,
-          .k_raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, k.raw)),
-          .v_raw = RawPage(kv, true, s.raw_slot, head, RawBytes(kv, v.raw)),
+          .k_raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, k.codec.raw)),
+          .v_raw = RawPage(kv, true, s.raw_slot, head, RawBytes(kv, v.codec.raw)),
           .scratch = scratch.select,
           .first = first,
           .position = position,
           .group = group,
           .page = kv.page,
-          .k_codec = kv.k_codec,
-          .v_codec = kv.v_codec,
-          .k_bytes = BytesOf(k, kv.page),
-          .v_bytes = BytesOf(v, kv.page),
+          .k_codec = k.codec.id,
+          .v_codec = v.codec.id,
+          .k_bytes = BytesOf(k.codec, kv.page),
+          .v_bytes = BytesOf(v.codec, kv.page),
           .scale = a.scale,
           .counters = &scratch.counters};
 }

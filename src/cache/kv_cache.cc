@@ -8,16 +8,19 @@
 #include "base/check.h"
 #include "cache/qaq_storage.h"
 #include "quant/kv/registry.h"
+#include "recipe/two_bit_heads.h"
 
 namespace nibble {
 namespace {
 
 using kv::kPageTokens;
 
-// Bytes of one KV head: of a sealed page, of a raw page.
-int64_t PageBytes(kv::CodecId codec, int head_dim) {
-  return kv::Get(codec).pool_bytes({.head_dim = head_dim, .tokens = kPageTokens});
+// Of all KV heads of a layer together: a sealed page of each.
+int64_t RowBytes(kv::CodecId codec, const KvShape& shape, int two_bit) {
+  return kv::RowBytes(kv::Get(codec), {.head_dim = shape.head_dim, .tokens = kPageTokens}, shape.kv_heads,
+                      two_bit);
 }
+// A raw page of one KV head.
 int64_t RawBytes(kv::CodecId codec, int head_dim) {
   return int64_t{kPageTokens} * head_dim * SizeOf(kv::Get(codec).raw);
 }
@@ -61,11 +64,12 @@ class PagedKvCache final : public KvCache {
     int32_t newest_page = -1;
     int64_t step = 0;  // the last step it was part of
   };
-  // K or V: pools [layers, pages, kv_heads, page], tails [layers, max_seqs, kv_heads, raw page] and scratch
-  // [scratch slots, kv_heads, raw page].
+  // K or V: pools [layers, pages, row], tails [layers, max_seqs, kv_heads, raw page], scratch [scratch slots,
+  // kv_heads, raw page] and, where `two_bit` heads of a row have 2 bits, places [layers, max_seqs, kv_heads].
   struct Side {
-    int64_t page_bytes = 0, raw_bytes = 0;
-    Buffer pool, tail, scratch;
+    int two_bit = 0;
+    int64_t row_bytes = 0, raw_bytes = 0;
+    Buffer pool, tail, scratch, places;
   };
 
   const Sequence& At(SeqId seq) const {
@@ -106,8 +110,11 @@ PagedKvCache::PagedKvCache(Backend& backend, const KvCacheOptions& o)
       pages_(PagesFor(o.max_tokens)),
       side_(SideOf(o.shape, o.heads, o.recipe)),
       scratch_slots_(MaxScratchSlots(o.max_seqs, o.max_step_tokens)) {
-  k_ = {PageBytes(o.recipe.k, o.shape.head_dim), RawBytes(o.recipe.k, o.shape.head_dim), {}, {}, {}};
-  v_ = {PageBytes(o.recipe.v, o.shape.head_dim), RawBytes(o.recipe.v, o.shape.head_dim), {}, {}, {}};
+  const auto side = [&o](kv::CodecId codec, int two_bit) {
+    return Side{two_bit, RowBytes(codec, o.shape, two_bit), RawBytes(codec, o.shape.head_dim)};
+  };
+  k_ = side(o.recipe.k, TwoBitHeads(o.recipe, false, o.shape.kv_heads));
+  v_ = side(o.recipe.v, TwoBitHeads(o.recipe, true, o.shape.kv_heads));
   for (int i = 0; i < o.shape.layers; ++i)
     layer_recipes_.push_back(o.plan != nullptr ? Apply(o.recipe, o.plan->layers[size_t(i)]) : o.recipe);
   seqs_.resize(size_t(o.max_seqs));
@@ -128,9 +135,12 @@ Status PagedKvCache::AllocPools() {
       NIBBLE_ASSIGN(buffer, backend_.Alloc(size_t(bytes)));
       return {};
     };
-    NIBBLE_RETURN_IF_ERROR(alloc(side->pool, shape.layers * pages_ * shape.kv_heads * side->page_bytes));
+    NIBBLE_RETURN_IF_ERROR(alloc(side->pool, shape.layers * pages_ * side->row_bytes));
     NIBBLE_RETURN_IF_ERROR(alloc(side->tail, shape.layers * options_.max_seqs * raw));
     NIBBLE_RETURN_IF_ERROR(alloc(side->scratch, scratch_slots_ * raw));
+    if (side->two_bit > 0)
+      NIBBLE_RETURN_IF_ERROR(alloc(side->places, int64_t{shape.layers} * options_.max_seqs * shape.kv_heads *
+                                                     int64_t{sizeof(kv::HeadPlace)}));
   }
   const int64_t heads = int64_t{shape.layers} * shape.kv_heads;
   NIBBLE_ASSIGN(side_pool_, backend_.Alloc(size_t(heads * pages_ * side_.bytes)));
@@ -166,7 +176,7 @@ Status PagedKvCache::AllocQaq() {
 PagedKvCache::~PagedKvCache() {
   k_qaq_.Free(backend_), v_qaq_.Free(backend_), backend_.Free(qaq_state_);
   for (const Side* side : {&k_, &v_})
-    for (const Buffer& b : {side->pool, side->tail, side->scratch}) backend_.Free(b);
+    for (const Buffer& b : {side->pool, side->tail, side->scratch, side->places}) backend_.Free(b);
   backend_.Free(side_pool_), backend_.Free(side_tail_);
 }
 
@@ -258,8 +268,12 @@ Status PagedKvCache::BeginStep(std::span<const SeqId> seqs, std::span<const int3
 KvView PagedKvCache::View(int layer) {
   const KvShape& shape = options_.shape;
   NIBBLE_CHECK(layer >= 0 && layer < shape.layers, "View: layer");
-  const auto pool = [&](const Side& s) {
-    return s.pool.data + layer * pages_ * shape.kv_heads * s.page_bytes;
+  const auto pool = [&](const Side& s) { return s.pool.data + layer * pages_ * s.row_bytes; };
+  const auto mix = [&](const Side& s) -> HeadMix {
+    if (s.places.data == nullptr) return {};
+    return {
+        reinterpret_cast<kv::HeadPlace*>(s.places.data) + int64_t{layer} * options_.max_seqs * shape.kv_heads,
+        s.two_bit};
   };
   const auto tail = [&](const Side& s) {
     return s.tail.data + int64_t{layer} * options_.max_seqs * shape.kv_heads * s.raw_bytes;
@@ -282,6 +296,8 @@ KvView PagedKvCache::View(int layer) {
       .recipe = &layer_recipes_[size_t(layer)],
       .plan = options_.plan != nullptr ? &options_.plan->layers[size_t(layer)] : nullptr,
       .side = side_,
+      .k_mix = mix(k_),
+      .v_mix = mix(v_),
       .k_qaq = k_qaq_.View(layer),
       .v_qaq = v_qaq_.View(layer),
       .qaq_state = qaq_state_.data == nullptr ? nullptr
@@ -289,10 +305,12 @@ KvView PagedKvCache::View(int layer) {
                                                     int64_t{layer} * options_.max_seqs * shape.kv_heads};
 }
 
-// Sealed bytes of a KV head and page, K or V.
-QaqPageBytes SealedBytes(kv::CodecId codec, const kv::QaqParams& params, int head_dim) {
-  if (kv::Get(codec).requantizes) return PlanQaqPage({.head_dim = head_dim, .tokens = kPageTokens}, params);
-  return {PageBytes(codec, head_dim), PageBytes(codec, head_dim)};
+// Sealed bytes of a row of pages, one a KV head, K or V.
+QaqPageBytes SealedBytes(kv::CodecId codec, const kv::QaqParams& params, const KvShape& shape, int two_bit) {
+  const int64_t row = RowBytes(codec, shape, two_bit);
+  if (!kv::Get(codec).requantizes) return {row, row};
+  const QaqPageBytes page = PlanQaqPage({.head_dim = shape.head_dim, .tokens = kPageTokens}, params);
+  return {shape.kv_heads * page.least, shape.kv_heads * page.most};
 }
 
 }  // namespace
@@ -301,24 +319,32 @@ KvSizes PlanKv(const KvShape& shape, int heads, const AttentionRecipe& recipe, i
                int64_t max_tokens) {
   const SideLayout layout = SideOf(shape, heads, recipe);
   const int64_t side = layout.bytes, dim = shape.head_dim;
-  const QaqPageBytes k = SealedBytes(recipe.k, recipe.k_qaq, shape.head_dim);
-  const QaqPageBytes v = SealedBytes(recipe.v, recipe.v_qaq, shape.head_dim);
-  const int64_t most = k.most + v.most + side, least = k.least + v.least + side;
+  const int k_two_bit = TwoBitHeads(recipe, false, shape.kv_heads);
+  const int v_two_bit = TwoBitHeads(recipe, true, shape.kv_heads);
+  const QaqPageBytes k = SealedBytes(recipe.k, recipe.k_qaq, shape, k_two_bit);
+  const QaqPageBytes v = SealedBytes(recipe.v, recipe.v_qaq, shape, v_two_bit);
+  // Of all KV heads of a layer together: `most`, `least`; of one: `raw`, `host`.
+  const int64_t sides = shape.kv_heads * side;
+  const int64_t most = k.most + v.most + sides, least = k.least + v.least + sides;
   int64_t raw = RawBytes(recipe.k, shape.head_dim) + RawBytes(recipe.v, shape.head_dim) + layout.seq_bytes;
+  raw += ((k_two_bit > 0) + (v_two_bit > 0)) * int64_t{sizeof(kv::HeadPlace)};
   const bool k_qaq = kv::Get(recipe.k).requantizes, v_qaq = kv::Get(recipe.v).requantizes;
   if (k_qaq || v_qaq) raw += int64_t{sizeof(QaqState)};
   int64_t host = 0;  // of a page
   if (k_qaq && recipe.k_qaq.source == kv::QaqSource::kHost) host += RawBytes(recipe.k, shape.head_dim);
   if (v_qaq && recipe.v_qaq.source == kv::QaqSource::kHost) host += RawBytes(recipe.v, shape.head_dim);
   const int64_t all_heads = int64_t{shape.layers} * shape.kv_heads;
-  const auto bits = [&](int64_t bytes) { return 8.0 * double(bytes) / (2.0 * kPageTokens * double(dim)); };
+  const auto bits = [&](int64_t bytes) {
+    return 8.0 * double(bytes) / (2.0 * kPageTokens * double(dim) * shape.kv_heads);
+  };
   return {.bits_per_value = bits(most),
           .least_bits_per_value = bits(least),
           .k_bits = bits(2 * k.most),
           .v_bits = bits(2 * v.most),
-          .bytes_per_token = (all_heads * most + kPageTokens - 1) / kPageTokens,
+          .bytes_per_token = (shape.layers * most + kPageTokens - 1) / kPageTokens,
           .tail_bytes_per_seq = all_heads * raw,
-          .pool_bytes = all_heads * ((most + host) * PagesFor(max_tokens) + raw * max_seqs)};
+          .pool_bytes =
+              (shape.layers * most + all_heads * host) * PagesFor(max_tokens) + all_heads * raw * max_seqs};
 }
 
 Result<std::unique_ptr<KvCache>> KvCache::Make(Backend& backend, const KvCacheOptions& o) {

@@ -10,6 +10,7 @@
 #include "io/weights.h"
 #include "model/plan_file.h"
 #include "recipe/grammar.h"
+#include "recipe/two_bit_heads.h"
 
 namespace nibble {
 namespace {
@@ -92,7 +93,7 @@ Status EngineImpl::CheckShapes(const ModelConfig& config) const {
     NIBBLE_RETURN_IF_ERROR(recipe::CheckCombination(recipe, options_.dtype));
     NIBBLE_RETURN_IF_ERROR(CheckHeads(recipe, layer, config.kv_heads, config.head_dim));
   }
-  return {};
+  return CheckTwoBitHeads(recipe_, *plan_);
 }
 
 Status EngineImpl::Score(std::span<const int32_t> tokens, int64_t prefill_tokens, const OnLogits& on_logits) {
@@ -130,6 +131,7 @@ std::vector<std::string> EngineImpl::Notes() const {
   std::vector<std::string> notes = model_->config().notes;
   if (plan_ && plan_->recipe != ToString(recipe_))
     notes.push_back(fmt::format("plan {} was made for another recipe: {}", options_.plan, plan_->recipe));
+  for (std::string& note : TwoBitNotes(recipe_, config().kv_heads)) notes.push_back(std::move(note));
   return notes;
 }
 
@@ -151,6 +153,8 @@ KvSizes EngineImpl::kv_sizes() const {
 std::vector<std::string> EngineImpl::Explain() const {
   std::vector<std::string> lines{"device: " + backend_->Info().name, "recipe: " + ToString(recipe_),
                                  "attention: " + backend_->ExplainAttention(recipe_)};
+  for (std::string& line : ExplainTwoBitHeads(recipe_, config().kv_heads, plan_ ? &*plan_ : nullptr))
+    lines.push_back(std::move(line));
   if (plan_) lines.push_back(fmt::format("plan: {} (made for {})", options_.plan, plan_->recipe));
   for (size_t i = 0; plan_ && i < plan_->layers.size(); ++i) {
     const AttentionRecipe layer = Apply(recipe_, plan_->layers[i]);

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "quant/kv/head_mix.h"
 #include "quant/kv/registry.h"
+#include "recipe/two_bit_heads.h"
 
 namespace nibble {
 namespace {
@@ -72,6 +74,37 @@ void PlanSearch::Set(Side side, const Candidate& candidate, int head, LayerPlan*
     scale[first + i] = float(std::exp(s[i] - log_mean));
     shift[first + i] = c.mean[first + i];
   }
+}
+
+// The heads whose output suffers least from 2 bits. A head's error does not depend on the widths of others,
+// so a trial with all heads in 2 bits and one with all in 4 say what each costs. Kept unless the heads that
+// the sequences of the text choose by themselves are better.
+Status PlanSearch::SearchTwoBit(Side side) {
+  const bool is_v = side == Side::kV;
+  const int count = TwoBitHeads(recipe_, is_v, rows_.kv_heads);
+  if (count == 0 || count == rows_.kv_heads) return {};
+  std::vector<OutputError> errors[2];  // all heads in 4 bits, in 2
+  for (const int two_bit : {0, 1}) {
+    AttentionRecipe alike = Apply(recipe_, plan_);
+    (is_v ? alike.v_two_bit : alike.k_two_bit) = float(two_bit);
+    NIBBLE_ASSIGN(errors[two_bit], trial_.Run(alike, plan_));
+  }
+  std::vector<kv::HeadPlace> heads(errors[0].size());
+  for (size_t h = 0; h < heads.size(); ++h) heads[h].priority = errors[1][h].error2 - errors[0][h].error2;
+  kv::PlaceByPriority(heads, count);
+  LayerPlan tried = plan_;
+  std::vector<bool>& chosen = is_v ? tried.v_two_bit : tried.k_two_bit;
+  std::string words;
+  for (size_t h = 0; h < heads.size(); ++h) {
+    chosen.push_back(heads[h].two_bit != 0);
+    if (chosen.back()) words += fmt::format(" {}", h);
+  }
+  NIBBLE_ASSIGN(const OutputError own, Total(plan_));
+  NIBBLE_ASSIGN(const OutputError planned, Total(tried));
+  const bool keep = planned.error2 <= own.error2;
+  if (keep) plan_ = std::move(tried);
+  words_ += fmt::format("{} heads in 2 bits:{}; ", is_v ? "v" : "k", keep ? words : " by sequence");
+  return {};
 }
 
 Status PlanSearch::SearchBalance(Side side) {
@@ -218,6 +251,9 @@ Result<LayerChoice> PlanSearch::Run() {
   LayerChoice choice;
   NIBBLE_ASSIGN(choice.before, Total(plan_));
   own_costs_ = trial_.costs();
+  // First of all: a balance that is tried by head must not change the widths of other heads.
+  NIBBLE_RETURN_IF_ERROR(SearchTwoBit(Side::kK));
+  NIBBLE_RETURN_IF_ERROR(SearchTwoBit(Side::kV));
   if (KMatters(recipe_)) NIBBLE_RETURN_IF_ERROR(SearchBalance(Side::kK));
   if (VMatters(recipe_)) NIBBLE_RETURN_IF_ERROR(SearchBalance(Side::kV));
   NIBBLE_RETURN_IF_ERROR(SearchMeans());

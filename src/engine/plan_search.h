@@ -39,6 +39,7 @@ class PlanSearch {
 
   Channels Statistics(Side side, bool shift) const;
   void Set(Side side, const Candidate& c, int head, LayerPlan* plan) const;
+  Status SearchTwoBit(Side side);
   Status SearchBalance(Side side);
   Status SearchMeans();
   Status SearchSage();

@@ -199,9 +199,6 @@ Status ApplyPresets(std::string_view text, AttentionRecipe* r) {
     const auto presets = recipe::Presets();
     const auto found =
         std::find_if(presets.begin(), presets.end(), [&](const Preset& p) { return p.name == name; });
-    if (found == presets.end() && Contains(recipe::AbsentPresets(), name))
-      return Error(Code::kUnsupported, "recipe: preset {} is known but not in this build, which has {}",
-                   Quote(name), Join(PresetNames()));
     if (found == presets.end() && name != "exact")
       return Error(Code::kInvalidArgument, "recipe: {} is neither a preset nor key=value{}; presets are {}",
                    Quote(part), Suggest(name, PresetNames()), Join(PresetNames()));

@@ -64,6 +64,9 @@ constexpr Param kQaqV[] = {NIBBLE_QAQ_PARAMS(v_qaq),
                            NIBBLE_PARAM("window", kInt, 1, kv::kPageTokens, v_qaq.window),
                            NIBBLE_PARAM("decay", kReal, 0, 1, v_qaq.decay)};
 
+constexpr Param kMixedK[] = {NIBBLE_PARAM("2bit", kReal, 0, 1, k_two_bit)};
+constexpr Param kMixedV[] = {NIBBLE_PARAM("2bit", kReal, 0, 1, v_two_bit)};
+
 // Index = enumerator.
 constexpr Value kTails[] = {{"float"}};
 constexpr Value kQk[] = {{"f32"}, {"bf16"}, {"int8-block"}, {"int8-thread"}, {"int4-thread"}};
@@ -72,16 +75,17 @@ constexpr Value kSoftmax[] = {{"exact"}, {"sas", kSas}, {"sas2", kSas2}};
 constexpr Value kPv[] = {{"f32"}, {"bf16"}, {"fp8"}, {"fp8-f16acc"}, {"f16"}, {"int8"}};
 constexpr Value kSelect[] = {{"all"}, {"window", kWindow}, {"sparq", kSparq}, {"h2o", kH2o}};
 // K and V have the same codecs, each with settings of its own.
-constexpr auto CodecValues(std::span<const Param> qaq) {
+constexpr auto CodecValues(std::span<const Param> qaq, std::span<const Param> mixed) {
   std::array<Value, kv::kRegistry.size()> values;
   for (size_t i = 0; i < values.size(); ++i) {
     values[i].name = kv::kRegistry[i].name;
     if (kv::kRegistry[i].id == kv::CodecId::kQaq) values[i].params = qaq;
+    if (kv::kRegistry[i].id == kv::CodecId::kFlashQMixed) values[i].params = mixed;
   }
   return values;
 }
-constexpr auto kKeyCodecs = CodecValues(kQaqK);
-constexpr auto kValueCodecs = CodecValues(kQaqV);
+constexpr auto kKeyCodecs = CodecValues(kQaqK, kMixedK);
+constexpr auto kValueCodecs = CodecValues(kQaqV, kMixedV);
 
 constexpr size_t CodecIndex(kv::CodecId id) {
   for (size_t i = 0; i < kv::kRegistry.size(); ++i)
@@ -90,9 +94,7 @@ constexpr size_t CodecIndex(kv::CodecId id) {
 }
 
 // Known from the design, not in this build.
-constexpr std::string_view kAbsentCodecs[] = {"flashq-mixed"};
 constexpr std::string_view kAbsentTails[] = {"int8"};
-constexpr std::string_view kAbsentPresets[] = {"turbo-mixed"};
 
 #define NIBBLE_KEY(name, values, member)                                                      \
   Key {                                                                                       \
@@ -101,9 +103,9 @@ constexpr std::string_view kAbsentPresets[] = {"turbo-mixed"};
   }
 constexpr Key kKeys[] = {
     {"k", kKeyCodecs, [](const AttentionRecipe& x) { return CodecIndex(x.k); },
-     [](AttentionRecipe* x, size_t i) { x->k = kv::kRegistry[i].id; }, kAbsentCodecs},
+     [](AttentionRecipe* x, size_t i) { x->k = kv::kRegistry[i].id; }},
     {"v", kValueCodecs, [](const AttentionRecipe& x) { return CodecIndex(x.v); },
-     [](AttentionRecipe* x, size_t i) { x->v = kv::kRegistry[i].id; }, kAbsentCodecs},
+     [](AttentionRecipe* x, size_t i) { x->v = kv::kRegistry[i].id; }},
     {"tail", kTails, [](const AttentionRecipe& x) { return size_t(x.tail); },
      [](AttentionRecipe* x, size_t i) { x->tail = Tail(i); }, kAbsentTails},
     NIBBLE_KEY("qk", kQk, arithmetic.qk),
@@ -135,6 +137,7 @@ constexpr Preset kPresets[] = {
     {"gear-l2", "k=gear-l2-channel v=gear-l2-group"},
     {"qaq", "k=qaq v=qaq"},
     {"turbo", "k=flashq4 v=flashq4 qk=int8-block softmax=sas pv=int8", "softmax"},
+    {"turbo-mixed", "k=flashq-mixed v=flashq-mixed qk=int8-block softmax=sas pv=int8", "softmax"},
     {"sas", "softmax=sas", "softmax"},
     {"sas2", "softmax=sas2", "softmax"},
     {"sage1", "qk=int8-block smooth=k pv=f16"},
@@ -176,7 +179,6 @@ Status CheckQaq(const AttentionRecipe& r) {
 
 std::span<const Key> Keys() { return kKeys; }
 std::span<const Preset> Presets() { return kPresets; }
-std::span<const std::string_view> AbsentPresets() { return kAbsentPresets; }
 
 const Key* FindKey(std::string_view name) {
   for (const Key& key : kKeys)

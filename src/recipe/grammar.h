@@ -41,7 +41,6 @@ struct Preset {
 
 std::span<const Key> Keys();
 std::span<const Preset> Presets();  // without "exact", which depends on the arithmetic
-std::span<const std::string_view> AbsentPresets();
 const Key* FindKey(std::string_view name);
 
 // A selection's numbers that contradict each other, with the nearest that do not.

@@ -11,6 +11,7 @@
 #include "apps/cli/table.h"
 #include "io/check_weights.h"
 #include "io/manifest.h"
+#include "recipe/two_bit_heads.h"
 
 namespace nibble::cli {
 namespace {
@@ -67,6 +68,9 @@ Result<Inspection> Inspect(const Options& o) {
     NIBBLE_ASSIGN(KvPlan plan, PlanRecipe(*in.config, recipe, arithmetic));
     in.kv.push_back(std::move(plan));
   }
+  NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(o.common.recipe, arithmetic));
+  for (std::string& line : ExplainTwoBitHeads(recipe, in.config->kv_heads, nullptr))
+    in.notes.push_back(fmt::format("{}: {}", o.common.recipe, line));
   return in;
 }
 

@@ -13,8 +13,9 @@
 #include "quant/kv/turboquant.h"
 
 namespace nibble::kv {
-using Codecs = TypeList<F32, F16, BF16, Int8Token, Int4Token, FlashQ4, FlashQ2, Int4Channel, Int2Channel,
-                        Int4Group, Int2Group, FlashQ4Search, FlashQ2Search, FlashQ2Literal, FlashQ2Outlier,
-                        TurboQuant4, TurboQuant3, TurboQuant2, Fp8, Gear4Channel, Gear4Group, Gear2Channel,
-                        Gear2Group, GearL4Channel, GearL4Group, GearL2Channel, GearL2Group, FlashQ3, Qaq>;
+using Codecs =
+    TypeList<F32, F16, BF16, Int8Token, Int4Token, FlashQ4, FlashQ2, Int4Channel, Int2Channel, Int4Group,
+             Int2Group, FlashQ4Search, FlashQ2Search, FlashQ2Literal, FlashQ2Outlier, TurboQuant4,
+             TurboQuant3, TurboQuant2, Fp8, Gear4Channel, Gear4Group, Gear2Channel, Gear2Group, GearL4Channel,
+             GearL4Group, GearL2Channel, GearL2Group, FlashQ3, Qaq, FlashQMixed>;
 }  // namespace nibble::kv

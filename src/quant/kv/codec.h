@@ -44,7 +44,8 @@ enum class CodecId : uint8_t {
   kGearL2Channel,
   kGearL2Group,
   kFlashQ3,
-  kQaq
+  kQaq,
+  kFlashQMixed
 };
 
 inline constexpr int kPageTokens = 64;

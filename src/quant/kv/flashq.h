@@ -235,5 +235,13 @@ struct FlashQ2Outlier : FlashQPage<FlashSearch<2>, true> {
   static constexpr CodecId kId = CodecId::kFlashQ2Outlier;
   static constexpr const char* kName = "flashq2-outlier";
 };
+// 4 bits for some KV heads of a layer and 2 for the others (quant/kv/head_mix.h). This is the page of a head
+// with 4. Both forms are those of least divergence for their bits: more heads with 2 bits and an outlier do
+// better than fewer with 2 bits alone, at as many bits in all (docs/formats/kv_pages.md).
+struct FlashQMixed : FlashQPage<FlashSearch<4>> {
+  static constexpr CodecId kId = CodecId::kFlashQMixed;
+  static constexpr const char* kName = "flashq-mixed";
+  static constexpr CodecId kTwoBit = FlashQ2Outlier::kId;  // the page of a head with 2
+};
 
 }  // namespace nibble::kv

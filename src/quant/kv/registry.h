@@ -31,6 +31,7 @@ struct CodecInfo {
   void (*decode8)(PageShape, const std::byte* page, int token, int channel, float* out);
   void (*decode_row)(PageShape, const std::byte* page, int token, float* out);  // [head_dim]
   bool requantizes;  // rewrites pages while decoding; they are private to one sequence
+  CodecId two_bit;   // of the pages of heads that get 2 bits (head_mix.h); `id`: all heads are alike
 };
 
 template <class C>
@@ -39,6 +40,14 @@ constexpr bool Requantizes() {
     return C::kRequantizes;
   } else {
     return false;
+  }
+}
+template <class C>
+constexpr CodecId TwoBitCodec() {
+  if constexpr (requires { C::kTwoBit; }) {
+    return C::kTwoBit;
+  } else {
+    return C::kId;
   }
 }
 template <class C>
@@ -56,7 +65,7 @@ constexpr std::array<CodecInfo, sizeof...(C)> MakeRegistry(TypeList<C...>) {
   return {CodecInfo{C::kId, C::kName, C::kRaw, [](PageShape s) { return C::PageBytes(s); },
                     [](PageShape s) { return PoolBytes<C>(s); }, &Functions<C>::SharedBytes,
                     &Functions<C>::EncodePage, &Functions<C>::Decode8, &Functions<C>::DecodeRow,
-                    Requantizes<C>()}...};
+                    Requantizes<C>(), TwoBitCodec<C>()}...};
 }
 inline constexpr auto kRegistry = MakeRegistry(Codecs{});
 
