@@ -105,7 +105,7 @@ TEST(RecipeTest, MixedWidthsHaveASharePerSide) {
   EXPECT_EQ(r.k, kv::CodecId::kFlashQMixed);
   EXPECT_EQ(r.k_two_bit, 0.5f);
   EXPECT_EQ(r.v_two_bit, 0.25f);
-  EXPECT_EQ(ToString(r).substr(0, 38), "k=flashq-mixed v=flashq-mixed:2bit=0.25");
+  EXPECT_EQ(ToString(r).substr(0, 39), "k=flashq-mixed v=flashq-mixed:2bit=0.25");
   EXPECT_EQ(Must(ToString(r)), r);
   AttentionRecipe turbo = Must("turbo");
   turbo.k = turbo.v = kv::CodecId::kFlashQMixed;
