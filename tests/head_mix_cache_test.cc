@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <random>
 #include <vector>
 
@@ -15,6 +14,7 @@
 #include "kernels/cpu/kernels.h"
 #include "kernels/ref/flashq.h"
 #include "quant/kv/registry.h"
+#include "tests/float_kernels.h"
 
 namespace nibble {
 namespace {
@@ -99,7 +99,7 @@ std::vector<std::vector<float>> Outputs(const Options& o, std::vector<Sequence> 
 }
 
 bool Same(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return a.size() == b.size() && test::SameBits(a.data(), b.data(), a.size());
 }
 
 // Which heads the definition gives 2 bits, from the first page of x as f16.
@@ -120,7 +120,7 @@ bool SameHead(const std::vector<float>& a, const std::vector<float>& b, int h) {
   const size_t width = kGroup * kDim;
   for (size_t t = 0; t < kTokens; ++t) {
     const size_t at = (t * kKvHeads + size_t(h)) * width;
-    if (memcmp(&a[at], &b[at], width * sizeof(float)) != 0) return false;
+    if (!test::SameBits(a.data() + at, b.data() + at, width)) return false;
   }
   return true;
 }
