@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/layer_trial.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "model/balance.h"
+#include "quant/kv/head_mix.h"
+#include "recipe/two_bit_heads.h"
 
 namespace nibble {
 
@@ -108,11 +111,38 @@ Result<OutputError> LayerTrial::RunHead(const AttentionRecipe& recipe, const Lay
   return error;
 }
 
+// Heads that run alone cannot choose which of them have 2 bits. Where the plan does not say it either, the
+// first sequence's first page does, as it would in a cache.
+void LayerTrial::ChooseWidths(const AttentionRecipe& recipe, LayerPlan* plan) const {
+  for (const bool is_v : {false, true}) {
+    const int count = TwoBitHeads(recipe, is_v, rows_.kv_heads);
+    std::vector<bool>& two_bit = is_v ? plan->v_two_bit : plan->k_two_bit;
+    if (count == 0 || count == rows_.kv_heads || !two_bit.empty()) continue;
+    const std::vector<float>& x = is_v ? rows_.v : rows_.k;
+    const kv::PageShape page{rows_.head_dim, std::min<int>(kv::kPageTokens, rows_.lengths[0])};
+    std::vector<kv::HeadPlace> heads(static_cast<size_t>(rows_.kv_heads));
+    for (int h = 0; h < rows_.kv_heads; ++h) {
+      std::vector<float> rows;
+      for (int t = 0; t < page.tokens; ++t)
+        for (int d = 0; d < page.head_dim; ++d)
+          rows.push_back(HalfToFloat(FloatToHalf(x[size_t((t * rows_.kv_heads + h) * page.head_dim + d)])));
+      heads[size_t(h)].priority = kv::HeadPriority(page, rows.data());
+    }
+    kv::PlaceByPriority(heads, count);
+    for (const kv::HeadPlace& head : heads) two_bit.push_back(head.two_bit != 0);
+  }
+}
+
 Result<std::vector<OutputError>> LayerTrial::Run(const AttentionRecipe& recipe, const LayerPlan& plan) {
   std::vector<OutputError> errors;
   costs_.clear();
+  LayerPlan widths = plan;
+  ChooseWidths(recipe, &widths);
   for (int h = 0; h < rows_.kv_heads; ++h) {
-    NIBBLE_ASSIGN(const OutputError error, RunHead(recipe, plan, h));
+    AttentionRecipe alone = recipe;  // all of one head, or none
+    if (!widths.k_two_bit.empty()) alone.k_two_bit = widths.k_two_bit[size_t(h)] ? 1.0f : 0.0f;
+    if (!widths.v_two_bit.empty()) alone.v_two_bit = widths.v_two_bit[size_t(h)] ? 1.0f : 0.0f;
+    NIBBLE_ASSIGN(const OutputError error, RunHead(alone, widths, h));
     errors.push_back(error);
   }
   return errors;

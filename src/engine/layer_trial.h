@@ -53,6 +53,7 @@ class LayerTrial {
   const std::vector<HeadCost>& costs() const { return costs_; }  // [kv_heads] of the last run
 
  private:
+  void ChooseWidths(const AttentionRecipe& recipe, LayerPlan* plan) const;
   Result<OutputError> RunHead(const AttentionRecipe& recipe, const LayerPlan& plan, int head);
   void Upload(const std::vector<float>& rows, int heads, int head, int count, const Buffer& to);
 
