@@ -307,6 +307,9 @@ TEST(KvCacheAccounting, PlannedSizes) {
   const KvSizes sums = PlanKv(shape, 4, smooth, 1, 1000);
   EXPECT_DOUBLE_EQ(sums.bits_per_value, small.bits_per_value + 2 * 64 * 4 * 8 / (2.0 * 64 * 64));
   EXPECT_EQ(sums.tail_bytes_per_seq, small.tail_bytes_per_seq + 3 * 2 * 3 * 64 * 4);
+  const AttentionRecipe int8{.k = kv::CodecId::kFlashQ4, .v = kv::CodecId::kFlashQ2, .tail = kv::Tail::kInt8};
+  // A byte a value, an exponent a token, scale, greatest magnitude and count.
+  EXPECT_EQ(PlanKv(shape, 2, int8, 1, 1000).tail_bytes_per_seq, 3 * 2 * (64 * 64 + 64 + 12) * 2);
 }
 
 // Of three KV heads the share gives one 2 bits: the mean over heads counts.

@@ -159,7 +159,7 @@ TEST(NoAlloc, TheCounterSeesAnAllocation) {
 
 // The whole engine step on the embedded model: cache, forward pass and sampler.
 TEST(NoAlloc, DecodeStepOfAModel) {
-  for (const std::string recipe : {"exact", "kv16", "kv8", "qserve", "sage2-4b", "turbo tail=float",
+  for (const std::string recipe : {"exact", "kv16", "kv8", "qserve", "sage2-4b", "turbo", "turbo tail=float",
                                    "turbo-mixed", "sparq:r=16,k=32", "window:k=32", "h2o:k=32", "qaq"}) {
     auto backend = *MakeCpuBackend(2);
     const AttentionRecipe r = *ParseRecipe(recipe, DType::kF32);

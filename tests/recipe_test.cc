@@ -76,6 +76,8 @@ TEST(RecipeTest, PresetsAndOverrides) {
   EXPECT_EQ(Must("flashq2"), Must("k=flashq2 v=flashq2"));
   EXPECT_EQ(Must("kivi4"), Must("k=int4-channel v=int4-group"));
   EXPECT_EQ(Must("kivi2"), Must("k=int2-channel v=int2-group"));
+  EXPECT_EQ(Must("turbo").tail, kv::Tail::kInt8);
+  EXPECT_EQ(Must("turbo").k, kv::CodecId::kFlashQ4);
   EXPECT_EQ(Must("qserve v=int8-token"), Must("k=int4-token v=int8-token"));
   EXPECT_EQ(Must("k=int4-token"), Must("exact k=int4-token")) << "items alone start from exact";
   EXPECT_EQ(Must("k=int4-token").v, kv::CodecId::kF32);
@@ -265,7 +267,12 @@ const Refused kRefused[] = {
     {"select=h2o:k=4,local=5", Code::kUnsupported,
      "is less than local=5: local tokens are part of k; use k=5 or more"},
     {"smooth=k", Code::kUnsupported, "smooth needs an integer qk"},
-    {"tail=int8", Code::kUnsupported, "known but not in this build, which has float"},
+    {"tail=int8", Code::kUnsupported,
+     "tail=int8 needs k and v of the flashq family, not k=f32 v=f32: a page is sealed from the tail's codes; "
+     "use k=flashq4 v=flashq4 or tail=float"},
+    {"flashq2 v=f16 tail=int8", Code::kUnsupported, "not k=flashq2 v=f16"},
+    {"turbo k=qaq", Code::kUnsupported, "not k=qaq v=flashq4"},
+    {"tail=int9", Code::kInvalidArgument, "did you mean 'int8'?"},
     {"qk=bf16", Code::kUnsupported, "qk=bf16 cannot run in f32 arithmetic; use qk=f32 or --dtype bf16"},
     {"pv=bf16", Code::kUnsupported, "pv=bf16 cannot run in f32"},
     {"qk=f32", Code::kUnsupported, "qk=f32 cannot run in bf16 arithmetic; use qk=bf16", DType::kBF16},

@@ -288,26 +288,40 @@ TEST(RefFlashQ, T5_HeadPriority) {
 }
 
 TEST(RefFlashQ, T7_BufferClampsAndCounts) {
-  const double scale = FlashStage1(BlockK()).scale[0];
-  EXPECT_EQ(UniversalScale(BlockK()), scale);
-  EXPECT_EQ(UniversalScale(Matrix(3, 4)), 1e-6);
+  const auto scale = float(FlashStage1(BlockK()).scale[0]);
+  EXPECT_FLOAT_EQ(UniversalScale(.95f), scale);
+  EXPECT_EQ(UniversalScale(0), 1e-6f);
   FlashBuffer buffer(scale, 4);
-  const double first[] = {.5, -.3, .9, .1}, second[] = {1.3, -.2, -1.02, .4};
+  const float first[] = {.5f, -.3f, .9f, .1f}, second[] = {1.3f, -.2f, -1.02f, .4f};
   buffer.Append(first);
-  EXPECT_FALSE(buffer.WantsRescale());
   buffer.Append(second);
   EXPECT_EQ(RowOf(buffer.codes(), 0), (std::vector<int>{63, -38, 113, 13}));
   EXPECT_EQ(RowOf(buffer.codes(), 1), (std::vector<int>{119, -25, -119, 50}));
   EXPECT_EQ(buffer.clamped(), 2);
   const double decoded[] = {.95, -.1996, -.95, .3992};
-  for (int d = 0; d < 4; ++d) EXPECT_NEAR(buffer.codes()[1][d] * scale, decoded[d], 1e-4);
-  ASSERT_TRUE(buffer.WantsRescale());
-  buffer.DoubleScale();
-  EXPECT_EQ(buffer.scale(), 2 * scale);
-  EXPECT_EQ(RowOf(buffer.codes(), 0), (std::vector<int>{32, -19, 56, 6}));  // 31.5, 56.5, 6.5: ties to even
-  buffer.Flush();
-  EXPECT_EQ(buffer.codes().rows, 0);
-  EXPECT_FALSE(buffer.WantsRescale());
+  for (int d = 0; d < 4; ++d) EXPECT_NEAR(buffer.Decoded(1, d), decoded[d], 1e-4);
+  EXPECT_EQ(buffer.greatest(), 1.3f);
+}
+
+// Two of eight values clamped: from the third token on the step is twice as wide, and what is in stays.
+TEST(RefFlashQ, T7_BufferDoublesTheStepOfLaterTokens) {
+  FlashBuffer buffer(UniversalScale(.95f), 4);
+  const float first[] = {.5f, -.3f, .9f, .1f}, second[] = {1.3f, -.2f, -1.02f, .4f};
+  for (const float* row : {first, second, first, first}) buffer.Append(row);
+  EXPECT_EQ(buffer.exponents(), (std::vector<int>{0, 0, 1, 1}));
+  EXPECT_EQ(RowOf(buffer.codes(), 0), (std::vector<int>{63, -38, 113, 13}));
+  EXPECT_EQ(RowOf(buffer.codes(), 2), (std::vector<int>{31, -19, 56, 6}));
+  EXPECT_EQ(RowOf(buffer.SealedCodes(), 0),
+            (std::vector<int>{32, -19, 56, 6}));  // 31.5, 56.5, 6.5: ties to even
+  EXPECT_EQ(RowOf(buffer.SealedCodes(), 3), RowOf(buffer.codes(), 3));
+  EXPECT_EQ(buffer.SealedScale(), 2 * UniversalScale(.95f));
+  const float beyond[] = {2.6f, 0, 0, NAN};  // 163 at the doubled step
+  buffer.Append(beyond);
+  EXPECT_EQ(RowOf(buffer.codes(), 4), (std::vector<int>{119, 0, 0, FlashBuffer::kBroken}));
+  EXPECT_TRUE(std::isnan(buffer.Decoded(4, 3)));
+  buffer.Append(first);
+  EXPECT_EQ(buffer.exponents().back(), 2);
+  EXPECT_EQ(buffer.clamped(), 3);
 }
 
 TEST(RefFlashQ, T8_BitsPerValue) {

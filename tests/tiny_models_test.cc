@@ -188,8 +188,8 @@ TEST_P(TinyModel, ChunksAgreeForEveryArithmetic) {
   const Loaded loaded = Load(golden_), two = Load(golden_, json::object(), 2);
   ASSERT_TRUE(loaded.model && two.model);
   const Rows exact = Logits(loaded, Recipe(kv::CodecId::kF32), prompt_, prompt_.size());
-  for (const char* text :
-       {"sage1", "sage2-8b", "sage2-4b", "sage2pp-8b", "turbo tail=float", "turbo-mixed", "sas", "sas2"}) {
+  for (const char* text : {"sage1", "sage2-8b", "sage2-4b", "sage2pp-8b", "turbo", "turbo tail=float",
+                           "turbo-mixed", "sas", "sas2"}) {
     const AttentionRecipe recipe = *ParseRecipe(text, DType::kF32);
     const Rows whole = Logits(loaded, recipe, prompt_, prompt_.size());
     EXPECT_TRUE(SameBytes(whole, Logits(loaded, recipe, prompt_, 7))) << text << ", chunks of 7";
@@ -222,7 +222,7 @@ TEST_P(TinyModel, ThreadsAgree) {
 TEST_P(TinyModel, BatchEqualsAlone) {
   const Loaded loaded = Load(golden_, json::object(), 2);
   ASSERT_TRUE(loaded.model);
-  for (const char* text : {"qserve", "sage2-4b", "turbo tail=float", "turbo-mixed"}) {
+  for (const char* text : {"qserve", "sage2-4b", "turbo", "turbo tail=float", "turbo-mixed"}) {
     const AttentionRecipe recipe = *ParseRecipe(text, DType::kF32);
     const std::vector<size_t> lengths = {149, 5, 64};
     const auto cache = MakeCache(loaded, recipe, 3);

@@ -73,7 +73,8 @@ struct HeadMix {
 
 // What the cache shows to the ops of one layer. Addresses: page p of KV head h at k_pool + (p * kv_heads + h)
 // * k_page_bytes, under HeadMix at SealedPagesOf (cpu_kv_view.h); tail slot s at k_tail + (s * kv_heads + h)
-// * page_tokens * head_dim * SizeOf(raw), scratch alike.
+// * kv::TailBytes, scratch alike. Under tail=int8 a raw page is a kv::Int8Tail, and the tail slot of a
+// sequence keeps a completed page until the next begins.
 struct KvView {
   std::byte *k_pool = nullptr, *v_pool = nullptr;  // [pages, kv_heads, CodecInfo::pool_bytes]
   std::byte *k_tail = nullptr, *v_tail = nullptr;  // [slots, kv_heads, page_tokens, head_dim] raw

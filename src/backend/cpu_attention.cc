@@ -31,6 +31,8 @@ void CountDense(const AttendArgs& a, const KvSegment& s, int head, int begin, in
   const kv::CodecInfo& k = SealedPagesOf(kv, false, s.seq, head).codec;
   const kv::CodecInfo& v = SealedPagesOf(kv, true, s.seq, head).codec;
   const int tokens = kv.page.tokens, dim = kv.page.head_dim;
+  const int raw_row =
+      kv::TailRowBytes(TailOf(kv), k.raw, kv.page) + kv::TailRowBytes(TailOf(kv), v.raw, kv.page);
   for (int row = begin; row < end; ++row) {
     const int64_t position = s.position + row, own = position / tokens * tokens;
     const int64_t first = FirstSeen(position, a.window), seen = position - first + 1;
@@ -39,8 +41,7 @@ void CountDense(const AttendArgs& a, const KvSegment& s, int head, int begin, in
     ++counters.rows;
     counters.tokens_read += seen;
     counters.scalars_read += (2 * seen + 2) * dim;
-    counters.bytes_read +=
-        pages * (k.page_bytes(kv.page) + v.page_bytes(kv.page)) + raw * dim * (SizeOf(k.raw) + SizeOf(v.raw));
+    counters.bytes_read += pages * (k.page_bytes(kv.page) + v.page_bytes(kv.page)) + raw * raw_row;
   }
 }
 
@@ -59,8 +60,9 @@ void CpuBackend::CopyOpenRows(const KvView& kv) {
       const DType raw = kv::Get(is_v ? kv.v_codec : kv.k_codec).raw;
       const size_t bytes = RawBytes(kv, raw);
       const size_t row_bytes = bytes / size_t(kv.page.tokens);
+      const bool whole = TailOf(kv) == kv::Tail::kInt8;  // its exponents and scale lie behind the rows
       memcpy(RawPage(kv, is_v, s.raw_slot, head, bytes), RawPage(kv, is_v, s.copy_from, head, bytes),
-             size_t(s.position % kv.page.tokens) * row_bytes);
+             whole ? bytes : size_t(s.position % kv.page.tokens) * row_bytes);
     }
   });
 }
@@ -84,10 +86,14 @@ void CpuBackend::SealSegment(const KvView& kv, const KvSegment& s, int head, boo
   const SealedPages pages = SealedPagesOf(kv, is_v, s.seq, head);
   const kv::CodecInfo& codec = pages.codec;
   const std::byte* raw = RawPage(kv, is_v, s.raw_slot, head, RawBytes(kv, codec.raw));
-  if (!is_v && s.pages == 0 && NeedsKeyMean(kv)) WriteKeyMean(kv, s.seq, head, codec.raw, raw);
+  if (!is_v && s.pages == 0 && NeedsKeyMean(kv)) WriteKeyMean(kv, s.seq, head, raw);
   if (codec.requantizes) return;  // AttendInWaves seals those
-  kernels_.kv_seal(
-      {.raw = raw, .page = pages.At(s.seal_page), .scratch = scratch, .codec = codec.id, .shape = kv.page});
+  std::byte* page = pages.At(s.seal_page);
+  if (TailOf(kv) == kv::Tail::kInt8) {
+    kernels_.tail_seal({.tail = raw, .page = page, .codec = codec.id, .shape = kv.page});
+  } else {
+    kernels_.kv_seal({.raw = raw, .page = page, .scratch = scratch, .codec = codec.id, .shape = kv.page});
+  }
 }
 
 void CpuBackend::KvAppend(const KvAppendArgs& a) {
@@ -100,7 +106,8 @@ void CpuBackend::KvAppend(const KvAppendArgs& a) {
   const int64_t segments = int64_t(a.kv.segments.size());
   if (segments == 0) return;
   const int64_t per_item = std::max<int64_t>(1, a.k.dim[0] / segments) * a.k.dim[2];
-  ForBlocks(segments * kv_heads * 2, per_item, [&](int begin, int end, int) {
+  ForBlocks(segments * kv_heads * 2, per_item, [&](int begin, int end, int worker) {
+    if (TailOf(a.kv) == kv::Tail::kInt8) return AppendInt8(a, begin, end, scratch_[size_t(worker)].counters);
     for (int i = begin; i < end; ++i)
       AppendSegment(a, a.kv.segments[size_t(i / (2 * kv_heads))], i / 2 % kv_heads, i % 2 == 1);
   });
@@ -175,6 +182,7 @@ void CpuBackend::AttendSegment(const AttendArgs& a, const KvSegment& s, int head
                       .page = kv.page,
                       .k_codec = k.codec.id,
                       .v_codec = v.codec.id,
+                      .tail = TailOf(kv),
                       .scale = a.scale,
                       .arithmetic = kv.recipe != nullptr ? kv.recipe->arithmetic : Arithmetic{},
                       .k_mean = means.k,

@@ -72,6 +72,7 @@ class CpuBackend final : public Backend {
   void QuantizeRows(const float* x, int64_t x_stride, int rows, int k);
   void CopyOpenRows(const KvView&);
   void AppendSegment(const KvAppendArgs&, const KvSegment&, int head, bool is_v);
+  void AppendInt8(const KvAppendArgs&, int begin, int end, AttentionCounters& counters);  // cpu_tail.cc
   void Seal(const KvView&);
   void SealSegment(const KvView&, const KvSegment&, int head, bool is_v, float* scratch);
   void SumQueries(const AttendArgs&);

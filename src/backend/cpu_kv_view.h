@@ -5,12 +5,15 @@
 #include <string_view>
 
 #include "backend/backend.h"
+#include "quant/kv/int8_tail.h"
 #include "quant/kv/registry.h"
 
 namespace nibble {
 
+inline kv::Tail TailOf(const KvView& kv) { return kv.recipe != nullptr ? kv.recipe->tail : kv::Tail::kFloat; }
+
 inline size_t RawBytes(const KvView& kv, DType raw) {  // of one raw page of one KV head
-  return size_t(kv.page.tokens) * size_t(kv.page.head_dim) * size_t(SizeOf(raw));
+  return size_t(kv::TailBytes(TailOf(kv), raw, kv.page));
 }
 
 // The raw page of a slot (>= 0: tail slot, < 0: scratch ~slot) and KV head.
@@ -53,6 +56,16 @@ inline int64_t FirstSeen(int64_t position, int64_t window) {
 
 inline SelectKind SelectOf(const KvView& kv) {
   return kv.recipe != nullptr ? kv.recipe->select.kind : SelectKind::kAll;
+}
+
+// Calls f(first segment, one past the last) for the segments of the sequence that begins at `index`; nothing
+// when that segment continues one.
+template <class F>
+void VisitSequence(const KvView& kv, size_t index, F&& f) {
+  if (index > 0 && kv.segments[index - 1].seq == kv.segments[index].seq) return;
+  size_t end = index + 1;
+  while (end < kv.segments.size() && kv.segments[end].seq == kv.segments[index].seq) ++end;
+  f(index, end);
 }
 
 // The rows of a segment that attend to all they see come first.

@@ -11,19 +11,9 @@
 namespace nibble {
 namespace {
 
-// Calls f(first segment, one past the last) for the segments of the sequence that begins at `index`; nothing
-// when that segment continues one.
-template <class F>
-void VisitSequence(const KvView& kv, size_t index, F&& f) {
-  if (index > 0 && kv.segments[index - 1].seq == kv.segments[index].seq) return;
-  size_t end = index + 1;
-  while (end < kv.segments.size() && kv.segments[end].seq == kv.segments[index].seq) ++end;
-  f(index, end);
-}
-
-TokenBytes BytesOf(const kv::CodecInfo& codec, kv::PageShape page) {
+TokenBytes BytesOf(const kv::CodecInfo& codec, kv::Tail tail, kv::PageShape page) {
   const int64_t shared = codec.shared_bytes(page), all = codec.page_bytes(page);
-  return {(all - shared + page.tokens - 1) / page.tokens, shared, int64_t{page.head_dim} * SizeOf(codec.raw)};
+  return {(all - shared + page.tokens - 1) / page.tokens, shared, kv::TailRowBytes(tail, codec.raw, page)};
 }
 
 }  // namespace
@@ -82,7 +72,8 @@ void CpuBackend::SealRecords(const KvView& kv) {
                        .scratch = scratch,
                        .raw_type = k_raw,
                        .format = kv.recipe->select.sparq.copy,
-                       .shape = kv.page});
+                       .shape = kv.page,
+                       .tail = TailOf(kv)});
   };
   pool_.Run(int64_t(kv.segments.size()) * kv.kv_heads, [&](int64_t item, int worker) {
     VisitSequence(kv, size_t(item / kv.kv_heads), [&](size_t begin, size_t end) {
@@ -123,8 +114,9 @@ SelectRow CpuBackend::MakeSelectRow(const AttendArgs& a, const KvSegment& s, int
           .page = kv.page,
           .k_codec = k.codec.id,
           .v_codec = v.codec.id,
-          .k_bytes = BytesOf(k.codec, kv.page),
-          .v_bytes = BytesOf(v.codec, kv.page),
+          .tail = TailOf(kv),
+          .k_bytes = BytesOf(k.codec, TailOf(kv), kv.page),
+          .v_bytes = BytesOf(v.codec, TailOf(kv), kv.page),
           .scale = a.scale,
           .counters = &scratch.counters};
 }

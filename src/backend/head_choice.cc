@@ -14,7 +14,10 @@ const float* RawRows(const KvView& kv, const KvSegment& s, bool is_v, int head, 
   const DType type = kv::Get(is_v ? kv.v_codec : kv.k_codec).raw;
   NIBBLE_CHECK(type == DType::kF16, "a codec that mixes widths has a raw type of f16");
   const std::byte* raw = RawPage(kv, is_v, s.raw_slot, head, RawBytes(kv, type));
-  for (int i = 0; i < kv.page.tokens * kv.page.head_dim; ++i) rows[i] = HalfToFloat(kv::LoadU16(raw + 2 * i));
+  const int dim = kv.page.head_dim;
+  for (int i = 0; i < kv.page.tokens * dim; ++i)
+    rows[i] = TailOf(kv) == kv::Tail::kInt8 ? kv::Int8Tail::Value(kv.page, raw, i / dim, i % dim)
+                                            : HalfToFloat(kv::LoadU16(raw + 2 * i));
   return rows;
 }
 

@@ -3,6 +3,7 @@
 
 #include "backend/cpu_kv_view.h"
 #include "base/half.h"
+#include "quant/kv/registry.h"
 
 namespace nibble {
 namespace {
@@ -16,7 +17,10 @@ float* In(std::byte* record, SideLayout::Section section) {
   return reinterpret_cast<float*>(record + section.offset);
 }
 
-float RawElement(DType type, const std::byte* raw, int64_t index) {
+float KeyElement(const KvView& kv, const std::byte* raw, int token, int channel) {
+  const int64_t index = int64_t{token} * kv.page.head_dim + channel;
+  const DType type = kv::Get(kv.k_codec).raw;
+  if (TailOf(kv) == kv::Tail::kInt8) return kv::Int8Tail::Value(kv.page, raw, token, channel);
   if (type == DType::kF32) {
     float f;
     memcpy(&f, raw + 4 * index, 4);
@@ -37,12 +41,12 @@ bool NeedsQuerySums(const KvView& kv) {
   return SmoothOf(kv) == Smooth::kQK && (kv.plan == nullptr || kv.plan->q_mean.empty());
 }
 
-void WriteKeyMean(const KvView& kv, int32_t seq, int head, DType raw_type, const std::byte* raw) {
+void WriteKeyMean(const KvView& kv, int32_t seq, int head, const std::byte* raw) {
   float* mean = In(OpenRecord(kv, seq, head), kv.side.k_mean);
   const int dim = kv.page.head_dim;
   for (int d = 0; d < dim; ++d) {
     float sum = 0;
-    for (int t = 0; t < kv.page.tokens; ++t) sum += RawElement(raw_type, raw, int64_t{t} * dim + d);
+    for (int t = 0; t < kv.page.tokens; ++t) sum += KeyElement(kv, raw, t, d);
     mean[d] = sum / float(kv.page.tokens);
   }
 }

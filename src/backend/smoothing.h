@@ -12,7 +12,7 @@ bool NeedsKeyMean(const KvView&);
 bool NeedsQuerySums(const KvView&);
 
 // From the first page's raw rows [page_tokens, head_dim], into the sequence's record.
-void WriteKeyMean(const KvView&, int32_t seq, int head, DType raw_type, const std::byte* raw);
+void WriteKeyMean(const KvView&, int32_t seq, int head, const std::byte* raw);
 
 // Adds a segment's queries to the sum of its page: in the open page's record, or the page's own once it is
 // full.

@@ -21,8 +21,8 @@ int64_t RowBytes(kv::CodecId codec, const KvShape& shape, int two_bit) {
                       two_bit);
 }
 // A raw page of one KV head.
-int64_t RawBytes(kv::CodecId codec, int head_dim) {
-  return int64_t{kPageTokens} * head_dim * SizeOf(kv::Get(codec).raw);
+int64_t RawBytes(const AttentionRecipe& r, kv::CodecId codec, int head_dim) {
+  return kv::TailBytes(r.tail, kv::Get(codec).raw, {.head_dim = head_dim, .tokens = kPageTokens});
 }
 int64_t PagesFor(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
 
@@ -111,7 +111,7 @@ PagedKvCache::PagedKvCache(Backend& backend, const KvCacheOptions& o)
       side_(SideOf(o.shape, o.heads, o.recipe)),
       scratch_slots_(MaxScratchSlots(o.max_seqs, o.max_step_tokens)) {
   const auto side = [&o](kv::CodecId codec, int two_bit) {
-    return Side{two_bit, RowBytes(codec, o.shape, two_bit), RawBytes(codec, o.shape.head_dim)};
+    return Side{two_bit, RowBytes(codec, o.shape, two_bit), RawBytes(o.recipe, codec, o.shape.head_dim)};
   };
   k_ = side(o.recipe.k, TwoBitHeads(o.recipe, false, o.shape.kv_heads));
   v_ = side(o.recipe.v, TwoBitHeads(o.recipe, true, o.shape.kv_heads));
@@ -326,13 +326,16 @@ KvSizes PlanKv(const KvShape& shape, int heads, const AttentionRecipe& recipe, i
   // Of all KV heads of a layer together: `most`, `least`; of one: `raw`, `host`.
   const int64_t sides = shape.kv_heads * side;
   const int64_t most = k.most + v.most + sides, least = k.least + v.least + sides;
-  int64_t raw = RawBytes(recipe.k, shape.head_dim) + RawBytes(recipe.v, shape.head_dim) + layout.seq_bytes;
+  int64_t raw = RawBytes(recipe, recipe.k, shape.head_dim) + RawBytes(recipe, recipe.v, shape.head_dim) +
+                layout.seq_bytes;
   raw += ((k_two_bit > 0) + (v_two_bit > 0)) * int64_t{sizeof(kv::HeadPlace)};
   const bool k_qaq = kv::Get(recipe.k).requantizes, v_qaq = kv::Get(recipe.v).requantizes;
   if (k_qaq || v_qaq) raw += int64_t{sizeof(QaqState)};
   int64_t host = 0;  // of a page
-  if (k_qaq && recipe.k_qaq.source == kv::QaqSource::kHost) host += RawBytes(recipe.k, shape.head_dim);
-  if (v_qaq && recipe.v_qaq.source == kv::QaqSource::kHost) host += RawBytes(recipe.v, shape.head_dim);
+  if (k_qaq && recipe.k_qaq.source == kv::QaqSource::kHost)
+    host += RawBytes(recipe, recipe.k, shape.head_dim);
+  if (v_qaq && recipe.v_qaq.source == kv::QaqSource::kHost)
+    host += RawBytes(recipe, recipe.v, shape.head_dim);
   const int64_t all_heads = int64_t{shape.layers} * shape.kv_heads;
   const auto bits = [&](int64_t bytes) {
     return 8.0 * double(bytes) / (2.0 * kPageTokens * double(dim) * shape.kv_heads);

@@ -187,8 +187,8 @@ Result<RecipeReport> Comparison::Measure(const std::string& recipe) {
   }
   report.kv = (*engine)->kv_sizes();
   const AttentionRecipe exact = *ParseRecipe("exact", options.dtype);
-  AttentionRecipe rest = *parsed;  // the recipe but for its codecs and its selection
-  rest.k = exact.k, rest.v = exact.v, rest.select = exact.select;
+  AttentionRecipe rest = *parsed;  // the recipe but for its codecs, its tail and its selection
+  rest.k = exact.k, rest.v = exact.v, rest.tail = exact.tail, rest.select = exact.select;
   report.reads_all = parsed->select == exact.select;
   report.float_arithmetic = rest == exact;
   const auto measure = [&]() -> Status {

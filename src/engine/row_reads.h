@@ -16,6 +16,8 @@ struct RowReads {
   int64_t sas_rows = 0;        // rows of scores that SAS weighed, each layer and query head; 0: not used
   double sas_mass = 0;         // share of the weight that its threshold dropped, a row on average
   double sas_weights = 0;      // tokens dropped, a row on average
+  int64_t tail_values = 0;     // values written to INT8 open pages, prefill included; 0: not used
+  double tail_clamped = 0;     // share of them that was beyond the open page's scale
   double dense_fallbacks = 0;  // share of layers and KV heads that a selection gave up for dense attention
 };
 
@@ -28,6 +30,8 @@ inline RowReads PerRow(const AttentionCounters& c, const ModelConfig& config) {
   reads.scalars = each(c.scalars_read, reads.rows);
   reads.bytes = each(c.bytes_read, reads.rows);
   reads.dense_fallbacks = each(c.dense_fallbacks, c.rows);
+  reads.tail_values = c.tail_values;
+  reads.tail_clamped = each(c.tail_clamped, c.tail_values);
   reads.sas_rows = c.sas_rows;
   reads.sas_mass = each(c.sas_dropped_mass, c.sas_rows) / 4294967296.0;
   reads.sas_weights = each(c.sas_dropped, c.sas_rows);

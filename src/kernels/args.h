@@ -116,6 +116,24 @@ struct AttentionCounters {
   int64_t dense_fallbacks;   // rows that a selection sent to dense attention
 };
 
+// Adds rows to an open page of INT8 codes (quant/kv/int8_tail.h), in token order.
+struct TailAppendArgs {
+  const float* x;           // [rows, head_dim], row stride x_stride
+  std::byte* tail;          // kv::Int8Tail
+  const std::byte* before;  // the complete tail of the page before (may be `tail`), or null; for token 0
+  int64_t x_stride;
+  int rows, first_token;  // rows go to tokens first_token ..
+  kv::PageShape shape;
+  AttentionCounters* counters;  // of the calling thread
+};
+
+struct TailSealArgs {     // a full one becomes a codec page
+  const std::byte* tail;  // kv::Int8Tail
+  std::byte* page;
+  kv::CodecId codec;  // of the FlashQ family
+  kv::PageShape shape;
+};
+
 // Attention of the queries of one sequence that lie in one page, for one KV head. Query row i stands at
 // position `position + i` and sees the sealed pages (through the codec) and raw tokens 0 .. (position + i) %
 // page_tokens. Tiles (pages in list order, then the raw page) are visited in order with an online softmax, so
@@ -126,8 +144,8 @@ struct AttentionArgs {
   const std::byte* const* k_pages;  // [pages] of this KV head
   const std::byte* const* v_pages;  // [pages]
   const int32_t* page_list;         // [list_len] indices into k_pages in ascending order, or null for all
-  const std::byte* k_raw;           // [page_tokens, head_dim] of the K codec's raw type
-  const std::byte* v_raw;           // [page_tokens, head_dim] of the V codec's raw type
+  const std::byte* k_raw;           // [page_tokens, head_dim] of the K codec's raw type, or as `tail` says
+  const std::byte* v_raw;           // [page_tokens, head_dim] of the V codec's raw type, or as `tail` says
   float* scratch;                   // AttentionScratchFloats(...) floats, 64-byte aligned
   int64_t q_stride, out_stride;
   int64_t position;
@@ -135,6 +153,7 @@ struct AttentionArgs {
   int rows, group, pages, list_len;
   kv::PageShape page;
   kv::CodecId k_codec, v_codec;
+  kv::Tail tail;
   float scale;
   Arithmetic arithmetic;
   const float* k_mean;          // [head_dim] taken off K of sealed pages, q . k_mean added back; null: none
@@ -165,13 +184,14 @@ struct SelectRow {
   const std::byte* const* k_pages;  // [position / page.tokens] of this KV head
   const std::byte* const* v_pages;  // the same
   const std::byte* const* records;  // the same: side records, or null
-  const std::byte* k_raw;           // [page_tokens, head_dim] of the K codec's raw type
-  const std::byte* v_raw;           // [page_tokens, head_dim] of the V codec's raw type
+  const std::byte* k_raw;           // [page_tokens, head_dim] of the K codec's raw type, or as `tail` says
+  const std::byte* v_raw;           // [page_tokens, head_dim] of the V codec's raw type, or as `tail` says
   float* scratch;                   // SelectScratchFloats(...) floats, 64-byte aligned
   int64_t first, position;
   int group;
   kv::PageShape page;
   kv::CodecId k_codec, v_codec;
+  kv::Tail tail;
   TokenBytes k_bytes, v_bytes;
   float scale;
   AttentionCounters* counters;  // of the calling thread
@@ -205,12 +225,13 @@ constexpr int64_t SelectScratchFloats(int64_t tokens, int group, kv::PageShape p
 }
 
 struct KeyCopyArgs {     // the d-major copy of a page's keys, which ranks tokens
-  const std::byte* raw;  // [page_tokens, head_dim] of raw_type
+  const std::byte* raw;  // [page_tokens, head_dim] of raw_type, or as `tail` says
   std::byte* copy;       // [head_dim, page_tokens] in `format`, then f16 scales [head_dim, page_tokens / 32]
   float* scratch;        // [page_tokens, head_dim]
   DType raw_type;
   KeyCopy format;
   kv::PageShape shape;
+  kv::Tail tail;
 };
 
 struct ValueSumArgs {     // sum = before + the rows of a sealed page, in token order

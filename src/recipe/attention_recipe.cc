@@ -73,10 +73,6 @@ std::string Suggest(std::string_view text, Names names) {
   return best.empty() ? "" : fmt::format("; did you mean '{}'?", best);
 }
 
-bool Contains(Names names, std::string_view name) {
-  return std::find(names.begin(), names.end(), name) != names.end();
-}
-
 bool IsSpace(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
 
 std::vector<std::string_view> SplitItems(std::string_view text) {
@@ -155,9 +151,6 @@ Status SetValue(const Key& key, std::string_view text, AttentionRecipe* r) {
   const std::vector<std::string_view> names = NamesOf(key.values);
   const auto found = std::find(names.begin(), names.end(), head);
   if (found == names.end()) {
-    if (Contains(key.absent, head))
-      return Error(Code::kUnsupported, "recipe: {}={} is known but not in this build, which has {}", key.name,
-                   Quote(text), Join(names));
     return Error(Code::kInvalidArgument, "recipe: {}={} is unknown{}; {} may be {}", key.name, Quote(text),
                  Suggest(head, names), key.name, Join(names));
   }

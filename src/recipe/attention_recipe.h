@@ -16,14 +16,11 @@
 
 namespace nibble {
 
-// The open page of a sequence. kFloat: in the codec's raw type.
-enum class Tail : uint8_t { kFloat };
-
 struct AttentionRecipe {
   kv::CodecId k = kv::CodecId::kF32, v = kv::CodecId::kF32;
   kv::QaqParams k_qaq = kv::kQaqKeys, v_qaq = kv::kQaqValues;  // of k=qaq and v=qaq
   float k_two_bit = 0.5f, v_two_bit = 0.5f;  // of flashq-mixed: share of a layer's KV heads with 2 bits
-  Tail tail = Tail::kFloat;
+  kv::Tail tail = kv::Tail::kFloat;          // the open page of a sequence
   Arithmetic arithmetic{};
   Selection select{};
   bool operator==(const AttentionRecipe&) const = default;

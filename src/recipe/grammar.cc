@@ -68,7 +68,7 @@ constexpr Param kMixedK[] = {NIBBLE_PARAM("2bit", kReal, 0, 1, k_two_bit)};
 constexpr Param kMixedV[] = {NIBBLE_PARAM("2bit", kReal, 0, 1, v_two_bit)};
 
 // Index = enumerator.
-constexpr Value kTails[] = {{"float"}};
+constexpr Value kTails[] = {{"float"}, {"int8"}};
 constexpr Value kQk[] = {{"f32"}, {"bf16"}, {"int8-block"}, {"int8-thread"}, {"int4-thread"}};
 constexpr Value kSmooth[] = {{"none"}, {"k"}, {"qk"}};
 constexpr Value kSoftmax[] = {{"exact"}, {"sas", kSas}, {"sas2", kSas2}};
@@ -93,9 +93,6 @@ constexpr size_t CodecIndex(kv::CodecId id) {
   return 0;
 }
 
-// Known from the design, not in this build.
-constexpr std::string_view kAbsentTails[] = {"int8"};
-
 #define NIBBLE_KEY(name, values, member)                                                      \
   Key {                                                                                       \
     name, values, [](const AttentionRecipe& x) { return size_t(x.member); },                  \
@@ -106,8 +103,7 @@ constexpr Key kKeys[] = {
      [](AttentionRecipe* x, size_t i) { x->k = kv::kRegistry[i].id; }},
     {"v", kValueCodecs, [](const AttentionRecipe& x) { return CodecIndex(x.v); },
      [](AttentionRecipe* x, size_t i) { x->v = kv::kRegistry[i].id; }},
-    {"tail", kTails, [](const AttentionRecipe& x) { return size_t(x.tail); },
-     [](AttentionRecipe* x, size_t i) { x->tail = Tail(i); }, kAbsentTails},
+    NIBBLE_KEY("tail", kTails, tail),
     NIBBLE_KEY("qk", kQk, arithmetic.qk),
     NIBBLE_KEY("smooth", kSmooth, arithmetic.smooth),
     NIBBLE_KEY("softmax", kSoftmax, arithmetic.softmax),
@@ -136,8 +132,8 @@ constexpr Preset kPresets[] = {
     {"gear-l4", "k=gear-l4-channel v=gear-l4-group"},
     {"gear-l2", "k=gear-l2-channel v=gear-l2-group"},
     {"qaq", "k=qaq v=qaq"},
-    {"turbo", "k=flashq4 v=flashq4 qk=int8-block softmax=sas pv=int8", "softmax"},
-    {"turbo-mixed", "k=flashq-mixed v=flashq-mixed qk=int8-block softmax=sas pv=int8", "softmax"},
+    {"turbo", "k=flashq4 v=flashq4 tail=int8 qk=int8-block softmax=sas pv=int8", "softmax"},
+    {"turbo-mixed", "k=flashq-mixed v=flashq-mixed tail=int8 qk=int8-block softmax=sas pv=int8", "softmax"},
     {"sas", "softmax=sas", "softmax"},
     {"sas2", "softmax=sas2", "softmax"},
     {"sage1", "qk=int8-block smooth=k pv=f16"},
@@ -151,6 +147,13 @@ constexpr Preset kPresets[] = {
 
 Status Refuse(std::string_view what, std::string_view why, std::string_view instead) {
   return Error(Code::kUnsupported, "recipe: {}: {}; {}", what, why, instead);
+}
+
+Status CheckTail(const AttentionRecipe& r) {
+  const kv::CodecInfo &k = kv::Get(r.k), &v = kv::Get(r.v);
+  if (r.tail == kv::Tail::kFloat || (k.seal_int8 != nullptr && v.seal_int8 != nullptr)) return {};
+  return Refuse(fmt::format("tail=int8 needs k and v of the flashq family, not k={} v={}", k.name, v.name),
+                "a page is sealed from the tail's codes", "use k=flashq4 v=flashq4 or tail=float");
 }
 
 Status CheckQaq(const AttentionRecipe& r) {
@@ -221,6 +224,7 @@ Status CheckCombination(const AttentionRecipe& r, DType dtype) {
     return Refuse("smooth needs an integer qk", "in floats it changes nothing but rounding",
                   "use qk=int8-thread or smooth=none");
   NIBBLE_RETURN_IF_ERROR(CheckSelection(r));
+  NIBBLE_RETURN_IF_ERROR(CheckTail(r));
   NIBBLE_RETURN_IF_ERROR(CheckQaq(r));
   return {};
 }

@@ -30,7 +30,6 @@ struct Key {
   std::span<const Value> values;  // index = what get returns
   size_t (*get)(const AttentionRecipe&);
   void (*set)(AttentionRecipe*, size_t);
-  Names absent = {};  // names of the design that this build lacks
 };
 
 struct Preset {

@@ -124,6 +124,7 @@ void AddReads(const RowReads& reads, Json* json) {
     (*json)["sas_dropped_mass"] = reads.sas_mass;
     (*json)["sas_dropped_weights"] = reads.sas_weights;
   }
+  if (reads.tail_values > 0) (*json)["tail_clamped"] = reads.tail_clamped;
   if (reads.rows == 0) return;
   (*json)["decode_rows"] = reads.rows;
   (*json)["bytes_read_per_row"] = reads.bytes;

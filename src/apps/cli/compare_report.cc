@@ -63,6 +63,7 @@ Json RecipeToJson(const RecipeReport& r, const RecipeReport& exact) {
     json["layers"] = {{"accumulated", ErrorsToJson(r.accumulated)}, {"isolated", ErrorsToJson(r.isolated)}};
   json["bytes_per_step"] = r.reads.rows > 0 ? Json(r.reads.bytes) : Json(nullptr);
   json["scalars_per_step"] = r.reads.rows > 0 ? Json(r.reads.scalars) : Json(nullptr);
+  if (r.reads.tail_values > 0) json["tail_clamped"] = r.reads.tail_clamped;
   json["step_seconds"] = r.step_seconds;
   return json;
 }

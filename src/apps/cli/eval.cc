@@ -88,6 +88,8 @@ std::string ToTable(const Options& o, const EvaluateReport& report, const Engine
   if (reads.sas_rows > 0)
     row("dropped by SAS",
         fmt::format("{:.4f}% of the weight, {:.1f} tokens a row", 100 * reads.sas_mass, reads.sas_weights));
+  if (reads.tail_values > 0)
+    row("clamped in open pages", fmt::format("{:.4f}% of the values", 100 * reads.tail_clamped));
   row("time", fmt::format("{:.2f} s", report.seconds));
   if (report.reference) {
     const ReferenceReport& r = *report.reference;

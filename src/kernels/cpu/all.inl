@@ -13,6 +13,7 @@ namespace nibble::cpu::NIBBLE_ISA {
 #include "kernels/cpu/qaq.h"
 #include "kernels/cpu/kv_tiles.h"
 #include "kernels/cpu/kv.h"
+#include "kernels/cpu/tail.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/sas.h"
 #include "kernels/cpu/attention_qk.h"
@@ -54,6 +55,8 @@ const CpuKernels kKernels{
     .glu = &Glu,
     .kv_write = &KvWrite,
     .kv_seal = &KvSeal,
+    .tail_append = &TailAppend,
+    .tail_seal = &TailSeal,
     .attention = &Attention,
     .key_copy = &MakeKeyCopy,
     .value_sum = &ValueSum,

@@ -249,8 +249,8 @@ static void Attention(const AttentionArgs& a) {
     AttendTile(w, k, v, start);
   }
   const int raw_tokens = int(a.position - own) + a.rows;
-  const float* k = RawTile(RawTypeOf(a.k_codec), a.k_raw, raw_tokens, head_dim, k_scratch);
-  const float* v = RawTile(RawTypeOf(a.v_codec), a.v_raw, raw_tokens, head_dim, v_scratch);
+  const float* k = OpenRows(a.tail, RawTypeOf(a.k_codec), a.page, a.k_raw, 0, raw_tokens, k_scratch);
+  const float* v = OpenRows(a.tail, RawTypeOf(a.v_codec), a.page, a.v_raw, 0, raw_tokens, v_scratch);
   AttendTile(w, k, v, own);
   AttentionOutput(w);
   if (is_sas && a.counters != nullptr) {

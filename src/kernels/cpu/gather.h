@@ -70,9 +70,9 @@ static void LoadRows(const SelectRow& r, bool is_v, const int32_t* tokens, int n
   Visit(kv::Codecs{}, codec, [&]<class C>() {
     for (int i = 0; i < n; ++i) {
       const int page = tokens[i] / page_tokens, t = tokens[i] % page_tokens;
-      const std::byte* raw = (is_v ? r.v_raw : r.k_raw) + int64_t{t} * dim * SizeOf(C::kRaw);
-      rows[i] = page == own ? RawTile(C::kRaw, raw, 1, dim, tile + i * dim)
-                            : TokenRow<C>(r.page, (is_v ? r.v_pages : r.k_pages)[page], t, tile + i * dim);
+      float* row = tile + i * dim;
+      rows[i] = page == own ? OpenRows(r.tail, C::kRaw, r.page, is_v ? r.v_raw : r.k_raw, t, 1, row)
+                            : TokenRow<C>(r.page, (is_v ? r.v_pages : r.k_pages)[page], t, row);
     }
   });
   for (int i = n; i < 16; ++i) rows[i] = rows[0];

@@ -40,7 +40,7 @@ static void QuantizeKeys(const float* x, std::byte* codes, std::byte* scale) {
 
 static void MakeKeyCopy(const KeyCopyArgs& a) {
   const kv::PageShape s = a.shape;
-  const float* rows = RawTile(a.raw_type, a.raw, s.tokens, s.head_dim, a.scratch);
+  const float* rows = OpenRows(a.tail, a.raw_type, s, a.raw, 0, s.tokens, a.scratch);
   const Vec16 low = Vec16::Set1(-kHalfMax), high = Vec16::Set1(kHalfMax);
   for (int d = 0; d < s.head_dim; ++d)
     for (int t = 0; t < s.tokens; t += 32) {

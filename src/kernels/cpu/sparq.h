@@ -74,7 +74,7 @@ static void SumValues(const SparqWork& s, int begin, int page, float* to) {
   if (page < own) return;
   const int skip = begin > own * tokens ? begin - own * tokens : 0;
   const int n = int(r.position) - own * tokens + 1;
-  const float* v = RawTile(RawTypeOf(r.v_codec), r.v_raw, n, dim, s.w.tile);
+  const float* v = OpenRows(r.tail, RawTypeOf(r.v_codec), r.page, r.v_raw, 0, n, s.w.tile);
   for (int t = skip; t < n; ++t)
     for (int d = 0; d < dim; ++d) to[d] += v[t * dim + d];
 }

@@ -101,7 +101,7 @@ static void RankRaw(const SparqWork& s, int r) {
   const SelectRow& row = s.a.row;
   const int dim = row.page.head_dim, own = int(row.position) / row.page.tokens * row.page.tokens;
   const int n = int(row.position) - own + 1;
-  const float* k = RawTile(RawTypeOf(row.k_codec), row.k_raw, n, dim, s.w.tile);
+  const float* k = OpenRows(row.tail, RawTypeOf(row.k_codec), row.page, row.k_raw, 0, n, s.w.tile);
   for (int g = 0; g < row.group; ++g)
     for (int t = 0; t < n; ++t) {
       float sum = 0;

@@ -17,6 +17,8 @@ struct CpuKernels {
   void (*glu)(const GluArgs&);
   void (*kv_write)(const KvWriteArgs&);
   void (*kv_seal)(const KvSealArgs&);
+  void (*tail_append)(const TailAppendArgs&);
+  void (*tail_seal)(const TailSealArgs&);
   void (*attention)(const AttentionArgs&);
   void (*key_copy)(const KeyCopyArgs&);
   void (*value_sum)(const ValueSumArgs&);

@@ -23,6 +23,11 @@ float RawElement(DType type, const std::byte* raw, int64_t index) {
   return type == DType::kF16 ? HalfToFloat(u) : Bf16ToFloat(u);
 }
 
+float OpenElement(const AttentionArgs& a, DType type, const std::byte* raw, int64_t index) {
+  if (a.tail == kv::Tail::kFloat) return RawElement(type, raw, index);
+  return kv::Int8Tail::Value(a.page, raw, int(index / a.page.head_dim), int(index % a.page.head_dim));
+}
+
 std::vector<float> DecodePage(const kv::CodecInfo& codec, kv::PageShape s, const std::byte* page) {
   std::vector<float> rows(size_t(s.tokens) * size_t(s.head_dim));
   for (int t = 0; t < s.tokens; ++t) codec.decode_row(s, page, t, &rows[size_t(t * s.head_dim)]);
@@ -158,8 +163,8 @@ std::vector<Tile> MakeTiles(const AttentionArgs& a) {
   Tile raw{.start = a.position - a.position % a.page.tokens};
   raw.tokens = int(a.position - raw.start) + a.rows;
   for (int64_t i = 0; i < int64_t{raw.tokens} * dim; ++i) {
-    raw.k.push_back(RawElement(k_codec.raw, a.k_raw, i));
-    raw.v.push_back(RawElement(v_codec.raw, a.v_raw, i));
+    raw.k.push_back(OpenElement(a, k_codec.raw, a.k_raw, i));
+    raw.v.push_back(OpenElement(a, v_codec.raw, a.v_raw, i));
   }
   tiles.push_back(std::move(raw));
   return tiles;

@@ -106,33 +106,48 @@ int64_t FoldedPv(const int* p, const Stage2Block& block, int channel) {
   return c.grid_zero ? c.step * (code_sum + c.base * p_sum) : c.base * p_sum + c.step * code_sum;
 }
 
-FlashBuffer::FlashBuffer(double scale, int dim, Rounding rounding)
+FlashBuffer::FlashBuffer(float scale, int dim, Rounding rounding)
     : scale_(scale), rounding_(rounding), codes_(0, dim) {}
 
-void FlashBuffer::Append(const double* row) {
+float FlashBuffer::Step(int exponent) const { return std::ldexp(scale_, exponent); }
+
+void FlashBuffer::Append(const float* row) {
+  int exponent = exponents_.empty() ? 0 : exponents_.back();
+  if (double(clamped_since_) > kRescaleRate * double(codes_.data.size())) {
+    ++exponent;
+    clamped_since_ = 0;
+  }
   for (int d = 0; d < codes_.dim; ++d) {
-    const double code = Round(row[d] / scale_, rounding_);
-    if (std::abs(code) > kFlashRange) ++clamped_;
+    if (!std::isfinite(row[d])) {
+      codes_.data.push_back(kBroken);
+      continue;
+    }
+    greatest_ = std::max(greatest_, std::abs(row[d]));
+    const double code = Round(double(row[d] / Step(exponent)), rounding_);
+    if (std::abs(code) > kFlashRange) ++clamped_, ++clamped_since_;
     codes_.data.push_back(int(std::clamp(code, double(-kFlashRange), double(kFlashRange))));
   }
+  exponents_.push_back(exponent);
   ++codes_.rows;
 }
 
-void FlashBuffer::DoubleScale() {
-  scale_ *= 2;
-  for (int& code : codes_.data) code = RoundRatio(code, 2, rounding_);
+double FlashBuffer::Decoded(int token, int channel) const {
+  const int code = codes_[token][channel];
+  return code == kBroken ? NAN : double(float(code) * Step(exponents_[size_t(token)]));
 }
 
-bool FlashBuffer::WantsRescale() const {
-  return double(clamped_) > kRescaleRate * double(codes_.data.size());
+Codes FlashBuffer::SealedCodes() const {
+  Codes sealed(codes_.rows, codes_.dim);
+  for (int n = 0; n < codes_.rows; ++n)
+    for (int d = 0; d < codes_.dim; ++d)
+      sealed[n][d] =
+          int(Round(std::ldexp(double(codes_[n][d]), exponents_[size_t(n)] - exponents_.back()), rounding_));
+  return sealed;
 }
 
-void FlashBuffer::Flush() {
-  codes_ = Codes(0, codes_.dim);
-  clamped_ = 0;
+float UniversalScale(float greatest, float headroom) {
+  return std::max(greatest / float(kFlashRange) * headroom, 1e-6f);
 }
-
-double UniversalScale(View last_block) { return std::max(AbsMax(last_block) / kFlashRange, 1e-6); }
 
 double HeadPriority(View head) {
   std::vector<double> gaps;

@@ -56,29 +56,40 @@ Codes ExpandStage2(const Stage2Block& block);  // back to INT8
 // expanded sum for every form that does not saturate.
 int64_t FoldedPv(const int* p, const Stage2Block& block, int channel);
 
-// The INT8 buffer of a head's newest tokens: one universal scale frozen when the buffer starts, codes beyond
-// 119 clamped and counted; doubling the scale is exact in the scale and rounds the codes once.
+// The INT8 buffer of a head's newest tokens. Its scale is frozen when it begins; codes beyond 119 are clamped
+// and counted. Once more than kRescaleRate of the values it holds were clamped since the step was last
+// doubled, later tokens take twice the step; tokens that are in it stay as they are. Which code a value gets
+// is a decision in f32, as every kernel makes it.
 class FlashBuffer {
  public:
-  static constexpr double kRescaleRate = .005;  // of clamped values; feature F-T6
+  static constexpr double kRescaleRate = .005;  // feature F-T6
+  static constexpr int kBroken = -128;          // the code of a value that is not finite
 
-  FlashBuffer(double scale, int dim, Rounding rounding = Rounding::kEven);
-  void Append(const double* row);
-  void DoubleScale();
-  bool WantsRescale() const;  // more than kRescaleRate of the values since the last flush were clamped
-  void Flush();               // empties it and clears the counters; the scale stays
-  double scale() const { return scale_; }
+  FlashBuffer(float scale, int dim, Rounding rounding = Rounding::kEven);
+  void Append(const float* row);
+  double Decoded(int token, int channel) const;  // NaN for kBroken
+  // What stage 2 takes: all codes at the greatest step, and that step. REQUIRES none broken.
+  Codes SealedCodes() const;
+  float SealedScale() const { return Step(exponents_.back()); }
+
   const Codes& codes() const { return codes_; }
+  const std::vector<int>& exponents() const { return exponents_; }  // by token: the step is scale * 2^e
   int64_t clamped() const { return clamped_; }
+  float greatest() const { return greatest_; }  // finite |x|, clamped or not
 
  private:
-  double scale_;
+  float Step(int exponent) const;
+
+  float scale_;
   Rounding rounding_;
   Codes codes_;
-  int64_t clamped_ = 0;
+  std::vector<int> exponents_;
+  int64_t clamped_ = 0, clamped_since_ = 0;  // since the step was last doubled
+  float greatest_ = 0;
 };
-// The universal scale: that of the head's last block, full or not, at least 1e-6.
-double UniversalScale(View last_block);
+// The universal scale over a greatest magnitude: that of the head's last buffer, or of what there is. At
+// least 1e-6.
+float UniversalScale(float greatest, float headroom = 1);
 
 // gap(head) * population std over channels of gap(channel). K and V apart.
 double HeadPriority(View head);

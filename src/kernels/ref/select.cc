@@ -22,10 +22,15 @@ float RawElement(DType type, const std::byte* p) {
   return f;
 }
 
-std::vector<double> RawRow(DType type, const std::byte* raw, int t, int dim) {
+std::vector<double> RawRow(const SelectRow& r, bool is_v, int t) {
+  const DType type = kv::Get(is_v ? r.v_codec : r.k_codec).raw;
+  const std::byte* raw = is_v ? r.v_raw : r.k_raw;
+  const int dim = r.page.head_dim;
   std::vector<double> row;
   for (int d = 0; d < dim; ++d)
-    row.push_back(double(RawElement(type, raw + (int64_t{t} * dim + d) * SizeOf(type))));
+    row.push_back(double(r.tail == kv::Tail::kInt8
+                             ? kv::Int8Tail::Value(r.page, raw, t, d)
+                             : RawElement(type, raw + (int64_t{t} * dim + d) * SizeOf(type))));
   return row;
 }
 
@@ -33,7 +38,7 @@ std::vector<double> RowAt(const SelectRow& r, bool is_v, int64_t position) {
   const kv::CodecInfo& codec = kv::Get(is_v ? r.v_codec : r.k_codec);
   const int64_t page = position / r.page.tokens;
   const int t = int(position % r.page.tokens), dim = r.page.head_dim;
-  if (page == r.position / r.page.tokens) return RawRow(codec.raw, is_v ? r.v_raw : r.k_raw, t, dim);
+  if (page == r.position / r.page.tokens) return RawRow(r, is_v, t);
   std::vector<double> row;
   for (int d = 0; d < dim; d += 8) {
     float out8[8];
@@ -136,8 +141,7 @@ int SparqRow::AdaptiveR() {
 double SparqRow::RankingKey(int64_t position, int d) const {
   const int64_t page = position / r_.page.tokens;
   const int t = int(position % r_.page.tokens);
-  if (page == r_.position / r_.page.tokens)
-    return RawRow(kv::Get(r_.k_codec).raw, r_.k_raw, t, r_.page.head_dim)[size_t(d)];
+  if (page == r_.position / r_.page.tokens) return RawRow(r_, false, t)[size_t(d)];
   return KeyCopyElement(a_.sparq.copy, r_.page, r_.records[page] + a_.k_copy, t, d);
 }
 

@@ -48,6 +48,9 @@ enum class CodecId : uint8_t {
   kFlashQMixed
 };
 
+// How the open page keeps its rows: kFloat in the codec's raw type, kInt8 as int8_tail.h says.
+enum class Tail : uint8_t { kFloat, kInt8 };
+
 inline constexpr int kPageTokens = 64;
 inline constexpr int kMaxHeadDim = 1024;
 

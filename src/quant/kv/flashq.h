@@ -170,12 +170,27 @@ struct FlashQPage {
     // A scale below 2^-126 has no finite inverse; such a block is all zero to any reader.
     const float inverse = scale > 1.2e-38f ? 1.0f / scale : 0.0f;
     const bool broken = !(scale >= 0.0f);
+    EncodeCodes(s, scale, RowCodes{rows, s.head_dim, inverse, broken}, page);
+  }
+
+  struct RowCodes {
+    const float* rows;
+    int head_dim;
+    float inverse;
+    bool broken;
+    NIBBLE_HD int operator()(int t, int d) const {
+      return broken ? 0 : Stage1(rows[t * head_dim + d], inverse);
+    }
+  };
+
+  // Stage 2 of stage-1 codes code(token, channel), -119 .. 119, of a block with this scale.
+  template <class Code>
+  NIBBLE_HD static void EncodeCodes(PageShape s, float scale, const Code& code, std::byte* page) {
     memset(page, 0, size_t(StepOffset(s)));
     for (int d = 0; d < s.head_dim; ++d) {
       FlashCodes x;
       x.n = s.tokens;
-      for (int t = 0; t < s.tokens; ++t)
-        x.q[t] = broken ? int8_t{0} : int8_t(Stage1(rows[t * s.head_dim + d], inverse));
+      for (int t = 0; t < s.tokens; ++t) x.q[t] = int8_t(code(t, d));
       if constexpr (kOutlier) {
         const FlashCodes all = x;
         const int token = TakeOutlier(x);

@@ -23,6 +23,10 @@ template <class C>
 void Functions<C>::DecodeRow(PageShape s, const std::byte* page, int token, float* out) {
   kv::DecodeRow<C>(s, page, token, out);
 }
+template <class C>
+void Functions<C>::SealInt8(PageShape s, const std::byte* tail, std::byte* page) {
+  if constexpr (HasInt8Codes<C>) Int8Tail::Seal<C>(s, tail, page);
+}
 
 // Needs every codec's functions, which is what makes the compiler write them here.
 extern const std::array<CodecInfo, Codecs::kSize> kCompiledRegistry;

@@ -5,6 +5,8 @@
 #include <string_view>
 
 #include "quant/kv/all.h"
+#include "quant/kv/int8_codes.h"
+#include "quant/kv/int8_tail.h"
 
 namespace nibble::kv {
 
@@ -16,6 +18,7 @@ struct Functions {
   static void EncodePage(PageShape s, const float* rows, std::byte* page);
   static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out);
   static void DecodeRow(PageShape s, const std::byte* page, int token, float* out);
+  static void SealInt8(PageShape s, const std::byte* tail, std::byte* page);
 };
 
 struct CodecInfo {
@@ -32,6 +35,7 @@ struct CodecInfo {
   void (*decode_row)(PageShape, const std::byte* page, int token, float* out);  // [head_dim]
   bool requantizes;  // rewrites pages while decoding; they are private to one sequence
   CodecId two_bit;   // of the pages of heads that get 2 bits (head_mix.h); `id`: all heads are alike
+  void (*seal_int8)(PageShape, const std::byte* tail, std::byte* page);  // Int8Tail::Seal; null: cannot
 };
 
 template <class C>
@@ -65,7 +69,8 @@ constexpr std::array<CodecInfo, sizeof...(C)> MakeRegistry(TypeList<C...>) {
   return {CodecInfo{C::kId, C::kName, C::kRaw, [](PageShape s) { return C::PageBytes(s); },
                     [](PageShape s) { return PoolBytes<C>(s); }, &Functions<C>::SharedBytes,
                     &Functions<C>::EncodePage, &Functions<C>::Decode8, &Functions<C>::DecodeRow,
-                    Requantizes<C>(), TwoBitCodec<C>()}...};
+                    Requantizes<C>(), TwoBitCodec<C>(),
+                    HasInt8Codes<C> ? &Functions<C>::SealInt8 : nullptr}...};
 }
 inline constexpr auto kRegistry = MakeRegistry(Codecs{});
 

@@ -4,6 +4,7 @@
 #include "kernels/cpu/table.h"
 #include "quant/kv/all.h"
 #include "quant/kv/int8_codes.h"
+#include "quant/kv/int8_tail.h"
 #define NIBBLE_ISA avx2
 // F16C is older than AVX2 in every family of processors, and clang 14 cannot ask for it.
 #define NIBBLE_RUNS_HERE (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))

@@ -13,6 +13,7 @@
 #include "kernels/cpu/table.h"
 #include "quant/kv/all.h"
 #include "quant/kv/int8_codes.h"
+#include "quant/kv/int8_tail.h"
 #define NIBBLE_ISA avx512
 #define NIBBLE_RUNS_HERE                                                       \
   (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&  \

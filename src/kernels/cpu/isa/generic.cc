@@ -2,6 +2,7 @@
 #include "kernels/cpu/table.h"
 #include "quant/kv/all.h"
 #include "quant/kv/int8_codes.h"
+#include "quant/kv/int8_tail.h"
 #define NIBBLE_ISA generic
 #define NIBBLE_RUNS_HERE true
 namespace nibble::cpu::NIBBLE_ISA {
