@@ -120,6 +120,37 @@ TEST_F(CompareCommand, ThreadsChangeNoFigure) {
   EXPECT_NE(other["recipes"][1]["repetition"], reports[0]["recipes"][1]["repetition"]);
 }
 
+// Where outliers are few a plan still changes the grids; what has no grid has no plan.
+TEST_F(CompareCommand, PlansAreMeasuredBesideTheirRecipes) {
+  const std::string treasure = NIBBLE_SOURCE_DIR "/texts/Stevenson_Treasure_1883.txt";
+  const json report = Run("qserve,kv16", {"--tasks", "ppl", "--calibrate", treasure});
+  EXPECT_EQ(report["calibration"], treasure);
+  const json qserve = Find(report, "qserve");
+  ASSERT_TRUE(qserve.contains("planned"));
+  EXPECT_GT(qserve["planned"]["kld_mean"], 0);
+  EXPECT_LT(qserve["planned"]["kld_mean"], 0.9 * qserve["kld_mean"].get<double>());
+  EXPECT_FALSE(Find(report, "kv16").contains("planned"));
+  EXPECT_FALSE(Find(report, "exact").contains("planned"));
+  const json plain = Run("qserve", {"--tasks", "ppl"});
+  EXPECT_FALSE(plain.contains("calibration"));
+  EXPECT_EQ(Find(plain, "qserve")["kld_mean"], qserve["kld_mean"]);
+}
+
+// qaq chooses bits as it runs: bits and bytes are those in use and not the most there may be.
+TEST_F(CompareCommand, SizesOfQaqAreThoseInUse) {
+  const std::string narrow = "k=qaq:max=2 v=qaq:max=2", wide = "k=qaq:min=8,max=8 v=qaq:min=8,max=8";
+  const std::string free = "k=qaq:sigma=1000 v=qaq:sigma=1000";  // any error will do
+  const json report = Run(narrow + "," + wide + "," + free, {"--tasks", "passkey"});
+  const auto size = [&](const std::string& recipe, const char* key) {
+    return Find(report, recipe)[key].get<double>();
+  };
+  EXPECT_LT(size(narrow, "kv_bits_per_value"), 4);
+  EXPECT_GT(size(wide, "kv_bits_per_value"), 8);
+  EXPECT_LT(size(free, "kv_bits_per_value"), size(narrow, "kv_bits_per_value"));
+  EXPECT_LT(size(narrow, "bytes_per_step"), 0.6 * size(wide, "bytes_per_step"));
+  EXPECT_LT(size(free, "bytes_per_step"), size(narrow, "bytes_per_step"));
+}
+
 TEST_F(CompareCommand, TasksAreLeftOut) {
   const json report = Run("kivi4", {"--tasks", "repetition"});
   const json r = Find(report, "kivi4");
@@ -159,6 +190,7 @@ TEST_F(CompareCommand, UsageErrorsComeBeforeAnyWork) {
   ExpectError(with({"--all", "--recipe", "kv8"}), 2, "--recipes");
   ExpectError(with({"--all", "--tasks", "poetry"}), 2, "poetry");
   ExpectError(with({"--all", "--context", "12"}), 2, "--context");
+  ExpectError(with({"--all", "--plan", "p.json", "--calibrate", "t.txt"}), 2, "one of the two");
 }
 
 TEST_F(CompareCommand, TextsAndContextsThatDoNotFit) {
@@ -172,6 +204,8 @@ TEST_F(CompareCommand, TextsAndContextsThatDoNotFit) {
   ExpectError(with(Text(9000), {"--window", "512"}), 1, "fewer than the context of 3500");
   ExpectError(with(Text(), {"--context", "4000"}), 1, "context of 4096");
   ExpectError(with(Text(), {"--window", "5000"}), 1, "window of 5000");
+  ExpectError(with(Text(), {"--calibrate", WriteFile(dir_ / "short.txt", "Ahoy!")}), 1,
+              "short.txt: calibration");
   ExpectError(with(Text(), {"-o", dir_ / "none/page.html"}), 1, "none/page.html");
 }
 

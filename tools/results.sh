@@ -1,45 +1,94 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# tools/results.sh [NAME...]: regenerates docs/results: a page for each model, plain and with injected outliers, and the tables
-# of its README.md. Without names all of: novelist-10m novelist-10m-outliers novelist-29m novelist-29m-outliers. novelist-29m is
-# looked for in $NIBBLE_TEST_MODELS. $WINDOWS is the number of perplexity windows (16), $PYTHON a Python with numpy (python3).
+# tools/results.sh [PAGE...]: regenerates docs/results: the pages named (all), then the tables of its README.md. Pages of a MODEL:
+#   MODEL                 every recipe
+#   MODEL-outliers        injected outlier channels: recipes that suffer from them, without and with a plan
+#   MODEL-w4a8-rtn        weights in 4 bits, rounded to nearest
+#   MODEL-w4a8            the same with all passes of QoQ
+#   MODEL-outliers-w4a8   both
+# Models are novelist-10m and novelist-29m, the latter from $NIBBLE_TEST_MODELS. $WINDOWS: perplexity windows a page (8); $SEED: of
+# the outliers (1); $THREADS: all processors. Plans and QoQ see Treasure Island, figures are of The Hound.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 root=$PWD
 nibble=$root/out/release/nibble
-python=${PYTHON:-python3}
-text=Doyle_Hound_1902.txt
-seed=1 # of the outliers
 work=$root/out/results
+text=Doyle_Hound_1902.txt
+calibration=Stevenson_Treasure_1883.txt
+treated=kv8,qserve,flashq4,kivi4,turboquant4,sas,sage1,sage2-8b,sage2-4b,turbo
+suffixes=("" -outliers -w4a8-rtn -w4a8 -outliers-w4a8)
 
-if ! "$python" -c 'import numpy' 2>/dev/null; then
+python_with_numpy() {
+  local python
+  for python in "${PYTHON:-python3}" /usr/bin/python3; do # Debian's numpy is for Debian's python3
+    if "$python" -c 'import numpy' 2>/dev/null; then echo "$python"; return; fi
+  done
+  return 1
+}
+
+# Makes out/results/FOLDER, and what it is made from, once a run.
+declare -A made=()
+folder() {
+  local name=$1 base
+  if [ -n "${made[$name]:-}" ]; then return; fi
+  made[$name]=yes
+  case $name in
+    *-w4a8*) base=${name%-w4a8*} ;;
+    *-outliers) base=${name%-outliers} ;;
+    *) return ;; # a model that is there
+  esac
+  folder "$base"
+  rm -rf "${work:?}/$name"
+  case $name in
+    *-w4a8-rtn) "$nibble" quantize -m "$base" -o "$name" --weights w4a8-g128 --method rtn --quiet >/dev/null ;;
+    *-w4a8) "$nibble" quantize -m "$base" -o "$name" --weights w4a8-g128 --calibration "$calibration" -t "${THREADS:-0}" --quiet >/dev/null ;;
+    *) "$python" "$root/tools/inject_outliers.py" "$base" "$name" "${SEED:-1}" ;;
+  esac
+}
+
+page() {
+  local name=$1 options
+  folder "$name"
+  case $name in
+    *-w4a8*) options=(--reference "${name%-w4a8*}" --recipes kv8,qserve --tasks ppl) ;;
+    *-outliers) options=(--recipes "$treated" --tasks ppl --calibrate "$calibration") ;;
+    novelist-10m) options=(--all) ;;
+    *) options=(--all --trials 1) ;;
+  esac
+  "$nibble" compare -m "$name" --text "$text" --max-windows "${WINDOWS:-8}" -t "${THREADS:-0}" "${options[@]}" -o "$name.html"
+  cp "$name.html" "$root/docs/results/"
+}
+
+if ! python=$(python_with_numpy); then
   tools/setup.sh tools/packages-results.txt
+  python=$(python_with_numpy) || { echo "results: numpy is not to be found; name a Python that has it in PYTHON" >&2; exit 1; }
 fi
 tools/build.sh release nibble
 mkdir -p "$work" docs/results
+cd "$work" # so that pages name models and texts and no folder of this machine
+for file in "$text" "$calibration"; do ln -sfn "$root/texts/$file" "$file"; done
+for models in "$root/models" "${NIBBLE_TEST_MODELS:-}"; do
+  for model in novelist-10m novelist-29m; do
+    if [ -e "$models/$model/config.json" ]; then ln -sfn "$models/$model" "$model"; fi
+  done
+done
 
-# The program runs in $work, so that pages name models and texts and no folder of this machine.
-ln -sfn "$root/texts/$text" "$work/$text"
-ln -sfn "$root/models/novelist-10m" "$work/novelist-10m"
-if [ -n "${NIBBLE_TEST_MODELS:-}" ] && [ -d "$NIBBLE_TEST_MODELS/novelist-29m" ]; then
-  ln -sfn "$NIBBLE_TEST_MODELS/novelist-29m" "$work/novelist-29m"
+pages=("$@")
+if [ ${#pages[@]} -eq 0 ]; then
+  for model in novelist-10m novelist-29m; do pages+=("${suffixes[@]/#/$model}"); done
 fi
-
-models=("$@")
-if [ ${#models[@]} -eq 0 ]; then models=(novelist-10m novelist-10m-outliers novelist-29m novelist-29m-outliers); fi
-for model in "${models[@]}"; do
-  plain=${model%-outliers}
-  if [ ! -e "$work/$plain/config.json" ]; then
-    echo "results: $model is left as it is: no $plain here (NIBBLE_TEST_MODELS=${NIBBLE_TEST_MODELS:-})" >&2
+for name in "${pages[@]}"; do
+  model=$(grep -o '^novelist-[0-9]*m' <<<"$name" || true)
+  if [ -z "$model" ] || [[ " ${suffixes[*]/#/$model} " != *" $name "* ]]; then
+    echo "results: no page '$name': a model (novelist-10m, novelist-29m) and one of:${suffixes[*]/#/ MODEL}" >&2
+    exit 2
+  fi
+  if [ ! -e "$model/config.json" ]; then
+    echo "results: $name is left as it is: no $model here (NIBBLE_TEST_MODELS=${NIBBLE_TEST_MODELS:-})" >&2
     continue
   fi
-  if [ "$model" != "$plain" ]; then
-    rm -rf "${work:?}/$model"
-    "$python" tools/inject_outliers.py "$work/$plain" "$work/$model" "$seed"
-  fi
-  echo "results: $model"
-  (cd "$work" && "$nibble" compare -m "$model" --text "$text" --all --max-windows "${WINDOWS:-16}" -o "$model.html")
-  cp "$work/$model.html" docs/results/
+  echo "results: $name"
+  page "$name"
 done
-"$python" tools/results_tables.py docs/results
+"$python" "$root/tools/results_tables.py" "$root/docs/results"

@@ -10,6 +10,7 @@
 #include "backend/head_choice.h"
 #include "backend/smoothing.h"
 #include "base/check.h"
+#include "quant/kv/qaq.h"
 #include "quant/kv/registry.h"
 
 namespace nibble {
@@ -24,9 +25,23 @@ void CheckSegments(const KvView& kv, int64_t rows, int kv_heads, int head_dim) {
   }
 }
 
-// What the rows [begin, end) of a segment read when each is a decode step by itself.
-void CountDense(const AttendArgs& a, const KvSegment& s, int head, int begin, int end,
-                AttentionCounters& counters) {
+// Of the pages [first, last). QAQ's differ in their widths, and planes above a width are not read.
+int64_t BytesRead(const kv::CodecInfo& codec, kv::PageShape shape, const std::byte* const* pages,
+                  int64_t first, int64_t last) {
+  if (!codec.requantizes) return std::max<int64_t>(0, last - first) * codec.page_bytes(shape);
+  int64_t bytes = 0;
+  for (int64_t p = first; p < last; ++p) {
+    const kv::QaqHeader h = kv::LoadQaqHeader(pages[p]);
+    bytes += kv::QaqRecordBytes(shape) + int64_t{h.width} * kv::QaqPlaneBytes(shape) +
+             int64_t{kv::QaqCells(h.outliers)} * kv::kQaqCellBytes;
+  }
+  return bytes;
+}
+
+// What the rows [begin, end) of a segment read when each is a decode step by itself; the pages are those of
+// one KV head.
+void CountDense(const AttendArgs& a, const KvSegment& s, int head, const std::byte* const* k_pages,
+                const std::byte* const* v_pages, int begin, int end, AttentionCounters& counters) {
   const KvView& kv = a.kv;
   const kv::CodecInfo& k = SealedPagesOf(kv, false, s.seq, head).codec;
   const kv::CodecInfo& v = SealedPagesOf(kv, true, s.seq, head).codec;
@@ -36,12 +51,12 @@ void CountDense(const AttendArgs& a, const KvSegment& s, int head, int begin, in
   for (int row = begin; row < end; ++row) {
     const int64_t position = s.position + row, own = position / tokens * tokens;
     const int64_t first = FirstSeen(position, a.window), seen = position - first + 1;
-    const int64_t pages = std::max<int64_t>(0, own / tokens - first / tokens);
     const int64_t raw = position - std::max(own, first) + 1;
     ++counters.rows;
     counters.tokens_read += seen;
     counters.scalars_read += (2 * seen + 2) * dim;
-    counters.bytes_read += pages * (k.page_bytes(kv.page) + v.page_bytes(kv.page)) + raw * raw_row;
+    counters.bytes_read += BytesRead(k, kv.page, k_pages, first / tokens, own / tokens) +
+                           BytesRead(v, kv.page, v_pages, first / tokens, own / tokens) + raw * raw_row;
   }
 }
 
@@ -160,7 +175,8 @@ void CpuBackend::AttendSegment(const AttendArgs& a, const KvSegment& s, int head
     k_pages[p] = k.At(page), v_pages[p] = v.At(page);
   }
   const Means means = MeansOf(kv, s, head, first, group, scratch.q_mean);
-  if (first == 0) CountDense(a, s, head, std::max(row_begin, s.dense_rows), row_end, scratch.counters);
+  if (first == 0)
+    CountDense(a, s, head, k_pages, v_pages, std::max(row_begin, s.dense_rows), row_end, scratch.counters);
   const int64_t row = s.row + row_begin;
   const int query_head = head * (a.heads / kv.kv_heads) + first;
   kernels_.attention({.q = a.q.as<const float>() + row * a.q.stride[0] + query_head * a.q.stride[1],

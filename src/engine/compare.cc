@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <chrono>
 
+#include "engine/calibrate.h"
+#include "engine/plan_search.h"
+
 namespace nibble {
 namespace {
 
@@ -21,9 +24,9 @@ struct Inputs {
   std::vector<int32_t> attention_tokens;
 
   // Rows that one recipe feeds, for progress.
-  int64_t Rows() const {
+  int64_t Rows(bool planned) const {
     int64_t rows = int64_t(decode_prompt.size()) + 2 * int64_t(attention_tokens.size());
-    for (const auto& w : windows) rows += int64_t(w.size());
+    for (const auto& w : windows) rows += int64_t(w.size()) * (planned ? 2 : 1);
     for (const auto* trials : {&passkey, &repetition})
       for (const Trial& t : *trials) rows += int64_t(t.tokens.size());
     return rows;
@@ -40,9 +43,12 @@ class Comparison {
   Status LoadReference();
   Status Prepare(std::string_view text);
   Status PrepareRetrieval(std::span<const int32_t> ids);
+  Status CheckCalibration() const;
   Status CaptureAttention();
   Result<RecipeReport> Measure(const std::string& recipe);
   Status MeasureQuality(Engine& engine, RecipeReport* report);
+  Result<EvaluateReport> Score(Engine& engine);
+  Status MeasurePlanned(const EngineOptions& options, RecipeReport* report);
   Status MeasureDecoding(Engine& engine, RecipeReport* report);
 
   // Progress and cancellation, from inside every pass.
@@ -97,6 +103,17 @@ Status Comparison::PrepareRetrieval(std::span<const int32_t> ids) {
   return {};
 }
 
+// Before any work, for a calibration comes late.
+Status Comparison::CheckCalibration() const {
+  if (o_.calibration.empty()) return {};
+  NIBBLE_ASSIGN(const auto ids, exact_->tokenizer().Encode(o_.calibration, SpecialTokens::kOmit));
+  const int window = CalibrateOptions{}.window;
+  if (int64_t(ids.size()) + 1 >= window && exact_->config().max_position >= window) return {};
+  return Error(Code::kUnsupported,
+               "{}: calibration takes a window of {} tokens; the text has {}, the model's context {}",
+               o_.calibration_name, window, ids.size(), exact_->config().max_position);
+}
+
 Status Comparison::Prepare(std::string_view text) {
   const ModelConfig& config = exact_->config();
   EvaluateOptions evaluate;
@@ -118,6 +135,7 @@ Status Comparison::Prepare(std::string_view text) {
     return Error(Code::kInvalidArgument,
                  "the text has {} tokens, fewer than the context of {}; try --context {}", ids.size(),
                  report_.context, ids.size());
+  NIBBLE_RETURN_IF_ERROR(CheckCalibration());
   report_.contexts = RetrievalContexts(report_.context);
   NIBBLE_RETURN_IF_ERROR(PrepareRetrieval(ids));
 
@@ -141,8 +159,7 @@ Status Comparison::CaptureAttention() {
   return {};
 }
 
-Status Comparison::MeasureQuality(Engine& engine, RecipeReport* report) {
-  const auto fed = [this](int64_t rows) { return Fed(rows); };
+Result<EvaluateReport> Comparison::Score(Engine& engine) {
   EvaluateOptions evaluate;
   evaluate.threads = o_.engine.threads;
   evaluate.cancel = o_.cancel;
@@ -150,10 +167,28 @@ Status Comparison::MeasureQuality(Engine& engine, RecipeReport* report) {
   evaluate.on_progress = [&](int64_t done, int64_t) {
     (void)Fed(done - std::exchange(before, done));  // Evaluate asks `cancel` itself
   };
-  NIBBLE_ASSIGN(report->quality, EvaluateWindows(engine, &*logits_, inputs_.windows, evaluate));
-  if (report->quality->cancelled) return Error(Code::kCancelled, "the comparison was cancelled");
+  NIBBLE_ASSIGN(EvaluateReport report, EvaluateWindows(engine, &*logits_, inputs_.windows, evaluate));
+  if (report.cancelled) return Error(Code::kCancelled, "the comparison was cancelled");
+  return report;
+}
+
+Status Comparison::MeasureQuality(Engine& engine, RecipeReport* report) {
+  const auto fed = [this](int64_t rows) { return Fed(rows); };
+  NIBBLE_ASSIGN(report->quality, Score(engine));
   NIBBLE_ASSIGN(report->accumulated, attention_->Compare(engine, View::kAccumulated, fed));
   NIBBLE_ASSIGN(report->isolated, attention_->Compare(engine, View::kIsolated, fed));
+  return {};
+}
+
+Status Comparison::MeasurePlanned(const EngineOptions& options, RecipeReport* report) {
+  NIBBLE_ASSIGN(CalibrateReport found, Calibrate({.model = options.model,
+                                                  .recipe = options.recipe,
+                                                  .dtype = options.dtype,
+                                                  .threads = options.threads,
+                                                  .cancel = o_.cancel},
+                                                 o_.calibration));
+  NIBBLE_ASSIGN(const std::unique_ptr<Engine> engine, Engine::Load(options, std::move(found.plan)));
+  NIBBLE_ASSIGN(report->planned, Score(*engine));
   return {};
 }
 
@@ -185,17 +220,20 @@ Result<RecipeReport> Comparison::Measure(const std::string& recipe) {
     report.refused = engine.status().message();
     return report;
   }
-  report.kv = (*engine)->kv_sizes();
   const AttentionRecipe exact = *ParseRecipe("exact", options.dtype);
   AttentionRecipe rest = *parsed;  // the recipe but for its codecs, its tail and its selection
   rest.k = exact.k, rest.v = exact.v, rest.tail = exact.tail, rest.select = exact.select;
   report.reads_all = parsed->select == exact.select;
   report.float_arithmetic = rest == exact;
   const auto measure = [&]() -> Status {
+    NIBBLE_RETURN_IF_ERROR(MeasureDecoding(**engine, &report));
+    report.kv = (*engine)->kv_sizes();  // bits that a codec chooses as it runs: of this context
     if (o_.perplexity) NIBBLE_RETURN_IF_ERROR(MeasureQuality(**engine, &report));
     NIBBLE_ASSIGN(report.passkey, RunTrials(**engine, inputs_.passkey, fed));
     NIBBLE_ASSIGN(report.repetition, RunTrials(**engine, inputs_.repetition, fed));
-    return MeasureDecoding(**engine, &report);
+    engine->reset();  // one at a time in memory
+    if (!o_.perplexity || o_.calibration.empty() || !PlanSearch::Check(*parsed).ok()) return {};
+    return MeasurePlanned(options, &report);
   };
   const Status status = measure();
   if (status.code() == Code::kCancelled) return status;
@@ -208,7 +246,7 @@ Result<CompareReport> Comparison::Run(std::string_view text) {
   const auto start = Clock::now();
   NIBBLE_RETURN_IF_ERROR(LoadReference());
   NIBBLE_RETURN_IF_ERROR(Prepare(text));
-  const int64_t rows = inputs_.Rows();
+  const int64_t rows = inputs_.Rows(!o_.calibration.empty());
   total_rows_ = rows * int64_t(recipes_.size());
   Begin("", 0);
   Status status = CaptureAttention();

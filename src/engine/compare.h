@@ -27,6 +27,9 @@ struct CompareOptions {
       0;           // of a decode step and of the longest retrieval trial; 0: kDefaultContext or what fits
   int trials = 3;  // texts a task and context length
   uint64_t seed = 1;
+  // Of a text to calibrate on. Not empty: recipes that leave something to choose (engine/calibrate.h) are
+  // measured a second time with a plan made from it, each with its own.
+  std::string calibration_name = {}, calibration = {};
   size_t keep_bytes = size_t{2} << 30;  // for the reference's logits, and as much for its attention
   int decode_steps = 24;                // timed
   // Once before a recipe with its name ("" for the reference), then with the rows fed so far.
@@ -41,7 +44,7 @@ struct RecipeReport {
   std::string canonical;  // "" when it did not parse
   std::string refused;    // why it cannot run with this model; nothing below is set then
   KvSizes kv{};
-  std::optional<EvaluateReport> quality{};
+  std::optional<EvaluateReport> quality{}, planned{};   // as it is; with its plan
   std::vector<RetrievalScore> passkey{}, repetition{};  // by context, ascending
   std::vector<LayerError> accumulated{}, isolated{};    // [layers]
   RowReads reads;                                       // of one decode step

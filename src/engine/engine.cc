@@ -23,8 +23,9 @@ int LogitRows(int vocab, int max_seqs, int step_rows) {
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(EngineOptions options, AttentionRecipe recipe, std::unique_ptr<Backend> backend)
-      : options_(std::move(options)), recipe_(recipe), backend_(std::move(backend)) {}
+  EngineImpl(EngineOptions options, AttentionRecipe recipe, std::optional<Plan> plan,
+             std::unique_ptr<Backend> backend)
+      : options_(std::move(options)), recipe_(recipe), plan_(std::move(plan)), backend_(std::move(backend)) {}
 
   Status Init();
   Status CheckShapes(const ModelConfig& config) const;
@@ -65,7 +66,7 @@ class EngineImpl final : public Engine {
 Status EngineImpl::Init() {
   // The config is read first for the vocabulary, which bounds the logit buffer.
   NIBBLE_ASSIGN(const ModelConfig config, ReadModelConfig(options_.model));
-  if (!options_.plan.empty()) {
+  if (!plan_ && !options_.plan.empty()) {
     NIBBLE_ASSIGN(const std::unique_ptr<io::Weights> weights, io::Weights::Open(options_.model));
     NIBBLE_ASSIGN(const std::string fingerprint, io::Fingerprint(*weights));
     NIBBLE_ASSIGN(plan_, ReadPlan(options_.plan, config, fingerprint));
@@ -167,10 +168,10 @@ std::vector<std::string> EngineImpl::Explain() const {
 
 }  // namespace
 
-Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
+Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options, std::optional<Plan> plan) {
   NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(options.recipe, options.dtype));
   NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeCpuBackend(options.threads));
-  auto engine = std::make_unique<EngineImpl>(options, recipe, std::move(backend));
+  auto engine = std::make_unique<EngineImpl>(options, recipe, std::move(plan), std::move(backend));
   NIBBLE_RETURN_IF_ERROR(engine->Init());
   return std::unique_ptr<Engine>(std::move(engine));
 }

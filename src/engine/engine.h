@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@
 #include "engine/row_reads.h"
 #include "engine/sampler.h"
 #include "model/model.h"
+#include "recipe/plan.h"
 #include "text/tokenizer.h"
 
 namespace nibble {
@@ -55,7 +57,8 @@ struct Completion {
 
 class Engine {
  public:
-  static Result<std::unique_ptr<Engine>> Load(const EngineOptions&);
+  // `plan`: one that is in memory, in place of the file that the options name.
+  static Result<std::unique_ptr<Engine>> Load(const EngineOptions&, std::optional<Plan> plan = {});
   virtual ~Engine() = default;
 
   // Runs all requests as one ragged batch; each gets the bytes it would get alone. `cancel`, when set, ends

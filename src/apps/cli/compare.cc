@@ -17,7 +17,7 @@ constexpr int kMaxWindow = 1 << 24;
 
 struct Options {
   CommonOptions common;
-  std::string model, reference, text, page;
+  std::string model, reference, text, calibration, page;
   std::vector<std::string> lists, tasks, recipes;
   bool all = false, json = false;
   CompareOptions compare;
@@ -63,17 +63,21 @@ CompareOptions ToCompareOptions(const Options& o) {
   options.perplexity = wants("ppl");
   options.passkey = wants("passkey");
   options.repetition = wants("repetition");
+  options.calibration_name = o.calibration;
   return options;
 }
 
 Result<int> Run(const Options& o) {
   NIBBLE_ASSIGN(const std::string text, ReadText(o.text));
+  CompareOptions options = ToCompareOptions(o);
+  if (!o.calibration.empty()) {
+    NIBBLE_ASSIGN(options.calibration, ReadText(o.calibration));
+  }
   std::optional<PageFile> page;
   if (!o.page.empty()) NIBBLE_RETURN_IF_ERROR(page.emplace(o.page).Open());
 
   const SignalGuard guard;
   Progress progress("compare", o.common.quiet);
-  CompareOptions options = ToCompareOptions(o);
   options.on_progress = [&](std::string_view, int64_t done, int64_t total) { progress.Update(done, total); };
   options.cancel = guard.flag();
   const auto report = Compare(o.recipes, text, options);
@@ -83,9 +87,10 @@ Result<int> Run(const Options& o) {
     return Error(Code::kInvalidArgument, "{}: {}", o.text, report.status().message());
   if (!report.ok()) return report.status();
 
-  const CompareSource source{o.model,          o.reference.empty() ? o.model : o.reference,
-                             o.text,           o.common.dtype,
-                             o.compare.window, o.compare.trials};
+  const CompareSource source{o.model,         o.reference.empty() ? o.model : o.reference,
+                             o.text,          o.common.dtype,
+                             o.calibration,   o.compare.window,
+                             o.compare.trials};
   const Json json = CompareToJson(source, *report);
   if (page) NIBBLE_RETURN_IF_ERROR(page->Write(CompareToPage(json)));
   if (o.json)
@@ -101,6 +106,9 @@ void Check(Options* o, const CLI::App& parser) {
     throw CLI::ValidationError("--recipe", "compare takes a list: --recipes");
   if (o->all == !o->lists.empty())
     throw CLI::ValidationError("--recipes", "give a list of recipes, or --all (one of the two)");
+  if (!o->calibration.empty() && !o->common.plan.empty())
+    throw CLI::ValidationError("--calibrate",
+                               "a plan for each recipe, and --plan one for all: give one of the two");
   std::vector<std::string> recipes = o->all ? AllRecipes() : std::vector<std::string>{};
   for (const std::string& list : o->lists) {
     auto split = SplitRecipes(list, ToDType(o->common.dtype));
@@ -149,6 +157,10 @@ Command AddCompare(CLI::App& app) {
   parser->add_flag("--all", o->all, "Every preset, and combinations that make sense");
   parser->add_option("--reference", o->reference, "Folder that the exact reference runs [the same as -m]")
       ->type_name("DIR");
+  parser
+      ->add_option("--calibrate", o->calibration,
+                   "Measure each recipe a second time, with a plan from this text [none]")
+      ->type_name("FILE");
   parser->add_option("-o,--out", o->page, "Write a page for a browser, one file that needs nothing else")
       ->type_name("FILE");
   parser->add_flag("--json", o->json, "Print one JSON object");

@@ -8,19 +8,19 @@
 namespace nibble::cli {
 namespace {
 
-// Beside the presets: caches that treat K and V differently, and pairs of methods that save in different
-// places (cache bits, arithmetic, tokens read). Those that a build lacks are listed as refused.
+// Beside the presets: bits moved from K to V and back, and pairs of methods that save in different places
+// (bits of the cache, arithmetic, tokens read).
 constexpr std::string_view kCombinations[] = {"k=int8-token v=int4-token",
-                                              "k=int4-channel v=int4-token",
-                                              "k=flashq4 v=int4-token",
                                               "k=int4-channel v=int2-group",
-                                              "kv8+sparq",
-                                              "qserve+sparq",
+                                              "k=int2-channel v=int4-group",
+                                              "sage2-8b+kv8",  // arithmetic on a quantized cache
+                                              "sage2-8b+kivi4",
+                                              "sage2-4b+kivi4",
+                                              "sage2-8b+qaq",
+                                              "kivi4+sas2",
+                                              "select=sparq:copy=int8",  // a part of the tokens
                                               "kivi4+sparq",
                                               "flashq4+sparq",
-                                              "sage2-8b+kv8",
-                                              "sage2-8b+qserve",
-                                              "sage2-4b+qserve",
                                               "sage2-8b+sparq",
                                               "turbo+sparq"};
 

@@ -57,6 +57,12 @@ Json RecipeToJson(const RecipeReport& r, const RecipeReport& exact) {
     json["same_top"] = reference.same_top;
     json["delta_p_rms"] = reference.delta_p_rms;
   }
+  if (r.planned) {
+    json["planned"] = {{"kld_mean", r.planned->reference->kld.mean},
+                       {"kld_p99", r.planned->reference->kld.p99},
+                       {"same_top", r.planned->reference->same_top},
+                       {"perplexity", r.planned->perplexity}};
+  }
   if (!r.passkey.empty()) json["passkey"] = ScoresToJson(r.passkey, exact.passkey);
   if (!r.repetition.empty()) json["repetition"] = ScoresToJson(r.repetition, exact.repetition);
   if (!r.accumulated.empty())
@@ -78,26 +84,32 @@ std::string Scores(const std::vector<RetrievalScore>& scores) {
   return text.empty() ? "-" : text;
 }
 
+constexpr int kPlanColumn = 5;
+
 double Worst(const std::vector<LayerError>& errors) {
   double worst = 0;
   for (const LayerError& e : errors) worst = std::max(worst, e.relative_l1);
   return worst;
 }
 
-std::vector<std::string> Row(const RecipeReport& r, bool recommended) {
+// A row of the table; the column of plans is there when `plans`.
+std::vector<std::string> Row(const RecipeReport& r, bool recommended, bool plans) {
   const ReferenceReport* q = r.quality && r.quality->reference ? &*r.quality->reference : nullptr;
-  return {recommended ? ">" : "",
-          r.recipe,
-          fmt::format("{:.2f}", r.kv.bits_per_value),
-          r.reads.rows > 0 ? HumanBytes(uint64_t(r.reads.bytes)) : "-",
-          q != nullptr ? fmt::format("{:.6f}", q->kld.mean) : "-",
-          q != nullptr ? fmt::format("{:.5f}", q->kld.p99) : "-",
-          q != nullptr ? Percent(q->same_top) : "-",
-          r.quality ? fmt::format("{:.3f}", r.quality->perplexity) : "-",
-          Scores(r.passkey),
-          Scores(r.repetition),
-          r.isolated.empty() ? "-" : fmt::format("{:.4f}", Worst(r.isolated)),
-          fmt::format("{:.2f} ms", 1000 * r.step_seconds)};
+  std::vector<std::string> row{recommended ? ">" : "",
+                               r.recipe,
+                               fmt::format("{:.2f}", r.kv.bits_per_value),
+                               r.reads.rows > 0 ? HumanBytes(uint64_t(r.reads.bytes)) : "-",
+                               q != nullptr ? fmt::format("{:.6f}", q->kld.mean) : "-",
+                               r.planned ? fmt::format("{:.6f}", r.planned->reference->kld.mean) : "-",
+                               q != nullptr ? fmt::format("{:.5f}", q->kld.p99) : "-",
+                               q != nullptr ? Percent(q->same_top) : "-",
+                               r.quality ? fmt::format("{:.3f}", r.quality->perplexity) : "-",
+                               Scores(r.passkey),
+                               Scores(r.repetition),
+                               r.isolated.empty() ? "-" : fmt::format("{:.4f}", Worst(r.isolated)),
+                               fmt::format("{:.2f} ms", 1000 * r.step_seconds)};
+  if (!plans) row.erase(row.begin() + kPlanColumn);
+  return row;
 }
 
 }  // namespace
@@ -110,6 +122,7 @@ Json CompareToJson(const CompareSource& source, const CompareReport& report) {
   json["reference"] = source.reference;
   json["text"] = source.text;
   json["dtype"] = source.dtype;
+  if (!source.calibration.empty()) json["calibration"] = source.calibration;
   json["windows"] = report.windows;
   json["window"] = source.window;
   json["tokens"] = report.window_tokens;
@@ -153,13 +166,17 @@ std::string CompareToTable(const CompareSource& source, const CompareReport& rep
   out += fmt::format("{}\n  decode steps at {} tokens; pass key and repetition in % at {} tokens\n\n",
                      report.cancelled ? " (interrupted)" : "", HumanCount(report.context),
                      fmt::join(report.contexts, ", "));
-  Table table("llrrrrrrrrrr");
-  table.AddRow({"", "recipe", "KV bits", "read/step", "KLD", "KLD p99", "same top", "perplexity", "pass key",
-                "repetition", "layer L1", "step"});
+  const bool plans = !source.calibration.empty();
+  std::vector<std::string> head{"",           "recipe",   "KV bits",  "read/step",  "KLD",
+                                "with plan",  "KLD p99",  "same top", "perplexity", "pass key",
+                                "repetition", "layer L1", "step"};
+  if (!plans) head.erase(head.begin() + kPlanColumn);
+  Table table("ll" + std::string(head.size() - 2, 'r'));
+  table.AddRow(std::move(head));
   table.AddRule();
   for (size_t i = 0; i < report.recipes.size(); ++i)
     if (report.recipes[i].refused.empty())
-      table.AddRow(Row(report.recipes[i], advice.recommended && *advice.recommended == i));
+      table.AddRow(Row(report.recipes[i], advice.recommended && *advice.recommended == i, plans));
   out += table.ToString() + "\n";
   for (const RecipeReport& r : report.recipes)
     if (!r.refused.empty()) out += fmt::format("  refused: {}: {}\n", r.recipe, r.refused);

@@ -39,6 +39,7 @@ Advice Advise(const CompareReport& report);
 // How a report came about, for its header.
 struct CompareSource {
   std::string model, reference, text, dtype;
+  std::string calibration;  // text that plans were made from; "": none
   int window = 0, trials = 0;
 };
 Json CompareToJson(const CompareSource& source, const CompareReport& report);
