@@ -6,8 +6,8 @@
 #   MODEL-w4a8-rtn        weights in 4 bits, rounded to nearest
 #   MODEL-w4a8            the same with all passes of QoQ
 #   MODEL-outliers-w4a8   both
-# Models are novelist-10m and novelist-29m, the latter from $NIBBLE_TEST_MODELS. $WINDOWS: perplexity windows a page (8); $SEED: of
-# the outliers (1); $THREADS: all processors. Plans and QoQ see Treasure Island, figures are of The Hound.
+# Models are novelist-10m and novelist-29m, the latter from $NIBBLE_TEST_MODELS. $WINDOWS: perplexity windows (4 for
+# every recipe, 8 for the others); $SEED: of the outliers (1); $THREADS: all processors. Plans and QoQ see Treasure Island, figures are of The Hound.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ nibble=$root/out/release/nibble
 work=$root/out/results
 text=Doyle_Hound_1902.txt
 calibration=Stevenson_Treasure_1883.txt
-treated=kv8,qserve,flashq4,kivi4,turboquant4,sas,sage1,sage2-8b,sage2-4b,turbo
+treated=qserve,flashq4,kivi4,sage2-8b,sage2-4b,turbo
 suffixes=("" -outliers -w4a8-rtn -w4a8 -outliers-w4a8)
 
 python_with_numpy() {
@@ -48,15 +48,15 @@ folder() {
 }
 
 page() {
-  local name=$1 options
+  local name=$1 windows=8 options
   folder "$name"
   case $name in
-    *-w4a8*) options=(--reference "${name%-w4a8*}" --recipes kv8,qserve --tasks ppl) ;;
+    *-w4a8*) options=(--reference "${name%-w4a8*}" --recipes "kv8,qserve" --tasks ppl) ;;
     *-outliers) options=(--recipes "$treated" --tasks ppl --calibrate "$calibration") ;;
-    novelist-10m) options=(--all) ;;
-    *) options=(--all --trials 1) ;;
+    novelist-10m) windows=4 options=(--all) ;;
+    *) windows=4 options=(--all --trials 1) ;;
   esac
-  "$nibble" compare -m "$name" --text "$text" --max-windows "${WINDOWS:-8}" -t "${THREADS:-0}" "${options[@]}" -o "$name.html"
+  "$nibble" compare -m "$name" --text "$text" --max-windows "${WINDOWS:-$windows}" -t "${THREADS:-0}" "${options[@]}" -o "$name.html"
   cp "$name.html" "$root/docs/results/"
 }
 

@@ -22,10 +22,10 @@ struct CompareOptions {
   EngineOptions engine{};      // its recipe is ignored: the exact one, and those to compare
   std::string reference = {};  // folder that the exact recipe runs in f32; "": engine.model
   bool perplexity = true, passkey = true, repetition = true;
-  int window = 2048, max_windows = 8;
+  int window = 2048, max_windows = 4;
   int64_t context =
       0;           // of a decode step and of the longest retrieval trial; 0: kDefaultContext or what fits
-  int trials = 3;  // texts a task and context length
+  int trials = 2;  // texts a task and context length
   uint64_t seed = 1;
   // Of a text to calibrate on. Not empty: recipes that leave something to choose (engine/calibrate.h) are
   // measured a second time with a plan made from it, each with its own.
