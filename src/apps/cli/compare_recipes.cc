@@ -18,11 +18,10 @@ constexpr std::string_view kCombinations[] = {"k=int8-token v=int4-token",
                                               "sage2-4b+kivi4",
                                               "sage2-8b+qaq",
                                               "kivi4+sas2",
-                                              "select=sparq:copy=int8",  // a part of the tokens
-                                              "kivi4+sparq",
-                                              "flashq4+sparq",
-                                              "sage2-8b+sparq",
-                                              "turbo+sparq"};
+                                              "sage2-8b+sparq",  // a part of the tokens
+                                              "sparq:copy=int8",
+                                              "kivi4+sparq:copy=int4",  // a small copy for a small cache
+                                              "turbo+sparq:copy=int4"};
 
 bool IsRecipe(std::string_view text, DType arithmetic) {
   const auto parsed = ParseRecipe(text, arithmetic);
