@@ -25,7 +25,7 @@ struct CompareOptions {
   int window = 2048, max_windows = 4;
   int64_t context =
       0;           // of a decode step and of the longest retrieval trial; 0: kDefaultContext or what fits
-  int trials = 2;  // texts a task and context length
+  int trials = 1;  // texts a task and context length
   uint64_t seed = 1;
   // Of a text to calibrate on. Not empty: recipes that leave something to choose (engine/calibrate.h) are
   // measured a second time with a plan made from it, each with its own.

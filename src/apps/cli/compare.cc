@@ -133,7 +133,7 @@ void AddMeasures(CLI::App* parser, Options* o) {
       ->group(group);
   count("--window", o->compare.window, 2, "Tokens a perplexity window [2048]");
   count("--max-windows", o->compare.max_windows, 1, "Score at most N windows [4]");
-  count("--trials", o->compare.trials, 1, "Texts a retrieval task and context length [2]");
+  count("--trials", o->compare.trials, 1, "Texts a retrieval task and context length [1]");
   parser
       ->add_option("--context", o->compare.context,
                    "Tokens before a decode step, and of the longest retrieval text [3500, or what fits]")
