@@ -15,9 +15,9 @@ using kv::CodecId;
 constexpr CodecId kCodecs[] = {CodecId::kF16,     CodecId::kBF16,    CodecId::kInt8Token,    CodecId::kInt4Token,
                                CodecId::kFlashQ4, CodecId::kFlashQ2, CodecId::kFlashQ2Search};
 
-// Of the greatest output: half a unit of bf16 in the last place (2^-9 of the value) and 5e-4 for f16 weights and
+// Of the greatest output: half a unit of bf16 in the last place (2^-8 of the value) and 6e-4 for f16 weights and
 // queries.
-constexpr double kTolerance = 2.5e-3;
+constexpr double kTolerance = 4.5e-3;
 // Of the greatest |lse| (about 8): scores are exact products in f32 sums, except that flashq rounds query x step
 // to f16.
 constexpr double kLseTolerance = 3e-4;

@@ -46,6 +46,13 @@ __device__ __forceinline__ float SumGroups(float x) {
   return x;
 }
 
+// Bytes by the places that `pick` names; + 8: the sign of that byte, 0 for a step, which is below 128.
+__device__ __forceinline__ uint32_t PickBytes(uint32_t x, uint32_t y, uint32_t pick) {
+  uint32_t picked;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(picked) : "r"(x), "r"(y), "r"(pick));  // __byte_perm drops the + 8
+  return picked;
+}
+
 // ---- scores
 
 template <class C, int kN, int kWords>
@@ -112,8 +119,8 @@ __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], flo
 #pragma unroll
     for (int i = 0; i < kH; ++i) {
       const uint32_t pick = uint32_t(i % 4 | (i % 4 + 8) << 4 | (4 + (i + kH) % 4) << 8 | (12 + (i + kH) % 4) << 12);
-      const __half2 step = __hmul2(AsHalf2(__byte_perm(steps[i / 4], steps[(i + kH) / 4], pick)),
-                                   __float2half2_rn(32768.0f));  // a step is below 128: its sign byte is zero
+      const __half2 step =
+          __hmul2(AsHalf2(PickBytes(steps[i / 4], steps[(i + kH) / 4], pick)), __float2half2_rn(32768.0f));
 #pragma unroll
       for (int n = 0; n < kN; ++n) folded[n][c * kH + i] = Bits(__hmul2(AsHalf2(q[n][c * kH + i]), step));
       const uint32_t u8 = __byte_perm(bases[i / 4], bases[(i + kH) / 4], pick) & 0x00ff00ffu | 0x64006400u;
