@@ -81,6 +81,7 @@ void TimeOne(Times* times, const TimedShape& s) {
                         .kv_heads = s.kv_heads,
                         .head_dim = s.head_dim,
                         .scale = 1.0f / std::sqrt(float(s.head_dim))};
+  if (getenv("CHUNK")) args.chunk_pages = atoi(getenv("CHUNK"));
   const Buffer<std::byte> workspace{size_t(cuda::DecodeWorkspaceBytes(args))};
   Require(cudaMemset(workspace.data(), 0, workspace.size()), "cudaMemset");
   args.workspace = workspace.data();

@@ -42,6 +42,9 @@ using Int4Token = Codec<kv::CodecId::kInt4Token, Affine::kToken, 4>;
 using FlashQ4 = Codec<kv::CodecId::kFlashQ4, Affine::kFlash, 4, false, true>;
 using FlashQ2 = Codec<kv::CodecId::kFlashQ2, Affine::kFlash, 2>;
 
+constexpr int Min(int a, int b) { return a < b ? a : b; }
+constexpr int Max(int a, int b) { return a > b ? a : b; }
+
 // The layout of a tile. kChunks: chunks of 16 bytes in a row.
 template <class C, int kTokens_, int kDim_>
 struct Tile {
@@ -61,6 +64,22 @@ struct Tile {
     const int row = (t & ~15) | (t & 1) << 3 | (t >> 1 & 7);
     return row * kRowBytes + ((b / 16 ^ Swizzle(row)) << 4) + b % 16;
   }
+  // Where a lane puts the chunks that it copies: those of step i, 32 at a time in the order of the page, at
+  // at[i % kPeriod] + i / kPeriod * kPeriodBytes.
+  static constexpr int kStepRows = 32 / kChunks, kPeriod = Max(1, 16 / kStepRows);
+  static constexpr int kPeriodBytes = kPeriod * kStepRows * kRowBytes;
+  struct Places {
+    uint32_t at[kPeriod];
+  };
+  __device__ static __forceinline__ Places PlacesOf(int lane) {
+    Places places;
+#pragma unroll
+    for (int i = 0; i < kPeriod; ++i) {
+      const int piece = 32 * i + lane;
+      places.at[i] = uint32_t(Offset(piece / kChunks, piece % kChunks * 16));
+    }
+    return places;
+  }
   // What LoadMatrices wants of a lane: rows 0..7 and 8..15 of two chunks, or where a row is one chunk, of two
   // blocks of 16 rows. Chunk c (even) and block m of 16 rows: tile + m * 16 * kRowBytes + row + (column ^ c << 4).
   struct Lane {
@@ -73,12 +92,13 @@ struct Tile {
   }
 };
 
-constexpr int Min(int a, int b) { return a < b ? a : b; }
-constexpr int Max(int a, int b) { return a > b ? a : b; }
 // About 4 KB of codes, in blocks of 16 tokens.
 template <class C>
 constexpr int TokensOf(int dim) {
-  return Max(16, Min(kPage, 4096 * 8 / (dim * C::kBits)));
+#ifndef NIBBLE_DECODE_TILE
+#define NIBBLE_DECODE_TILE 4096
+#endif
+  return Max(16, Min(kPage, (dim <= 128 ? NIBBLE_DECODE_TILE : 4096) * 8 / (dim * C::kBits)));
 }
 
 // Copies `rows` rows of head_dim < kDim channels, or of any that are not whole chunks, by kGranule bytes.
@@ -96,16 +116,16 @@ __device__ __noinline__ void CopyRows(uint32_t to, const std::byte* from, int ro
 // of the tile become zero: they may hold anything.
 template <class C, class T>
 __device__ __forceinline__ void CopyTile(uint32_t to, const std::byte* page, int token, int head_dim, int first,
-                                         int last) {
+                                         int last, const typename T::Places& places) {
   const int lane = threadIdx.x % 32, row_bytes = head_dim * C::kBits / 8;
   const std::byte* from = page + token * row_bytes;
   if (C::kAffine != Affine::kRaw) first = 0, last = T::kTokens;
   if (head_dim == T::kDim) {
 #pragma unroll
     for (int i = 0; i < T::kTokens * T::kChunks / 32; ++i) {
-      const int piece = 32 * i + lane, t = piece / T::kChunks;
+      const int t = i * T::kStepRows + lane / T::kChunks;
       const int valid = C::kAffine == Affine::kRaw && (t < first || t >= last) ? 0 : 16;
-      CopyAsync<16>(to + T::Offset(t, piece % T::kChunks * 16), from + piece * 16, valid);
+      CopyAsync<16>(to + places.at[i % T::kPeriod] + i / T::kPeriod * T::kPeriodBytes, from + lane * 16 + i * 512, valid);
     }
   } else if (row_bytes % 16 == 0) {
     CopyRows<T, 16>(to, from, row_bytes, first, last);

@@ -43,15 +43,19 @@ struct Feed {
   uint32_t ring;
   int warp, open, first, total;  // open: stages of the open tile; total: those and the sealed tiles
   int32_t table;                 // of lane l: page l of the chunk
+  typename Cfg::KeyTile::Places key_places;
+  typename Cfg::ValueTile::Places value_places;
 
   static constexpr int kTilesOfPage = kPage / Cfg::kTokens;
 
   __device__ __forceinline__ Feed(const DecodeArgs& args, const Item& of, uint32_t shared) : a(args), item(of) {
     const int lane = int(threadIdx.x % 32);
+    key_places = Cfg::KeyTile::PlacesOf(lane);
+    value_places = Cfg::ValueTile::PlacesOf(lane);
     warp = int(threadIdx.x / 32);
     ring = shared + uint32_t(warp * Cfg::kRingBytes);
-    const int page = item.chunk_page + lane;
-    table = page >= item.page_begin && page < item.page_end ? a.page_table[int64_t{item.entry} * a.max_pages + page] : 0;
+    const int page = item.chunk_page + lane;  // read before the length is known, and used if it is in the range
+    table = lane < a.chunk_pages && page < a.max_pages ? a.page_table[int64_t{item.entry} * a.max_pages + page] : 0;
     const int begin = (item.page_begin - item.chunk_page) * kTilesOfPage;
     const int end = (item.page_end - item.chunk_page) * kTilesOfPage;
     first = begin + (warp - begin % kWarps + kWarps) % kWarps;
@@ -68,27 +72,28 @@ struct Feed {
     return item.chunk_page * kPage + (first + (i - open) * kWarps) * Cfg::kTokens;
   }
   template <class C, class T>
-  __device__ __forceinline__ void Load(const DecodeSide& side, uint32_t to, uint32_t open_at, int i) {
+  __device__ __forceinline__ void Load(const DecodeSide& side, uint32_t to, const typename T::Places& places,
+                                       uint32_t open_at, int i) {
     if (i < open) {
       if (i > 0) return;
       const int64_t index = a.open_index != nullptr ? a.open_index[item.entry] : item.entry;
       const std::byte* page = side.open + index * side.open_stride + item.head * side.open_head_stride;
       CopyTile<typename Cfg::Raw, typename Cfg::OpenTile>(open_at, page, warp * kOpenTokens, a.head_dim, OpenFirst(),
-                                                          OpenLast());
+                                                          OpenLast(), Cfg::OpenTile::PlacesOf(int(threadIdx.x % 32)));
     } else if (i < total) {
       const int tile = first + (i - open) * kWarps;
       const int64_t index = __shfl_sync(kAll, table, tile / kTilesOfPage);
       const std::byte* page = side.pool + index * side.page_stride + item.head * side.head_stride;
       CopyTile<C, T>(to, page, tile % kTilesOfPage * Cfg::kTokens, a.head_dim, item.first_seen - Start(i),
-                     Cfg::kTokens);
+                     Cfg::kTokens, places);
     }
   }
   __device__ __forceinline__ void LoadKeys(int i) {
-    Load<K, typename Cfg::KeyTile>(a.k, Stage(i), ring, i);
+    Load<K, typename Cfg::KeyTile>(a.k, Stage(i), key_places, ring, i);
     CopyCommit();
   }
   __device__ __forceinline__ void LoadValues(int i) {
-    Load<V, typename Cfg::ValueTile>(a.v, Stage(i) + Cfg::KeyTile::kBytes, ring + Cfg::kOpenValues, i);
+    Load<V, typename Cfg::ValueTile>(a.v, Stage(i) + Cfg::KeyTile::kBytes, value_places, ring + Cfg::kOpenValues, i);
     CopyCommit();
   }
 };
@@ -210,8 +215,13 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks) DecodeKernel(const 
   extern __shared__ __align__(128) char shared[];
   constexpr int kN = Cfg::kN, kDim = Cfg::kDim, kPending = 2 * Cfg::kStages - 1;
   const Item item(a, plan, 8 * kN);
-  if (!item.Present()) return;
   Feed<Cfg, K, V> feed(a, item, SharedAddress(shared));
+  if (!item.Present()) return;
+  if (a.head_dim != kDim) {  // channels that no copy reaches
+    uint4* ring = reinterpret_cast<uint4*>(shared + feed.warp * Cfg::kRingBytes);
+    for (int i = int(threadIdx.x % 32); i < Cfg::kRingBytes / 16; i += 32) ring[i] = uint4{0, 0, 0, 0};
+    __syncwarp();
+  }
 #pragma unroll
   for (int i = 0; i < Cfg::kStages; ++i) feed.LoadKeys(i), feed.LoadValues(i);
   State<kDim, kN> state;

@@ -263,9 +263,8 @@ __device__ __forceinline__ uint32_t PackWeights(float x, float y) {
 }
 
 // Folds scales and minima of tokens into the weights. What was masked stays 0, whatever its parameters are.
-template <class T, class C, int kDim, int kN>
-__device__ __forceinline__ void FoldTokens(float (&p)[T::kTokens / 16][kN][4], uint32_t tile, State<kDim, kN>& state,
-                                           bool masked) {
+template <bool kMasked, class T, class C, int kDim, int kN>
+__device__ __forceinline__ void FoldTokens(float (&p)[T::kTokens / 16][kN][4], uint32_t tile, State<kDim, kN>& state) {
   const uint32_t params = tile + T::kCodeBytes + threadIdx.x % 32 / 4 * 4;
 #pragma unroll
   for (int m = 0; m < T::kTokens / 16; ++m) {
@@ -275,7 +274,7 @@ __device__ __forceinline__ void FoldTokens(float (&p)[T::kTokens / 16][kN][4], u
     for (int n = 0; n < kN; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (masked && p[m][n][i] == 0) continue;
+        if (kMasked && p[m][n][i] == 0) continue;
         state.least[n][i % 2] += p[m][n][i] * (i < 2 ? least.x : least.y);
         p[m][n][i] *= (i < 2 ? scale.x : scale.y) * kTokenBoost<C>;
       }
@@ -356,7 +355,12 @@ template <class C, class T, int kDim, int kN>
 __device__ __forceinline__ void Values(float (&p)[T::kTokens / 16][kN][4], uint32_t tile, State<kDim, kN>& state,
                                        bool masked) {
   constexpr int kM = T::kTokens / 16, kStep = T::kChunks == 1 ? 1 : 2;
-  if constexpr (C::kAffine == Affine::kToken) FoldTokens<T, C>(p, tile, state, masked);
+  if constexpr (C::kAffine == Affine::kToken) {
+    if (masked)
+      FoldTokens<true, T, C>(p, tile, state);
+    else
+      FoldTokens<false, T, C>(p, tile, state);
+  }
   uint32_t packed[kM][kN][2];
   float total[kN][2];
 #pragma unroll
