@@ -37,7 +37,8 @@ const char* BrokenRule(const DecodeArgs& a) {
   if (a.head_dim < 16 || a.head_dim > 256 || a.head_dim % 16 != 0)
     return "attention_decode: head_dim must be a multiple of 16 up to 256";
   if (a.chunk_pages < 1 || a.chunk_pages > 32) return "attention_decode: chunk_pages must be 1 .. 32";
-  if (a.max_pages < 0 || a.max_pages >= (1 << 24)) return "attention_decode: max_pages must be 0 .. 2^24";
+  if (a.max_pages < 0 || a.max_pages / a.chunk_pages >= decode::kMostChunks)
+    return "attention_decode: max_pages must be below 400 times chunk_pages";
   if (a.window < 0) return "attention_decode: window must not be negative";
   if (!Aligned(a.k) || !Aligned(a.v)) return "attention_decode: pages must start at multiples of 16 bytes";
   if ((a.q_stride | a.out_stride) % 8 != 0) return "attention_decode: row strides must be multiples of 8 elements";

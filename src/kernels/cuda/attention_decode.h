@@ -44,7 +44,7 @@ struct DecodeArgs {
   const int32_t* row_begin;   // [batch + 1]: rows of entry b are row_begin[b] .. row_begin[b + 1]; null: b * rows ..
   void* workspace;            // DecodeWorkspaceBytes(...); zeroed once, every launch leaves it ready for the next
   int64_t q_stride, out_stride;
-  int batch, max_pages;  // sealed pages a sequence may have
+  int batch, max_pages;  // sealed pages a sequence may have: below 400 chunk_pages
   int rows;              // of an entry, at most: 1 .. 8
   int heads, kv_heads;   // heads = kv_heads * group, group 1 .. 16
   int head_dim;          // a multiple of 16 up to 256: 64, 128 and 256 read pages by 16 bytes, others by rows

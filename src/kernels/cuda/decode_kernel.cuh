@@ -10,8 +10,8 @@
 
 namespace nibble::cuda::decode {
 
-// Sizes of one instance. A stage holds a tile of K and one of V. The open page's tile of 16 raw tokens is the
-// first a warp reads; it takes as many stages as it needs.
+// Sizes of one instance. A warp's ring has slots for tiles of K, then one less for tiles of V: V is waited for
+// later. The open page's tile of 16 raw tokens is the first a warp reads; it takes as many slots as it needs.
 template <class K, class V, int kDim_, int kN_>
 struct Config {
   static constexpr int kDim = kDim_, kN = kN_;
@@ -20,19 +20,26 @@ struct Config {
   using ValueTile = Tile<V, kTokens, kDim>;
   using Raw = Codec<kv::CodecId::kF16, Affine::kRaw, 16, K::kBf16>;
   using OpenTile = Tile<Raw, kOpenTokens, kDim>;
-  static constexpr int kStageBytes = KeyTile::kBytes + ValueTile::kBytes;
+  static constexpr int kOpenSlots = (OpenTile::kBytes + Min(KeyTile::kBytes, ValueTile::kBytes) - 1) /
+                                    Min(KeyTile::kBytes, ValueTile::kBytes);
 #ifdef NIBBLE_DECODE_STAGES
-  static constexpr int kStages = NIBBLE_DECODE_STAGES;
+  static constexpr int kValueSlots = Max(NIBBLE_DECODE_STAGES, kOpenSlots), kKeySlots = kValueSlots + 1;
 #else
-  static constexpr int kStages = kStageBytes < 6000 ? 3 : 2;
+  static constexpr int kValueSlots = Max(KeyTile::kBytes + ValueTile::kBytes < 6000 ? 2 : 1, kOpenSlots);
+  static constexpr int kKeySlots = kValueSlots + 1;
 #endif
-  // The next tile of K is requested before V of the open tile is read.
-  static constexpr int kOpenValues = Max(KeyTile::kBytes, OpenTile::kBytes);
-  static constexpr int kOpenStages = (kOpenValues + OpenTile::kBytes + kStageBytes - 1) / kStageBytes;
-  static constexpr int kRingBytes = kStages * kStageBytes;
+  static constexpr int kValueRing = kKeySlots * KeyTile::kBytes;
+  static constexpr int kRingBytes = kValueRing + kValueSlots * ValueTile::kBytes;
   static constexpr int kSharedBytes = Max(kWarps * kRingBytes, MergeBytes<kDim, kN>());
-  static constexpr int kBlocks = Min(kN == 1 && kDim <= 128 ? 4 : 2, 227 * 1024 / (kSharedBytes + 1024));
-  static_assert(kOpenStages <= kStages && K::kBf16 == V::kBf16);
+#ifndef NIBBLE_DECODE_BLOCKS
+#define NIBBLE_DECODE_BLOCKS 4
+#endif
+  // By registers, then by shared memory.
+  static constexpr int kFit = kN == 2 || kDim == 256 ? 2 : (V::kAffine == Affine::kFlash && V::kBits == 4 ? 3 : NIBBLE_DECODE_BLOCKS);
+  static constexpr int kBlocks = Max(1, Min(kFit, 227 * 1024 / (kSharedBytes + 1024)));
+  // Groups of copies that may be under way when the oldest tile of K, or of V, is waited for.
+  static constexpr int kPendingKeys = 2 * kValueSlots, kPendingValues = 2 * kValueSlots - 1;
+  static_assert(K::kBf16 == V::kBf16);
 };
 
 // Copies of one warp: tile i of the sealed pages is tile first + kWarps * i of the chunk.
@@ -41,7 +48,7 @@ struct Feed {
   const DecodeArgs& a;
   const Item& item;
   uint32_t ring;
-  int warp, open, first, total;  // open: stages of the open tile; total: those and the sealed tiles
+  int warp, open, first, total;  // open: slots of the open tile; total: those and the sealed tiles
   int32_t table;                 // of lane l: page l of the chunk
   typename Cfg::KeyTile::Places key_places;
   typename Cfg::ValueTile::Places value_places;
@@ -59,7 +66,7 @@ struct Feed {
     const int begin = (item.page_begin - item.chunk_page) * kTilesOfPage;
     const int end = (item.page_end - item.chunk_page) * kTilesOfPage;
     first = begin + (warp - begin % kWarps + kWarps) % kWarps;
-    open = item.has_open && OpenLast() > 0 && OpenFirst() < kOpenTokens ? Cfg::kOpenStages : 0;
+    open = item.has_open && OpenLast() > 0 && OpenFirst() < kOpenTokens ? Cfg::kOpenSlots : 0;
     total = open + (first < end ? (end - first + kWarps - 1) / kWarps : 0);
   }
   // Seen tokens of the warp's part of the open page.
@@ -67,18 +74,22 @@ struct Feed {
   __device__ __forceinline__ int OpenFirst() const { return item.first_seen - OpenStart(); }
   __device__ __forceinline__ int OpenLast() const { return item.length - OpenStart(); }
 
-  __device__ __forceinline__ uint32_t Stage(int i) const { return ring + uint32_t(i % Cfg::kStages * Cfg::kStageBytes); }
+  __device__ __forceinline__ uint32_t KeySlot(int i) const {
+    return ring + uint32_t(i % Cfg::kKeySlots * Cfg::KeyTile::kBytes);
+  }
+  __device__ __forceinline__ uint32_t ValueSlot(int i) const {
+    return ring + uint32_t(Cfg::kValueRing + i % Cfg::kValueSlots * Cfg::ValueTile::kBytes);
+  }
   __device__ __forceinline__ int Start(int i) const {  // position of the first token of a sealed tile
     return item.chunk_page * kPage + (first + (i - open) * kWarps) * Cfg::kTokens;
   }
   template <class C, class T>
-  __device__ __forceinline__ void Load(const DecodeSide& side, uint32_t to, const typename T::Places& places,
-                                       uint32_t open_at, int i) {
+  __device__ __forceinline__ void Load(const DecodeSide& side, uint32_t to, const typename T::Places& places, int i) {
     if (i < open) {
       if (i > 0) return;
       const int64_t index = a.open_index != nullptr ? a.open_index[item.entry] : item.entry;
       const std::byte* page = side.open + index * side.open_stride + item.head * side.open_head_stride;
-      CopyTile<typename Cfg::Raw, typename Cfg::OpenTile>(open_at, page, warp * kOpenTokens, a.head_dim, OpenFirst(),
+      CopyTile<typename Cfg::Raw, typename Cfg::OpenTile>(to, page, warp * kOpenTokens, a.head_dim, OpenFirst(),
                                                           OpenLast(), Cfg::OpenTile::PlacesOf(int(threadIdx.x % 32)));
     } else if (i < total) {
       const int tile = first + (i - open) * kWarps;
@@ -89,11 +100,11 @@ struct Feed {
     }
   }
   __device__ __forceinline__ void LoadKeys(int i) {
-    Load<K, typename Cfg::KeyTile>(a.k, Stage(i), key_places, ring, i);
+    Load<K, typename Cfg::KeyTile>(a.k, KeySlot(i), key_places, i);
     CopyCommit();
   }
   __device__ __forceinline__ void LoadValues(int i) {
-    Load<V, typename Cfg::ValueTile>(a.v, Stage(i) + Cfg::KeyTile::kBytes, value_places, ring + Cfg::kOpenValues, i);
+    Load<V, typename Cfg::ValueTile>(a.v, ValueSlot(i), value_places, i);
     CopyCommit();
   }
 };
@@ -166,24 +177,21 @@ __device__ __forceinline__ bool Masked(const DecodeArgs& a, const Item& item, in
 template <class V, int kDim, int kN>
 __device__ __forceinline__ void Rearrange(State<kDim, kN>& state, float* shared) {
   const int g = int(threadIdx.x % 32 / 4), j = int(threadIdx.x % 4);
-  constexpr int kPitch = 8 * kN;
-  __syncwarp();
 #pragma unroll
-  for (int u = 0; u < kDim / 8; ++u)
+  for (int n = 0; n < kN; ++n) {
+    __syncwarp();
 #pragma unroll
-    for (int n = 0; n < kN; ++n)
+    for (int u = 0; u < kDim / 8; ++u)
 #pragma unroll
-      for (int e = 0; e < 2; ++e)
-        shared[(8 * u + g) * kPitch + 8 * n + 2 * j + e] = state.o[u / 2][n][u % 2 * 2 + e];
-  __syncwarp();
+      for (int e = 0; e < 2; ++e) shared[(8 * u + g) * 8 + 2 * j + e] = state.o[u / 2][n][u % 2 * 2 + e];
+    __syncwarp();
 #pragma unroll
-  for (int u = 0; u < kDim / 8; ++u)
-#pragma unroll
-    for (int n = 0; n < kN; ++n)
+    for (int u = 0; u < kDim / 8; ++u)
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         state.o[u / 2][n][u % 2 * 2 + e] =
-            shared[ValueChannel<V>(u, g) * kPitch + 8 * n + 2 * j + e] * (1.0f / ValueUnit<V>(u));
+            shared[ValueChannel<V>(u, g) * 8 + 2 * j + e] * (1.0f / ValueUnit<V>(u));
+  }
 }
 
 // This warp's share of the open page: the first tile of its feed.
@@ -194,16 +202,15 @@ __device__ __forceinline__ void AttendOpen(State<Cfg::kDim, Cfg::kN>& state, Que
   using T = typename Cfg::OpenTile;
   uint32_t q[Cfg::kN][T::kWords];
   LoadQueries<Raw, Cfg::kDim>(q, queries, feed.a, feed.item, scale);
-  CopyWait<2 * Cfg::kStages - 2>();
+  CopyWait<Cfg::kPendingValues>();
   __syncwarp();
   float s[1][Cfg::kN][4];
-  Scores<Raw, T>(s, feed.ring, q, queries, scale);
+  Scores<Raw, T>(s, feed.KeySlot(0), q, queries, scale);
   Mask(s, queries, feed.OpenStart());
-  Weigh(s, state);
-  Values<Raw, T>(s, feed.ring + Cfg::kOpenValues, state, true);
+  float total[Cfg::kN][2];
+  Weigh(s, state, total);
+  Values<Raw, T>(s, total, feed.ValueSlot(0), state, true);
   if constexpr (V::kHalves != 1) {
-    // K and V of the tile are two ranges; the values' range and what precedes it hold the outputs.
-    static_assert(Cfg::kOpenValues + T::kBytes >= Cfg::kDim * 8 * Cfg::kN * 4);
     Rearrange<V>(state, reinterpret_cast<float*>(shared + feed.warp * Cfg::kRingBytes));
   }
   __syncwarp();
@@ -213,7 +220,7 @@ template <class Cfg, class K, class V>
 __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks) DecodeKernel(const __grid_constant__ DecodeArgs a,
                                                                           const __grid_constant__ Plan plan) {
   extern __shared__ __align__(128) char shared[];
-  constexpr int kN = Cfg::kN, kDim = Cfg::kDim, kPending = 2 * Cfg::kStages - 1;
+  constexpr int kN = Cfg::kN, kDim = Cfg::kDim;
   const Item item(a, plan, 8 * kN);
   Feed<Cfg, K, V> feed(a, item, SharedAddress(shared));
   if (!item.Present()) return;
@@ -223,34 +230,39 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks) DecodeKernel(const 
     __syncwarp();
   }
 #pragma unroll
-  for (int i = 0; i < Cfg::kStages; ++i) feed.LoadKeys(i), feed.LoadValues(i);
+  for (int i = 0; i < Cfg::kKeySlots; ++i) {
+    feed.LoadKeys(i);
+    if (i < Cfg::kValueSlots) feed.LoadValues(i);
+  }
   State<kDim, kN> state;
   state.Clear();
   Queries<kN> queries;
   SetPositions(queries, a, item);
   if (feed.open > 0) {
     AttendOpen(state, queries, feed, shared, plan.scale);
-    for (int i = 0; i < feed.open; ++i) feed.LoadKeys(i + Cfg::kStages), feed.LoadValues(i + Cfg::kStages);
+    for (int i = 0; i < feed.open; ++i) {
+      feed.LoadKeys(i + Cfg::kKeySlots);
+      feed.LoadValues(i + Cfg::kValueSlots);
+    }
   }
   uint32_t q[kN][kDim / 8];
   LoadQueries<K, kDim>(q, queries, a, item, plan.scale);
   for (int i = feed.open; i < feed.total; ++i) {
     using KeyTile = typename Cfg::KeyTile;
-    const uint32_t stage = feed.Stage(i);
     const bool masked = Masked(a, item, feed.Start(i), Cfg::kTokens);
-    float s[Cfg::kTokens / 16][kN][4];
-    CopyWait<kPending>();
+    float s[Cfg::kTokens / 16][kN][4], total[kN][2];
+    CopyWait<Cfg::kPendingKeys>();
     __syncwarp();
-    Scores<K, KeyTile>(s, stage, q, queries, plan.scale);
+    Scores<K, KeyTile>(s, feed.KeySlot(i), q, queries, plan.scale);
     __syncwarp();
-    feed.LoadKeys(i + Cfg::kStages);
+    feed.LoadKeys(i + Cfg::kKeySlots);
     if (masked) Mask(s, queries, feed.Start(i));
-    Weigh(s, state);
-    CopyWait<kPending>();
+    Weigh(s, state, total);
+    CopyWait<Cfg::kPendingValues>();
     __syncwarp();
-    Values<V, typename Cfg::ValueTile>(s, stage + KeyTile::kBytes, state, masked);
+    Values<V, typename Cfg::ValueTile>(s, total, feed.ValueSlot(i), state, masked);
     __syncwarp();
-    feed.LoadValues(i + Cfg::kStages);
+    feed.LoadValues(i + Cfg::kValueSlots);
   }
   CopyWait<0>();
   __syncthreads();

@@ -9,6 +9,8 @@
 
 namespace nibble::cuda::decode {
 
+inline constexpr int kMostChunks = 400;  // of an entry: their factors fit into shared memory
+
 struct Plan {       // of a launch, host side
   int queries;      // of a block, at most: 8 or 16
   int groups;       // blocks that share a chunk and KV head when there are more queries
@@ -54,7 +56,7 @@ struct Item {
 // of the warps [8 kN][kWarps] and [8 kN][2] of the block.
 template <int kDim, int kN>
 constexpr int MergeBytes() {
-  return 8 * kN * (kWarps * (kDim + 4 + 2 + 1) + 2 + 1) * 4;
+  return Max(8 * kN * (kWarps * (kDim + 4 + 2 + 1) + 2 + 1) * 4, 8 * kN * (kMostChunks + 2) * 4);
 }
 
 template <class V, int kDim, int kN>
@@ -68,7 +70,7 @@ __device__ __forceinline__ void KeepState(const State<kDim, kN>& state, float* s
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int query = 8 * n + 2 * j + e;
-      const float sum = SumGroups<kN>(state.sum[n][e]), least = SumGroups<kN>(state.least[n][e]);
+      const float sum = SumGroups(state.sum[n][e]), least = SumGroups(state.least[n][e]);
       if (g == 0) ends[query * 2] = state.max[n][e], ends[query * 2 + 1] = sum;
 #pragma unroll
       for (int u = 0; u < kDim / 8; ++u)
@@ -93,26 +95,40 @@ __device__ __forceinline__ void Write(const DecodeArgs& a, const Item& item, int
   if (a.lse != nullptr && channel == 0) a.lse[row * a.heads + head] = (max + log2f(sum)) * 0.6931471805599453f;
 }
 
-// Merges all chunks of an entry. `first`: its partial of chunk 0, each `stride` floats.
+// Merges all chunks of an entry. `first`: its partial of chunk 0, each `stride` floats. shared: [queries][chunks]
+// factors, then [queries][2] maxima and sums. A warp finds the factors of a query, each lane every 32nd chunk.
 template <int kQueries>
-__device__ __forceinline__ void MergeChunks(const DecodeArgs& a, const Item& item, const float* first, int64_t stride) {
-  const int quads = a.head_dim / 4;
-  for (int i = int(threadIdx.x); i < item.Queries(kQueries) * quads; i += int(blockDim.x)) {
-    const int query = i / quads, channel = i % quads * 4;
-    const float* o = first + query * a.head_dim + channel;
-    const float* ends = first + kQueries * a.head_dim + query * 2;
+__device__ __forceinline__ void MergeChunks(const DecodeArgs& a, const Item& item, const float* first, int64_t stride,
+                                            float* shared) {
+  const int chunks = item.last_chunk - item.first_chunk + 1, queries = item.Queries(kQueries);
+  const float* const begin = first + item.first_chunk * stride;
+  float* const whole = shared + queries * chunks;
+  for (int query = int(threadIdx.x / 32); query < queries; query += kWarps) {
+    const float* ends = begin + kQueries * a.head_dim + query * 2;
     float max = kNoScore, sum = 0;
-    for (int c = item.first_chunk; c <= item.last_chunk; ++c) max = fmaxf(max, __ldcg(ends + c * stride));
-    float4 total = {0, 0, 0, 0};
-#pragma unroll 4
-    for (int c = item.first_chunk; c <= item.last_chunk; ++c) {
+    for (int c = int(threadIdx.x % 32); c < chunks; c += 32) max = fmaxf(max, __ldcg(ends + c * stride));
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) max = fmaxf(max, __shfl_xor_sync(kAll, max, lanes));
+    for (int c = int(threadIdx.x % 32); c < chunks; c += 32) {
       const float2 end = __ldcg(reinterpret_cast<const float2*>(ends + c * stride));
-      const float4 part = __ldcg(reinterpret_cast<const float4*>(o + c * stride));
       const float by = Exp2(end.x - max);
+      shared[query * chunks + c] = by;
       sum += end.y * by;
-      AddScaled(total, part, by);
     }
-    Write(a, item, query, channel, total, max, sum);
+#pragma unroll
+    for (int lanes = 1; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(kAll, sum, lanes);
+    if (threadIdx.x % 32 == 0) whole[2 * query] = max, whole[2 * query + 1] = sum;
+  }
+  __syncthreads();
+  const int quads = a.head_dim / 4;
+  for (int i = int(threadIdx.x); i < queries * quads; i += int(blockDim.x)) {
+    const int query = i / quads, channel = i % quads * 4;
+    const float* o = begin + query * a.head_dim + channel;
+    float4 total = {0, 0, 0, 0};
+#pragma unroll 16
+    for (int c = 0; c < chunks; ++c)
+      AddScaled(total, __ldcg(reinterpret_cast<const float4*>(o + c * stride)), shared[query * chunks + c]);
+    Write(a, item, query, channel, total, whole[2 * query], whole[2 * query + 1]);
   }
 }
 
@@ -159,16 +175,18 @@ __device__ __forceinline__ void Finish(const DecodeArgs& a, const Plan& plan, co
   if (threadIdx.x < kQueries)
     __stcg(reinterpret_cast<float2*>(mine + kQueries * a.head_dim) + threadIdx.x,
            float2{whole[2 * threadIdx.x], whole[2 * threadIdx.x + 1]});
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // after the barrier it covers what every thread of the block wrote
     *last = atomicAdd(plan.counts + slot, 1) == item.last_chunk - item.first_chunk;
     if (*last) plan.counts[slot] = 0;
   }
   __syncthreads();
-  if (!*last) return;
+  const bool merge = *last != 0;
+  __syncthreads();  // the factors of chunks lie where `last` does
+  if (!merge) return;
   __threadfence();
-  MergeChunks<kQueries>(a, item, first, stride);
+  MergeChunks<kQueries>(a, item, first, stride, shared);
 }
 
 }  // namespace nibble::cuda::decode

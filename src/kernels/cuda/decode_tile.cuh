@@ -39,7 +39,6 @@ struct State {
   }
 };
 
-template <int kN>
 __device__ __forceinline__ float SumGroups(float x) {
 #pragma unroll
   for (int lanes = 4; lanes < 32; lanes *= 2) x += __shfl_xor_sync(kAll, x, lanes);
@@ -197,9 +196,9 @@ __device__ __forceinline__ void Mask(float (&s)[kM][kN][4], const Queries<kN>& q
       }
 }
 
-// Scores become weights relative to the maximum so far, which may move.
+// Scores become weights relative to the maximum so far, which may move. total: the sums of this lane's.
 template <int kDim, int kM, int kN>
-__device__ __forceinline__ void Weigh(float (&s)[kM][kN][4], State<kDim, kN>& state) {
+__device__ __forceinline__ void Weigh(float (&s)[kM][kN][4], State<kDim, kN>& state, float (&total)[kN][2]) {
   float next[kN][2];
   bool moved = false;
 #pragma unroll
@@ -228,14 +227,17 @@ __device__ __forceinline__ void Weigh(float (&s)[kM][kN][4], State<kDim, kN>& st
       }
   }
 #pragma unroll
-  for (int m = 0; m < kM; ++m)
+  for (int n = 0; n < kN; ++n)
 #pragma unroll
-    for (int n = 0; n < kN; ++n)
+    for (int e = 0; e < 2; ++e) {
+      total[n][e] = 0;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        s[m][n][i] = Exp2(s[m][n][i] - state.max[n][i % 2]);
-        state.sum[n][i % 2] += s[m][n][i];
-      }
+      for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          total[n][e] += s[m][n][2 * h + e] = Exp2(s[m][n][2 * h + e] - state.max[n][e]);
+      state.sum[n][e] += total[n][e];
+    }
 }
 
 // ---- values
@@ -350,10 +352,10 @@ __device__ __forceinline__ void FoldChannels(State<kDim, kN>& state, const float
   }
 }
 
-// o += P V of a tile. p: weights, overwritten.
+// o += P V of a tile. p: weights, overwritten; total: as Weigh gave it, overwritten.
 template <class C, class T, int kDim, int kN>
-__device__ __forceinline__ void Values(float (&p)[T::kTokens / 16][kN][4], uint32_t tile, State<kDim, kN>& state,
-                                       bool masked) {
+__device__ __forceinline__ void Values(float (&p)[T::kTokens / 16][kN][4], float (&total)[kN][2], uint32_t tile,
+                                       State<kDim, kN>& state, bool masked) {
   constexpr int kM = T::kTokens / 16, kStep = T::kChunks == 1 ? 1 : 2;
   if constexpr (C::kAffine == Affine::kToken) {
     if (masked)
@@ -362,7 +364,6 @@ __device__ __forceinline__ void Values(float (&p)[T::kTokens / 16][kN][4], uint3
       FoldTokens<false, T, C>(p, tile, state);
   }
   uint32_t packed[kM][kN][2];
-  float total[kN][2];
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
 #pragma unroll
@@ -372,12 +373,7 @@ __device__ __forceinline__ void Values(float (&p)[T::kTokens / 16][kN][4], uint3
     }
     if constexpr (C::kAffine == Affine::kFlash) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        total[n][e] = 0;
-#pragma unroll
-        for (int m = 0; m < kM; ++m) total[n][e] += p[m][n][e] + p[m][n][2 + e];
-        total[n][e] = SumGroups<kN>(total[n][e]);
-      }
+      for (int e = 0; e < 2; ++e) total[n][e] = SumGroups(total[n][e]);
     }
   }
   if constexpr (C::kAffine == Affine::kFlash) {
