@@ -167,6 +167,15 @@ __device__ __forceinline__ uint32_t SharedWord(uint32_t address) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
   return x;
 }
+__device__ __forceinline__ void SharedWords(uint32_t (&x)[2], uint32_t address) {
+  asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "r"(address) : "memory");
+}
+__device__ __forceinline__ void SharedWords(uint32_t (&x)[4], uint32_t address) {
+  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(address)
+               : "memory");
+}
 __device__ __forceinline__ float SharedFloat(uint32_t address) { return __uint_as_float(SharedWord(address)); }
 
 }  // namespace nibble::cuda::decode

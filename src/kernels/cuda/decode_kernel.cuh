@@ -221,6 +221,7 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks) DecodeKernel(const 
                                                                           const __grid_constant__ Plan plan) {
   extern __shared__ __align__(128) char shared[];
   constexpr int kN = Cfg::kN, kDim = Cfg::kDim;
+  using KeyTile = typename Cfg::KeyTile;
   const Item item(a, plan, 8 * kN);
   Feed<Cfg, K, V> feed(a, item, SharedAddress(shared));
   if (!item.Present()) return;
@@ -229,7 +230,8 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks) DecodeKernel(const 
     for (int i = int(threadIdx.x % 32); i < Cfg::kRingBytes / 16; i += 32) ring[i] = uint4{0, 0, 0, 0};
     __syncwarp();
   }
-#pragma unroll
+  // Rolled up, as much as can be: what runs once waits for its instructions.
+#pragma unroll 1
   for (int i = 0; i < Cfg::kKeySlots; ++i) {
     feed.LoadKeys(i);
     if (i < Cfg::kValueSlots) feed.LoadValues(i);
@@ -238,17 +240,18 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks) DecodeKernel(const 
   state.Clear();
   Queries<kN> queries;
   SetPositions(queries, a, item);
+  uint32_t q[kN][kDim / 8];
   if (feed.open > 0) {
     AttendOpen(state, queries, feed, shared, plan.scale);
+#pragma unroll 1
     for (int i = 0; i < feed.open; ++i) {
       feed.LoadKeys(i + Cfg::kKeySlots);
       feed.LoadValues(i + Cfg::kValueSlots);
     }
   }
-  uint32_t q[kN][kDim / 8];
   LoadQueries<K, kDim>(q, queries, a, item, plan.scale);
+#pragma unroll 1
   for (int i = feed.open; i < feed.total; ++i) {
-    using KeyTile = typename Cfg::KeyTile;
     const bool masked = Masked(a, item, feed.Start(i), Cfg::kTokens);
     float s[Cfg::kTokens / 16][kN][4], total[kN][2];
     CopyWait<Cfg::kPendingKeys>();

@@ -110,11 +110,10 @@ __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], flo
   for (int c = 0; c < T::kChunks; ++c) {
     uint32_t steps[kH / 2], bases[kH / 2], base[kH];
     const uint32_t at = tile + T::kCodeBytes + uint32_t(KeyChannel<C>(c, j, 0));
+    SharedWords(steps, at);
+    SharedWords(bases, at + T::kDim);
 #pragma unroll
-    for (int w = 0; w < kH / 2; ++w) {
-      steps[w] = SharedWord(at + 4 * w);
-      bases[w] = SharedWord(at + T::kDim + 4 * w) ^ 0x80808080u;
-    }
+    for (int w = 0; w < kH / 2; ++w) bases[w] ^= 0x80808080u;
 #pragma unroll
     for (int i = 0; i < kH; ++i) {
       const uint32_t pick = uint32_t(i % 4 | (i % 4 + 8) << 4 | (4 + (i + kH) % 4) << 8 | (12 + (i + kH) % 4) << 12);
@@ -326,7 +325,7 @@ __device__ __forceinline__ float ByteToFloat(uint32_t word, int i, float offset)
   return __uint_as_float(__byte_perm(word, 0x4b000000u, uint32_t(0x7540 + i))) - offset;
 }
 
-// FlashQ: o += (acc * step + base' * weight) * scale for the channels of chunk c. `total`: sum of the weights.
+// FlashQ: o += (acc * step + base' * total) * scale for the channels of chunk c. `total`: sum of the weights.
 template <class C, class T, int kTiles, int kDim, int kN>
 __device__ __forceinline__ void FoldChannels(State<kDim, kN>& state, const float (&acc)[kTiles][kN][4], int first,
                                              uint32_t tile, int c, const float (&total)[kN][2], float scale) {
@@ -338,15 +337,19 @@ __device__ __forceinline__ void FoldChannels(State<kDim, kN>& state, const float
 #pragma unroll
     for (int b = 0; b < 4; ++b) {
       const int i = 4 * w + b, u = c * kH + i;
-      const float step = ByteToFloat(steps, b, 8388608.0f) * scale;
-      const float base = ByteToFloat(bases, b, 8388736.0f) * (C::kOnGrid ? step : scale);
-      const float by = step * (kCodeUnit / float(1 << C::Weight(i)));
+      const float unit = kCodeUnit / float(1 << C::Weight(i));  // acc counts 1 / unit
+      const float step = ByteToFloat(steps, b, 8388608.0f) * (scale * unit);
+      const float base = ByteToFloat(bases, b, 8388736.0f);
 #pragma unroll
       for (int n = 0; n < kN; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& o = state.o[u / 2][n][u % 2 * 2 + e];
-          o = fmaf(acc[first + i / 2][n][u % 2 * 2 + e], by, fmaf(base, total[n][e], o));
+          const float sum = acc[first + i / 2][n][u % 2 * 2 + e];
+          if constexpr (C::kOnGrid)
+            o = fmaf(fmaf(base, total[n][e] / unit, sum), step, o);
+          else
+            o = fmaf(sum, step, fmaf(base, total[n][e] * scale, o));
         }
     }
   }
