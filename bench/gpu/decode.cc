@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of decode attention: every codec, head size, group, number of rows, window and page remainder against
-// kernels/ref; the same bytes again, alone, in a batch and with other rows; NaN in unused memory.
+// Checks of decode attention: every codec, head size, group, number of rows, window and page remainder
+// against kernels/ref; the same bytes again, alone, in a batch and with other rows; NaN in unused memory.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -12,14 +12,15 @@ namespace nibble::gpu {
 namespace {
 
 using kv::CodecId;
-constexpr CodecId kCodecs[] = {CodecId::kF16,     CodecId::kBF16,    CodecId::kInt8Token,    CodecId::kInt4Token,
-                               CodecId::kFlashQ4, CodecId::kFlashQ2, CodecId::kFlashQ2Search};
+constexpr CodecId kCodecs[] = {CodecId::kF16,          CodecId::kBF16,    CodecId::kInt8Token,
+                               CodecId::kInt4Token,    CodecId::kFlashQ4, CodecId::kFlashQ2,
+                               CodecId::kFlashQ2Search};
 
-// Of the greatest output: half a unit of bf16 in the last place (2^-8 of the value) and 6e-4 for f16 weights and
-// queries.
+// Of the greatest output: half a unit of bf16 in the last place (2^-8 of the value) and 6e-4 for f16 weights
+// and queries.
 constexpr double kTolerance = 4.5e-3;
-// Of the greatest |lse| (about 8): scores are exact products in f32 sums, except that flashq rounds query x step
-// to f16.
+// Of the greatest |lse| (about 8): scores are exact products in f32 sums, except that flashq rounds query x
+// step to f16.
 constexpr double kLseTolerance = 1e-3;
 
 struct Error {  // relative, in the L2 norm
@@ -69,14 +70,21 @@ void CheckLengths(Checks* checks, CodecId codec) {
 void CheckShapes(Checks* checks, CodecId codec) {
   for (const int dim : {64, 80, 96, 128, 256}) {
     for (const int group : {1, 2, 4, 7, 8, 16})
-      CheckOne(checks, {.codec = codec, .head_dim = dim, .group = group, .chunk_pages = 2, .lengths = {1, 64, 330}});
+      CheckOne(checks,
+               {.codec = codec, .head_dim = dim, .group = group, .chunk_pages = 2, .lengths = {1, 64, 330}});
     for (const int rows : {2, 3, 4, 8})
-      CheckOne(checks, {.codec = codec, .head_dim = dim, .rows = rows, .chunk_pages = 3, .lengths = {5, 129, 700}});
+      CheckOne(checks,
+               {.codec = codec, .head_dim = dim, .rows = rows, .chunk_pages = 3, .lengths = {5, 129, 700}});
     for (const int window : {1, 17, 64, 100, 257})
-      CheckOne(checks, {.codec = codec, .head_dim = dim, .rows = 3, .window = window, .chunk_pages = 2,
+      CheckOne(checks, {.codec = codec,
+                        .head_dim = dim,
+                        .rows = 3,
+                        .window = window,
+                        .chunk_pages = 2,
                         .lengths = {3, 131, 192, 519}});
   }
-  CheckOne(checks, {.codec = codec, .kv_heads = 1, .group = 16, .rows = 8, .chunk_pages = 1, .lengths = {72, 700}});
+  CheckOne(checks,
+           {.codec = codec, .kv_heads = 1, .group = 16, .rows = 8, .chunk_pages = 1, .lengths = {72, 700}});
   CheckOne(checks, {.codec = codec, .kv_heads = 1, .lengths = {4500}});
 }
 
@@ -86,7 +94,8 @@ void CheckIndependence(Checks* checks, CodecId codec) {
   if (!checks->Wanted(name)) return;
   // The data of an entry depends on its index, so the others change: lengths, rows, number.
   const auto bytes = [&](std::vector<int> lengths, int rows) {
-    const DecodeProblem problem({.codec = codec, .rows = rows, .chunk_pages = 3, .lengths = std::move(lengths)});
+    const DecodeProblem problem(
+        {.codec = codec, .rows = rows, .chunk_pages = 3, .lengths = std::move(lengths)});
     DecodeOnDevice device(problem);
     Require(device.Run());
     const std::vector<uint16_t> all = device.Bytes();

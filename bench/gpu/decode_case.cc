@@ -29,8 +29,8 @@ float Value(uint32_t token, uint32_t channel, uint32_t seed) {
 }  // namespace
 
 std::string DecodeShape::Name() const {
-  return fmt::format("decode {} d{} {}x{} rows {} window {} chunk {} lengths {}", kv::Get(codec).name, head_dim, kv_heads,
-                     group, rows, window, chunk_pages, fmt::join(lengths, ","));
+  return fmt::format("decode {} d{} {}x{} rows {} window {} chunk {} lengths {}", kv::Get(codec).name,
+                     head_dim, kv_heads, group, rows, window, chunk_pages, fmt::join(lengths, ","));
 }
 
 DecodeProblem::DecodeProblem(const DecodeShape& s) : shape(s), row_begin{0} {
@@ -76,7 +76,8 @@ void DecodeProblem::Fill(DecodeCache& side, uint32_t seed) {
         }
         const int32_t at = table[size_t(b * max_pages + p)];
         if (p < Sealed(b) && at >= 0)
-          codec.encode_page(page, rows.data(), &side.pool[size_t(at * shape.kv_heads + h) * size_t(side.head_stride)]);
+          codec.encode_page(page, rows.data(),
+                            &side.pool[size_t(at * shape.kv_heads + h) * size_t(side.head_stride)]);
       }
 }
 
@@ -94,8 +95,9 @@ void DecodeProblem::ReferenceOf(int entry, int head, double* out, double* lse) c
   std::vector<float> query;
   for (int r = 0; r < rows; ++r)
     for (int i = 0; i < group * dim; ++i)
-      query.push_back(Bf16ToFloat(
-          q[size_t((row_begin[size_t(entry)] + r) * shape.kv_heads + head) * size_t(group * dim) + size_t(i)]));
+      query.push_back(
+          Bf16ToFloat(q[size_t((row_begin[size_t(entry)] + r) * shape.kv_heads + head) * size_t(group * dim) +
+                        size_t(i)]));
   const size_t open = size_t(open_index[size_t(entry)] * shape.kv_heads + head) * size_t(k.open_head_stride);
   AttentionArgs a{};
   a.q = query.data(), a.q_stride = int64_t{group} * dim;
@@ -134,7 +136,8 @@ void DecodeProblem::Reference(std::vector<double>& out, std::vector<double>& lse
         std::vector<double> o(size_t(rows * group * dim)), l(size_t(rows * group));
         ReferenceOf(b, h, o.data(), l.data());
         for (int i = 0; i < rows * group; ++i) {
-          const size_t at = size_t(((row_begin[size_t(b)] + i / group) * shape.kv_heads + h) * group + i % group);
+          const size_t at =
+              size_t(((row_begin[size_t(b)] + i / group) * shape.kv_heads + h) * group + i % group);
           lse[at] = l[size_t(i)];
           for (int d = 0; d < dim; ++d) out[at * size_t(dim) + size_t(d)] = o[size_t(i * dim + d)];
         }
@@ -157,10 +160,10 @@ DecodeOnDevice::DecodeOnDevice(const DecodeProblem& p)
       args_{.q = q_.data(),
             .out = out_.data(),
             .lse = lse_.data(),
-            .k = {p.shape.codec, k_.data(), p.k.head_stride * p.shape.kv_heads, p.k.head_stride, k_open_.data(),
-                  p.k.open_head_stride * p.shape.kv_heads, p.k.open_head_stride},
-            .v = {p.shape.codec, v_.data(), p.v.head_stride * p.shape.kv_heads, p.v.head_stride, v_open_.data(),
-                  p.v.open_head_stride * p.shape.kv_heads, p.v.open_head_stride},
+            .k = {p.shape.codec, k_.data(), p.k.head_stride * p.shape.kv_heads, p.k.head_stride,
+                  k_open_.data(), p.k.open_head_stride * p.shape.kv_heads, p.k.open_head_stride},
+            .v = {p.shape.codec, v_.data(), p.v.head_stride * p.shape.kv_heads, p.v.head_stride,
+                  v_open_.data(), p.v.open_head_stride * p.shape.kv_heads, p.v.open_head_stride},
             .page_table = table_.data(),
             .open_index = open_index_.data(),
             .lengths = lengths_.data(),

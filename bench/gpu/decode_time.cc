@@ -33,7 +33,8 @@ Buffer<std::byte> MakePool(kv::CodecId codec, int head_dim, int64_t pages, uint3
   }
   Buffer<std::byte> pool(size_t(pages) * stride);
   for (size_t at = 0; at < pool.size(); at += host.size())
-    Require(cudaMemcpy(pool.data() + at, host.data(), std::min(host.size(), pool.size() - at), cudaMemcpyHostToDevice),
+    Require(cudaMemcpy(pool.data() + at, host.data(), std::min(host.size(), pool.size() - at),
+                       cudaMemcpyHostToDevice),
             "upload");
   return pool;
 }
@@ -50,7 +51,8 @@ std::vector<int32_t> ShuffledTable(int64_t pages) {
 void TimeOne(Times* times, const TimedShape& s) {
   const kv::CodecInfo& codec = kv::Get(s.codec);
   const std::string name = fmt::format("decode {}", codec.name);
-  const std::string shape = fmt::format("{} x {} {}/{} d{}", s.batch, s.length, s.heads, s.kv_heads, s.head_dim);
+  const std::string shape =
+      fmt::format("{} x {} {}/{} d{}", s.batch, s.length, s.heads, s.kv_heads, s.head_dim);
   if (!times->Wanted(name + " " + shape)) return;
   const int sealed = (s.length - 1) / kv::kPageTokens, open = s.length - sealed * kv::kPageTokens;
   const int64_t page = codec.page_bytes({s.head_dim, kv::kPageTokens}), stride = RoundUp16(page);
@@ -61,27 +63,29 @@ void TimeOne(Times* times, const TimedShape& s) {
   const Buffer<std::byte> v = MakePool(s.codec, s.head_dim, pages * copies * s.kv_heads, 2);
   const kv::CodecId raw = codec.raw == DType::kF16 ? kv::CodecId::kF16 : kv::CodecId::kBF16;
   const Buffer<std::byte> tails = MakePool(raw, s.head_dim, int64_t{2} * s.batch * copies * s.kv_heads, 3);
-  const Buffer<int32_t> table(ShuffledTable(pages * copies)), lengths(std::vector<int32_t>(size_t(s.batch), s.length));
+  const Buffer<int32_t> table(ShuffledTable(pages * copies)),
+      lengths(std::vector<int32_t>(size_t(s.batch), s.length));
   std::vector<uint16_t> q_host;
-  for (int i = 0; i < s.batch * s.heads * s.head_dim; ++i) q_host.push_back(FloatToBf16(Normal(uint32_t(i), 4)));
+  for (int i = 0; i < s.batch * s.heads * s.head_dim; ++i)
+    q_host.push_back(FloatToBf16(Normal(uint32_t(i), 4)));
   const Buffer<uint16_t> q(q_host), out(q_host.size());
   const int64_t tail = int64_t{kv::kPageTokens} * s.head_dim * 2;
-  cuda::DecodeArgs args{.q = q.data(),
-                        .out = out.data(),
-                        .k = {s.codec, k.data(), stride * s.kv_heads, stride, tails.data(), tail * s.kv_heads, tail},
-                        .v = {s.codec, v.data(), stride * s.kv_heads, stride, nullptr, tail * s.kv_heads, tail},
-                        .page_table = table.data(),
-                        .lengths = lengths.data(),
-                        .q_stride = int64_t{s.heads} * s.head_dim,
-                        .out_stride = int64_t{s.heads} * s.head_dim,
-                        .batch = s.batch,
-                        .max_pages = sealed,
-                        .rows = 1,
-                        .heads = s.heads,
-                        .kv_heads = s.kv_heads,
-                        .head_dim = s.head_dim,
-                        .scale = 1.0f / std::sqrt(float(s.head_dim))};
-  if (getenv("CHUNK")) args.chunk_pages = atoi(getenv("CHUNK"));
+  cuda::DecodeArgs args{
+      .q = q.data(),
+      .out = out.data(),
+      .k = {s.codec, k.data(), stride * s.kv_heads, stride, tails.data(), tail * s.kv_heads, tail},
+      .v = {s.codec, v.data(), stride * s.kv_heads, stride, nullptr, tail * s.kv_heads, tail},
+      .page_table = table.data(),
+      .lengths = lengths.data(),
+      .q_stride = int64_t{s.heads} * s.head_dim,
+      .out_stride = int64_t{s.heads} * s.head_dim,
+      .batch = s.batch,
+      .max_pages = sealed,
+      .rows = 1,
+      .heads = s.heads,
+      .kv_heads = s.kv_heads,
+      .head_dim = s.head_dim,
+      .scale = 1.0f / std::sqrt(float(s.head_dim))};
   const Buffer<std::byte> workspace{size_t(cuda::DecodeWorkspaceBytes(args))};
   Require(cudaMemset(workspace.data(), 0, workspace.size()), "cudaMemset");
   args.workspace = workspace.data();
@@ -101,8 +105,8 @@ void TimeOne(Times* times, const TimedShape& s) {
 
 void TimeDecode(Times* times) {
   using kv::CodecId;
-  for (const CodecId codec : {CodecId::kInt4Token, CodecId::kFlashQ4, CodecId::kFlashQ2, CodecId::kInt8Token, CodecId::kF16,
-                              CodecId::kBF16}) {
+  for (const CodecId codec : {CodecId::kInt4Token, CodecId::kFlashQ4, CodecId::kFlashQ2, CodecId::kInt8Token,
+                              CodecId::kF16, CodecId::kBF16}) {
     TimeOne(times, {codec, 64, 4096, 32, 8});
     TimeOne(times, {codec, 16, 16384, 32, 8});
     TimeOne(times, {codec, 1, 32768, 32, 8});

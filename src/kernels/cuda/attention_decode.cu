@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checks of arguments, the plan of a launch, and the choice of its instance.
 #include "kernels/cuda/attention_decode.h"
-
 #include "kernels/cuda/decode_instances.cuh"
 
 namespace nibble::cuda {
@@ -41,7 +40,8 @@ const char* BrokenRule(const DecodeArgs& a) {
     return "attention_decode: max_pages must be below 400 times chunk_pages";
   if (a.window < 0) return "attention_decode: window must not be negative";
   if (!Aligned(a.k) || !Aligned(a.v)) return "attention_decode: pages must start at multiples of 16 bytes";
-  if ((a.q_stride | a.out_stride) % 8 != 0) return "attention_decode: row strides must be multiples of 8 elements";
+  if ((a.q_stride | a.out_stride) % 8 != 0)
+    return "attention_decode: row strides must be multiples of 8 elements";
   if (a.k.codec != a.v.codec) return "attention_decode: K and V must have one codec";
   return nullptr;
 }
@@ -74,7 +74,9 @@ Launch AttentionDecode(const DecodeArgs& a, Stream stream) {
     case kv::CodecId::kFlashQ2Search:
       return decode::LaunchFlashQ2(a, plan, stream);
     default:
-      return Refused("attention_decode: codec must be f16, bf16, int8-token, int4-token, flashq4, flashq2 or flashq2-search");
+      return Refused(
+          "attention_decode: codec must be f16, bf16, int8-token, int4-token, flashq4, flashq2 or "
+          "flashq2-search");
   }
 }
 

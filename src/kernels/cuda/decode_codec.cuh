@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Pages in shared memory and in registers. A tile is kTokens consecutive tokens of one page's K or V. In shared
-// memory its rows have kDim channels (head_dim rounded up to 64, 128 or 256; what lies beyond is zero), tokens
-// of a block of 16 are placed even ones first, and chunks of 16 bytes are swizzled so that the eight rows of a
-// matrix lie in different banks.
+// Pages in shared memory and in registers. A tile is kTokens consecutive tokens of one page's K or V. In
+// shared memory its rows have kDim channels (head_dim rounded up to 64, 128 or 256; what lies beyond is
+// zero), tokens of a block of 16 are placed even ones first, and chunks of 16 bytes are swizzled so that the
+// eight rows of a matrix lie in different banks.
 //
 // A code of b bits becomes f16 by a mask alone: the bits c << s, s + b <= 10, are the subnormal c 2^(s - 24),
 // which tensor cores multiply exactly. Word w of a row (codes 0 .. 2 H - 1, H = 16 / b) gives with mask i of
@@ -81,7 +81,8 @@ struct Tile {
     return places;
   }
   // What LoadMatrices wants of a lane: rows 0..7 and 8..15 of two chunks, or where a row is one chunk, of two
-  // blocks of 16 rows. Chunk c (even) and block m of 16 rows: tile + m * 16 * kRowBytes + row + (column ^ c << 4).
+  // blocks of 16 rows. Chunk c (even) and block m of 16 rows: tile + m * 16 * kRowBytes + row + (column ^ c
+  // << 4).
   struct Lane {
     uint32_t row, column;
   };
@@ -95,15 +96,13 @@ struct Tile {
 // About 4 KB of codes, in blocks of 16 tokens.
 template <class C>
 constexpr int TokensOf(int dim) {
-#ifndef NIBBLE_DECODE_TILE
-#define NIBBLE_DECODE_TILE 4096
-#endif
-  return Max(16, Min(kPage, (dim <= 128 ? NIBBLE_DECODE_TILE : 4096) * 8 / (dim * C::kBits)));
+  return Max(16, Min(kPage, 4096 * 8 / (dim * C::kBits)));
 }
 
 // Copies `rows` rows of head_dim < kDim channels, or of any that are not whole chunks, by kGranule bytes.
 template <class T, int kGranule>
-__device__ __noinline__ void CopyRows(uint32_t to, const std::byte* from, int row_bytes, int first, int last) {
+__device__ __noinline__ void CopyRows(uint32_t to, const std::byte* from, int row_bytes, int first,
+                                      int last) {
   const int pieces = row_bytes / kGranule;
   for (int i = threadIdx.x % 32; i < pieces * T::kTokens; i += 32) {
     const int t = i / pieces, b = i % pieces * kGranule;
@@ -112,11 +111,11 @@ __device__ __noinline__ void CopyRows(uint32_t to, const std::byte* from, int ro
   }
 }
 
-// Starts the copy of tokens token .. token + kTokens - 1 of a page by one warp. Raw rows outside first .. last - 1
-// of the tile become zero: they may hold anything.
+// Starts the copy of tokens token .. token + kTokens - 1 of a page by one warp. Raw rows outside first ..
+// last - 1 of the tile become zero: they may hold anything.
 template <class C, class T>
-__device__ __forceinline__ void CopyTile(uint32_t to, const std::byte* page, int token, int head_dim, int first,
-                                         int last, const typename T::Places& places) {
+__device__ __forceinline__ void CopyTile(uint32_t to, const std::byte* page, int token, int head_dim,
+                                         int first, int last, const typename T::Places& places) {
   const int lane = threadIdx.x % 32, row_bytes = head_dim * C::kBits / 8;
   const std::byte* from = page + token * row_bytes;
   if (C::kAffine != Affine::kRaw) first = 0, last = T::kTokens;
@@ -125,7 +124,8 @@ __device__ __forceinline__ void CopyTile(uint32_t to, const std::byte* page, int
     for (int i = 0; i < T::kTokens * T::kChunks / 32; ++i) {
       const int t = i * T::kStepRows + lane / T::kChunks;
       const int valid = C::kAffine == Affine::kRaw && (t < first || t >= last) ? 0 : 16;
-      CopyAsync<16>(to + places.at[i % T::kPeriod] + i / T::kPeriod * T::kPeriodBytes, from + lane * 16 + i * 512, valid);
+      CopyAsync<16>(to + places.at[i % T::kPeriod] + i / T::kPeriod * T::kPeriodBytes,
+                    from + lane * 16 + i * 512, valid);
     }
   } else if (row_bytes % 16 == 0) {
     CopyRows<T, 16>(to, from, row_bytes, first, last);
@@ -176,6 +176,8 @@ __device__ __forceinline__ void SharedWords(uint32_t (&x)[4], uint32_t address) 
                : "r"(address)
                : "memory");
 }
-__device__ __forceinline__ float SharedFloat(uint32_t address) { return __uint_as_float(SharedWord(address)); }
+__device__ __forceinline__ float SharedFloat(uint32_t address) {
+  return __uint_as_float(SharedWord(address));
+}
 
 }  // namespace nibble::cuda::decode

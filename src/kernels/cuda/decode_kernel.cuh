@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel: a block is one chunk of one entry and KV head, for up to 8 kN of its query rows x heads. Its four
-// warps take tiles in turn, each with its own ring of copies under way, its own softmax and no barrier until the
-// end; then the warps merge in order, and of several chunks the block that ends last merges all, in order.
+// The kernel: a block is one chunk of one entry and KV head, for up to 8 kN of its query rows x heads. Its
+// four warps take tiles in turn, each with its own ring of copies under way, its own softmax and no barrier
+// until the end; then the warps merge in order, and of several chunks the block that ends last merges all, in
+// order.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -10,8 +11,9 @@
 
 namespace nibble::cuda::decode {
 
-// Sizes of one instance. A warp's ring has slots for tiles of K, then one less for tiles of V: V is waited for
-// later. The open page's tile of 16 raw tokens is the first a warp reads; it takes as many slots as it needs.
+// Sizes of one instance. A warp's ring has slots for tiles of K, then one less for tiles of V: V is waited
+// for later. The open page's tile of 16 raw tokens is the first a warp reads; it takes as many slots as it
+// needs.
 template <class K, class V, int kDim_, int kN_>
 struct Config {
   static constexpr int kDim = kDim_, kN = kN_;
@@ -22,20 +24,14 @@ struct Config {
   using OpenTile = Tile<Raw, kOpenTokens, kDim>;
   static constexpr int kOpenSlots = (OpenTile::kBytes + Min(KeyTile::kBytes, ValueTile::kBytes) - 1) /
                                     Min(KeyTile::kBytes, ValueTile::kBytes);
-#ifdef NIBBLE_DECODE_STAGES
-  static constexpr int kValueSlots = Max(NIBBLE_DECODE_STAGES, kOpenSlots), kKeySlots = kValueSlots + 1;
-#else
   static constexpr int kValueSlots = Max(KeyTile::kBytes + ValueTile::kBytes < 6000 ? 2 : 1, kOpenSlots);
   static constexpr int kKeySlots = kValueSlots + 1;
-#endif
   static constexpr int kValueRing = kKeySlots * KeyTile::kBytes;
   static constexpr int kRingBytes = kValueRing + kValueSlots * ValueTile::kBytes;
   static constexpr int kSharedBytes = Max(kWarps * kRingBytes, MergeBytes<kDim, kN>());
-#ifndef NIBBLE_DECODE_BLOCKS
-#define NIBBLE_DECODE_BLOCKS 4
-#endif
   // By registers, then by shared memory.
-  static constexpr int kFit = kN == 2 || kDim == 256 ? 2 : (V::kAffine == Affine::kFlash && V::kBits == 4 ? 3 : NIBBLE_DECODE_BLOCKS);
+  static constexpr int kFit =
+      kN == 2 || kDim == 256 ? 2 : (V::kAffine == Affine::kFlash && V::kBits == 4 ? 3 : 4);
   static constexpr int kBlocks = Max(1, Min(kFit, 227 * 1024 / (kSharedBytes + 1024)));
   // Groups of copies that may be under way when the oldest tile of K, or of V, is waited for.
   static constexpr int kPendingKeys = 2 * kValueSlots, kPendingValues = 2 * kValueSlots - 1;
@@ -55,14 +51,18 @@ struct Feed {
 
   static constexpr int kTilesOfPage = kPage / Cfg::kTokens;
 
-  __device__ __forceinline__ Feed(const DecodeArgs& args, const Item& of, uint32_t shared) : a(args), item(of) {
+  __device__ __forceinline__ Feed(const DecodeArgs& args, const Item& of, uint32_t shared)
+      : a(args), item(of) {
     const int lane = int(threadIdx.x % 32);
     key_places = Cfg::KeyTile::PlacesOf(lane);
     value_places = Cfg::ValueTile::PlacesOf(lane);
     warp = int(threadIdx.x / 32);
     ring = shared + uint32_t(warp * Cfg::kRingBytes);
-    const int page = item.chunk_page + lane;  // read before the length is known, and used if it is in the range
-    table = lane < a.chunk_pages && page < a.max_pages ? a.page_table[int64_t{item.entry} * a.max_pages + page] : 0;
+    const int page =
+        item.chunk_page + lane;  // read before the length is known, and used if it is in the range
+    table = lane < a.chunk_pages && page < a.max_pages
+                ? a.page_table[int64_t{item.entry} * a.max_pages + page]
+                : 0;
     const int begin = (item.page_begin - item.chunk_page) * kTilesOfPage;
     const int end = (item.page_end - item.chunk_page) * kTilesOfPage;
     first = begin + (warp - begin % kWarps + kWarps) % kWarps;
@@ -84,13 +84,15 @@ struct Feed {
     return item.chunk_page * kPage + (first + (i - open) * kWarps) * Cfg::kTokens;
   }
   template <class C, class T>
-  __device__ __forceinline__ void Load(const DecodeSide& side, uint32_t to, const typename T::Places& places, int i) {
+  __device__ __forceinline__ void Load(const DecodeSide& side, uint32_t to, const typename T::Places& places,
+                                       int i) {
     if (i < open) {
       if (i > 0) return;
       const int64_t index = a.open_index != nullptr ? a.open_index[item.entry] : item.entry;
       const std::byte* page = side.open + index * side.open_stride + item.head * side.open_head_stride;
-      CopyTile<typename Cfg::Raw, typename Cfg::OpenTile>(to, page, warp * kOpenTokens, a.head_dim, OpenFirst(),
-                                                          OpenLast(), Cfg::OpenTile::PlacesOf(int(threadIdx.x % 32)));
+      CopyTile<typename Cfg::Raw, typename Cfg::OpenTile>(to, page, warp * kOpenTokens, a.head_dim,
+                                                          OpenFirst(), OpenLast(),
+                                                          Cfg::OpenTile::PlacesOf(int(threadIdx.x % 32)));
     } else if (i < total) {
       const int tile = first + (i - open) * kWarps;
       const int64_t index = __shfl_sync(kAll, table, tile / kTilesOfPage);
@@ -109,11 +111,11 @@ struct Feed {
   }
 };
 
-// The B operand: q of column g, channels as KeyChannel has them, divided by what the codes carry. Also the sums
-// of q, for the columns of this lane's scores.
+// The B operand: q of column g, channels as KeyChannel has them, divided by what the codes carry. Also the
+// sums of q, for the columns of this lane's scores.
 template <class C, int kDim, int kN>
-__device__ __forceinline__ void LoadQueries(uint32_t (&x)[kN][kDim / 8], Queries<kN>& queries, const DecodeArgs& a,
-                                            const Item& item, float scale) {
+__device__ __forceinline__ void LoadQueries(uint32_t (&x)[kN][kDim / 8], Queries<kN>& queries,
+                                            const DecodeArgs& a, const Item& item, float scale) {
   constexpr int kH = C::kHalves;
   const int g = int(threadIdx.x % 32 / 4), j = int(threadIdx.x % 4);
 #pragma unroll
@@ -129,7 +131,8 @@ __device__ __forceinline__ void LoadQueries(uint32_t (&x)[kN][kDim / 8], Queries
       uint32_t words[kH];
 #pragma unroll
       for (int w = 0; w < kH; ++w)
-        words[w] = real && channel < a.head_dim ? __ldg(reinterpret_cast<const uint32_t*>(q + channel) + w) : 0;
+        words[w] =
+            real && channel < a.head_dim ? __ldg(reinterpret_cast<const uint32_t*>(q + channel) + w) : 0;
       if constexpr (C::kBf16) {
         x[n][c] = words[0];
       } else {
@@ -169,11 +172,12 @@ __device__ __forceinline__ void SetPositions(Queries<kN>& queries, const DecodeA
 
 // True when some row does not see some of the tokens start .. start + tokens - 1.
 __device__ __forceinline__ bool Masked(const DecodeArgs& a, const Item& item, int start, int tokens) {
-  return start + tokens - 1 > item.length - item.rows || (a.window > 0 && start <= item.length - 1 - a.window);
+  return start + tokens - 1 > item.length - item.rows ||
+         (a.window > 0 && start <= item.length - 1 - a.window);
 }
 
-// The outputs of the open tile stand by the channels of raw rows. Brings them to the channels and units of V, by
-// way of the tile's own memory.
+// The outputs of the open tile stand by the channels of raw rows. Brings them to the channels and units of V,
+// by way of the tile's own memory.
 template <class V, int kDim, int kN>
 __device__ __forceinline__ void Rearrange(State<kDim, kN>& state, float* shared) {
   const int g = int(threadIdx.x % 32 / 4), j = int(threadIdx.x % 4);
@@ -217,8 +221,8 @@ __device__ __forceinline__ void AttendOpen(State<Cfg::kDim, Cfg::kN>& state, Que
 }
 
 template <class Cfg, class K, class V>
-__global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks) DecodeKernel(const __grid_constant__ DecodeArgs a,
-                                                                          const __grid_constant__ Plan plan) {
+__global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks)
+    DecodeKernel(const __grid_constant__ DecodeArgs a, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(128) char shared[];
   constexpr int kN = Cfg::kN, kDim = Cfg::kDim;
   using KeyTile = typename Cfg::KeyTile;
@@ -277,7 +281,8 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks) DecodeKernel(const 
 template <class Cfg, class K, class V>
 Launch LaunchConfig(const DecodeArgs& a, const Plan& plan, Stream stream) {
   static const cudaError_t allowed = AllowShared(DecodeKernel<Cfg, K, V>, Cfg::kSharedBytes);
-  if (allowed != cudaSuccess) return {int(allowed), "attention_decode: this GPU has too little shared memory"};
+  if (allowed != cudaSuccess)
+    return {int(allowed), "attention_decode: this GPU has too little shared memory"};
   const dim3 grid(unsigned(plan.groups * plan.chunks), unsigned(a.kv_heads), unsigned(a.batch));
   DecodeKernel<Cfg, K, V><<<grid, 32 * kWarps, Cfg::kSharedBytes, stream>>>(a, plan);
   return Launched("attention_decode");

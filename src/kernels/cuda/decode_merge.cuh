@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which work a block has, and how partial results become one: over the warps of a block, then over the chunks of
-// an entry, always in ascending order.
+// Which work a block has, and how partial results become one: over the warps of a block, then over the chunks
+// of an entry, always in ascending order.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -17,16 +17,17 @@ struct Plan {       // of a launch, host side
   int chunks;       // of the longest entry that max_pages allows
   float scale;      // scale * log2(e)
   int32_t* counts;  // [batch, kv_heads, groups]: chunks that are done; 0 between launches
-  float* partials;  // [batch, kv_heads, groups, chunks]: [queries, head_dim] outputs, [queries, 2] maxima and sums
+  float* partials;  // [batch, kv_heads, groups, chunks]: [queries, head_dim] outputs, [queries, 2] maxima and
+                    // sums
 };
 
 struct Item {
-  int entry, head, chunk, group0;       // of the launch; group0: which group of queries
-  int group, query0, rows, length;      // query = row * group + head of the group
+  int entry, head, chunk, group0;   // of the launch; group0: which group of queries
+  int group, query0, rows, length;  // query = row * group + head of the group
   int64_t row0;
-  int sealed, first_seen;               // sealed pages; first position that a row sees
-  int first_chunk, last_chunk;          // with work
-  int chunk_page, page_begin, page_end; // sealed pages of this chunk that are seen
+  int sealed, first_seen;                // sealed pages; first position that a row sees
+  int first_chunk, last_chunk;           // with work
+  int chunk_page, page_begin, page_end;  // sealed pages of this chunk that are seen
   bool has_open;
 
   __device__ __forceinline__ Item(const DecodeArgs& a, const Plan& plan, int queries) {
@@ -52,8 +53,8 @@ struct Item {
   __device__ __forceinline__ int Queries(int queries) const { return min(queries, rows * group - query0); }
 };
 
-// Shared memory of the merge: [kWarps][8 kN][kDim + 4] outputs, [kWarps][8 kN][2] maxima and sums, then factors
-// of the warps [8 kN][kWarps] and [8 kN][2] of the block.
+// Shared memory of the merge: [kWarps][8 kN][kDim + 4] outputs, [kWarps][8 kN][2] maxima and sums, then
+// factors of the warps [8 kN][kWarps] and [8 kN][2] of the block.
 template <int kDim, int kN>
 constexpr int MergeBytes() {
   return Max(8 * kN * (kWarps * (kDim + 4 + 2 + 1) + 2 + 1) * 4, 8 * kN * (kMostChunks + 2) * 4);
@@ -74,7 +75,8 @@ __device__ __forceinline__ void KeepState(const State<kDim, kN>& state, float* s
       if (g == 0) ends[query * 2] = state.max[n][e], ends[query * 2 + 1] = sum;
 #pragma unroll
       for (int u = 0; u < kDim / 8; ++u)
-        o[query * kPitch + ValueChannel<V>(u, g)] = state.o[u / 2][n][u % 2 * 2 + e] * ValueUnit<V>(u) + least;
+        o[query * kPitch + ValueChannel<V>(u, g)] =
+            state.o[u / 2][n][u % 2 * 2 + e] * ValueUnit<V>(u) + least;
     }
 }
 
@@ -89,17 +91,20 @@ __device__ __forceinline__ void Write(const DecodeArgs& a, const Item& item, int
   const int64_t row = item.row0 + at / item.group;
   const int head = item.head * item.group + at % item.group;
   const float by = 1.0f / sum;
-  __nv_bfloat162 pair[2] = {__floats2bfloat162_rn(o.x * by, o.y * by), __floats2bfloat162_rn(o.z * by, o.w * by)};
+  __nv_bfloat162 pair[2] = {__floats2bfloat162_rn(o.x * by, o.y * by),
+                            __floats2bfloat162_rn(o.z * by, o.w * by)};
   *reinterpret_cast<uint2*>(a.out + row * a.out_stride + int64_t{head} * a.head_dim + channel) =
       *reinterpret_cast<uint2*>(pair);
-  if (a.lse != nullptr && channel == 0) a.lse[row * a.heads + head] = (max + log2f(sum)) * 0.6931471805599453f;
+  if (a.lse != nullptr && channel == 0)
+    a.lse[row * a.heads + head] = (max + log2f(sum)) * 0.6931471805599453f;
 }
 
-// Merges all chunks of an entry. `first`: its partial of chunk 0, each `stride` floats. shared: [queries][chunks]
-// factors, then [queries][2] maxima and sums. A warp finds the factors of a query, each lane every 32nd chunk.
+// Merges all chunks of an entry. `first`: its partial of chunk 0, each `stride` floats. shared:
+// [queries][chunks] factors, then [queries][2] maxima and sums. A warp finds the factors of a query, each
+// lane every 32nd chunk.
 template <int kQueries>
-__device__ __forceinline__ void MergeChunks(const DecodeArgs& a, const Item& item, const float* first, int64_t stride,
-                                            float* shared) {
+__device__ __forceinline__ void MergeChunks(const DecodeArgs& a, const Item& item, const float* first,
+                                            int64_t stride, float* shared) {
   const int chunks = item.last_chunk - item.first_chunk + 1, queries = item.Queries(kQueries);
   const float* const begin = first + item.first_chunk * stride;
   float* const whole = shared + queries * chunks;
@@ -132,10 +137,11 @@ __device__ __forceinline__ void MergeChunks(const DecodeArgs& a, const Item& ite
   }
 }
 
-// From the states that KeepState left: the outputs, or this chunk's partial, or as the last block of the entry
-// the merge of all.
+// From the states that KeepState left: the outputs, or this chunk's partial, or as the last block of the
+// entry the merge of all.
 template <int kDim, int kN>
-__device__ __forceinline__ void Finish(const DecodeArgs& a, const Plan& plan, const Item& item, float* shared) {
+__device__ __forceinline__ void Finish(const DecodeArgs& a, const Plan& plan, const Item& item,
+                                       float* shared) {
   constexpr int kQueries = 8 * kN, kPitch = kDim + 4;
   const float* ends = shared + kWarps * kQueries * kPitch;
   float* factors = shared + kWarps * kQueries * (kPitch + 2);

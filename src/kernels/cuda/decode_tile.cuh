@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One tile against up to 8 kN queries, by one warp. Everything is transposed: S^T = K Q^T, O^T = V^T P^T, so that
-// queries fill the 8 columns of a matrix instruction and tokens or channels its 16 rows. A lane holds queries
-// 8 n + 2 j + e (e = 0, 1) of scores and outputs; its rows are tokens 16 m + 2 g + h or channels
+// One tile against up to 8 kN queries, by one warp. Everything is transposed: S^T = K Q^T, O^T = V^T P^T, so
+// that queries fill the 8 columns of a matrix instruction and tokens or channels its 16 rows. A lane holds
+// queries 8 n + 2 j + e (e = 0, 1) of scores and outputs; its rows are tokens 16 m + 2 g + h or channels
 // ValueChannel(2 m + h, g) at index [m][n][2 h + e].
 #pragma once
 #include <cuda_bf16.h>
@@ -12,18 +12,19 @@ namespace nibble::cuda::decode {
 
 inline constexpr uint32_t kAll = 0xffffffffu;
 inline constexpr float kCodeUnit = 16777216.0f;  // 2^24: codes enter as multiples of 2^-24
-inline constexpr float kNoScore = -1e30f;        // a maximum before any score; finite, so differences are defined
+inline constexpr float kNoScore = -1e30f;  // a maximum before any score; finite, so differences are defined
 
 template <int kN>
-struct Queries {         // what a lane knows of its columns
-  float sum[kN][2];      // sum of q times the scale of scores
+struct Queries {                  // what a lane knows of its columns
+  float sum[kN][2];               // sum of q times the scale of scores
   int first[kN][2], last[kN][2];  // positions it sees
 };
 
 template <int kDim, int kN>
 struct State {
   float o[kDim / 16][kN][4];
-  float max[kN][2], sum[kN][2], least[kN][2];  // sum, least (weights x minima of tokens): this lane's tokens only
+  float max[kN][2], sum[kN][2],
+      least[kN][2];  // sum, least (weights x minima of tokens): this lane's tokens only
 
   __device__ __forceinline__ void Clear() {
 #pragma unroll
@@ -61,8 +62,9 @@ __device__ __forceinline__ void KeyStep(float (&s)[kN][4], uint32_t low, uint32_
   for (int i = 0; i < C::kHalves; i += 2)
 #pragma unroll
     for (int n = 0; n < kN; ++n)
-      Mma16816<C::kBf16>(s[n], C::Half2(low, i), C::Half2(high, i), C::Half2(low, i + 1), C::Half2(high, i + 1),
-                         q[n][chunk * C::kHalves + i], q[n][chunk * C::kHalves + i + 1]);
+      Mma16816<C::kBf16>(s[n], C::Half2(low, i), C::Half2(high, i), C::Half2(low, i + 1),
+                         C::Half2(high, i + 1), q[n][chunk * C::kHalves + i],
+                         q[n][chunk * C::kHalves + i + 1]);
 }
 
 // s += K Q^T in units of codes.
@@ -100,8 +102,8 @@ __device__ __forceinline__ void MultiplyKeys(float (&s)[T::kTokens / 16][kN][4],
 // steps as multiples of 2^-24, and 2^15 is its greatest power of two), the bases give the same sum for every
 // token, to start from.
 template <class C, class T, int kN>
-__device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], float (&bias)[kN][4], uint32_t tile,
-                                          const uint32_t (&q)[kN][T::kWords]) {
+__device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], float (&bias)[kN][4],
+                                          uint32_t tile, const uint32_t (&q)[kN][T::kWords]) {
   constexpr int kH = C::kHalves;
   const int j = int(threadIdx.x % 4);
 #pragma unroll
@@ -116,7 +118,8 @@ __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], flo
     for (int w = 0; w < kH / 2; ++w) bases[w] ^= 0x80808080u;
 #pragma unroll
     for (int i = 0; i < kH; ++i) {
-      const uint32_t pick = uint32_t(i % 4 | (i % 4 + 8) << 4 | (4 + (i + kH) % 4) << 8 | (12 + (i + kH) % 4) << 12);
+      const uint32_t pick =
+          uint32_t(i % 4 | (i % 4 + 8) << 4 | (4 + (i + kH) % 4) << 8 | (12 + (i + kH) % 4) << 12);
       const __half2 step =
           __hmul2(AsHalf2(PickBytes(steps[i / 4], steps[(i + kH) / 4], pick)), __float2half2_rn(32768.0f));
 #pragma unroll
@@ -130,7 +133,8 @@ __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], flo
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
         const auto& b = C::kOnGrid ? folded[n] : q[n];
-        Mma16816<false>(bias[n], base[i], base[i], base[i + 1], base[i + 1], b[c * kH + i], b[c * kH + i + 1]);
+        Mma16816<false>(bias[n], base[i], base[i], base[i + 1], base[i + 1], b[c * kH + i],
+                        b[c * kH + i + 1]);
       }
   }
 }
@@ -138,7 +142,8 @@ __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], flo
 // Scores of a tile in units of log2, `scale` included; unseen ones are kNoScore or less once masked.
 template <class C, class T, int kN>
 __device__ __forceinline__ void Scores(float (&s)[T::kTokens / 16][kN][4], uint32_t tile,
-                                       const uint32_t (&q)[kN][T::kWords], const Queries<kN>& queries, float scale) {
+                                       const uint32_t (&q)[kN][T::kWords], const Queries<kN>& queries,
+                                       float scale) {
   constexpr int kM = T::kTokens / 16;
 #pragma unroll
   for (int m = 0; m < kM; ++m)
@@ -248,7 +253,8 @@ constexpr float kTokenBoost = C::kBits == 8 ? 64 : 4;
 // What brings o of column word u to the units of V.
 template <class C>
 constexpr float ValueUnit(int u) {
-  return C::kAffine == Affine::kToken ? kCodeUnit / float(1 << C::Weight(u % C::kHalves)) / kTokenBoost<C> : 1.0f;
+  return C::kAffine == Affine::kToken ? kCodeUnit / float(1 << C::Weight(u % C::kHalves)) / kTokenBoost<C>
+                                      : 1.0f;
 }
 
 // P as the B operand, tokens by queries. kLow: what bf16 left of it.
@@ -265,7 +271,8 @@ __device__ __forceinline__ uint32_t PackWeights(float x, float y) {
 
 // Folds scales and minima of tokens into the weights. What was masked stays 0, whatever its parameters are.
 template <bool kMasked, class T, class C, int kDim, int kN>
-__device__ __forceinline__ void FoldTokens(float (&p)[T::kTokens / 16][kN][4], uint32_t tile, State<kDim, kN>& state) {
+__device__ __forceinline__ void FoldTokens(float (&p)[T::kTokens / 16][kN][4], uint32_t tile,
+                                           State<kDim, kN>& state) {
   const uint32_t params = tile + T::kCodeBytes + threadIdx.x % 32 / 4 * 4;
 #pragma unroll
   for (int m = 0; m < T::kTokens / 16; ++m) {
@@ -327,8 +334,9 @@ __device__ __forceinline__ float ByteToFloat(uint32_t word, int i, float offset)
 
 // FlashQ: o += (acc * step + base' * total) * scale for the channels of chunk c. `total`: sum of the weights.
 template <class C, class T, int kTiles, int kDim, int kN>
-__device__ __forceinline__ void FoldChannels(State<kDim, kN>& state, const float (&acc)[kTiles][kN][4], int first,
-                                             uint32_t tile, int c, const float (&total)[kN][2], float scale) {
+__device__ __forceinline__ void FoldChannels(State<kDim, kN>& state, const float (&acc)[kTiles][kN][4],
+                                             int first, uint32_t tile, int c, const float (&total)[kN][2],
+                                             float scale) {
   constexpr int kH = C::kHalves;
   const uint32_t at = tile + T::kCodeBytes + uint32_t(ValueChannel<C>(c * kH, int(threadIdx.x % 32 / 4)));
 #pragma unroll
@@ -357,8 +365,8 @@ __device__ __forceinline__ void FoldChannels(State<kDim, kN>& state, const float
 
 // o += P V of a tile. p: weights, overwritten; total: as Weigh gave it, overwritten.
 template <class C, class T, int kDim, int kN>
-__device__ __forceinline__ void Values(float (&p)[T::kTokens / 16][kN][4], float (&total)[kN][2], uint32_t tile,
-                                       State<kDim, kN>& state, bool masked) {
+__device__ __forceinline__ void Values(float (&p)[T::kTokens / 16][kN][4], float (&total)[kN][2],
+                                       uint32_t tile, State<kDim, kN>& state, bool masked) {
   constexpr int kM = T::kTokens / 16, kStep = T::kChunks == 1 ? 1 : 2;
   if constexpr (C::kAffine == Affine::kToken) {
     if (masked)
@@ -391,7 +399,8 @@ __device__ __forceinline__ void Values(float (&p)[T::kTokens / 16][kN][4], float
     }
   } else {
 #pragma unroll
-    for (int c = 0; c < T::kChunks; c += kStep) MultiplyValues<C, T>(state.o, c * C::kHalves / 2, tile, c, packed);
+    for (int c = 0; c < T::kChunks; c += kStep)
+      MultiplyValues<C, T>(state.o, c * C::kHalves / 2, tile, c, packed);
   }
   if constexpr (C::kBf16) {
 #pragma unroll
@@ -402,7 +411,8 @@ __device__ __forceinline__ void Values(float (&p)[T::kTokens / 16][kN][4], float
         packed[m][n][1] = PackWeights<C, true>(p[m][n][2], p[m][n][3]);
       }
 #pragma unroll
-    for (int c = 0; c < T::kChunks; c += kStep) MultiplyValues<C, T>(state.o, c * C::kHalves / 2, tile, c, packed);
+    for (int c = 0; c < T::kChunks; c += kStep)
+      MultiplyValues<C, T>(state.o, c * C::kHalves / 2, tile, c, packed);
   }
 }
 
