@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+// SageAttention2 with INT8 Q K^T and E4M3 P V. A block is persistent: one producer warpgroup feeds a ring
+// with TMA, two consumer warpgroups own 64 queries each and take turns, one computes its softmax while the
+// tensor cores work for the other. Keys are visited from the last to the first, so only the first tiles need
+// a mask.
+#include <cuda_bf16.h>
+
+#include <type_traits>
+
+#include "kernels/cuda/attention_prefill.h"
+#include "kernels/cuda/launched.cuh"
+#include "kernels/cuda/sm90/descriptor.cuh"
+#include "kernels/cuda/sm90/sage_softmax.cuh"
+#include "kernels/cuda/sm90/tensor_map.cuh"
+#include "kernels/cuda/sm90/tile.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+using namespace nibble::hopper;
+
+constexpr int kTile = 128, kDim = 128, kStages = 3;
+constexpr int kTileBytes = kTile * kDim;
+constexpr float kLog2e = 1.44269504f;
+
+struct alignas(1024) Shared {
+  uint8_t q[2][kTileBytes];
+  uint8_t k[kStages][kTileBytes];
+  uint8_t v[kStages][kTileBytes];
+  float scale[kStages][16];
+  uint64_t q_full[2], q_empty[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+};
+
+// A unit of work: 128 queries of one head.
+struct Work {
+  int head, tile;       // tile: among all q tiles
+  int k_tile, k_tiles;  // first k tile of the sequence; how many of its tiles the queries see
+  int query, queries;   // first query row in the packed input; rows of this tile
+  int position, keys;   // of the first query: how many keys it sees; keys of the sequence
+};
+
+NIBBLE_DEVICE Work FindWork(const SageShape& s, int index) {
+  Work w;
+  w.head = index / s.q_tiles;
+  w.tile = s.q_tiles - 1 - index % s.q_tiles;  // with a causal mask the longest come first
+  int i = 0;
+  while (w.tile >= s.q_tile_ends[i]) ++i;
+  const int at = (w.tile - (i > 0 ? s.q_tile_ends[i - 1] : 0)) * kTile;
+  const int queries = s.q_offsets[i + 1] - s.q_offsets[i];
+  w.keys = s.k_offsets[i + 1] - s.k_offsets[i];
+  w.k_tile = i > 0 ? s.k_tile_ends[i - 1] : 0;
+  w.query = s.q_offsets[i] + at;
+  w.queries = min(kTile, queries - at);
+  w.position = s.causal ? w.keys - queries + at + 1 : w.keys;
+  const int seen = s.causal ? min(w.keys, w.position + w.queries - 1) : w.keys;
+  w.k_tiles = max(0, (seen + kTile - 1) / kTile);
+  return w;
+}
+
+struct Maps {
+  CUtensorMap q, k, v;
+};
+
+NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared& shared, int units) {
+  RingPosition<2> q_ring;
+  RingPosition<kStages> ring;
+  const int group = a.shape.heads / a.shape.kv_heads;
+  for (int unit = blockIdx.x; unit < units; unit += gridDim.x, q_ring.advance()) {
+    const Work w = FindWork(a.shape, unit);
+    const int kv_head = w.head / group;
+    barrier_wait(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
+    barrier_arrive_expect(&shared.q_full[q_ring.stage], kTileBytes);
+    tma_load_2d(shared.q[q_ring.stage], &maps.q, &shared.q_full[q_ring.stage], 0,
+                (w.head * a.shape.q_tiles + w.tile) * kTile);
+    for (int j = w.k_tiles - 1; j >= 0; --j, ring.advance()) {
+      const int s = ring.stage;
+      const int64_t tile = int64_t{kv_head} * a.shape.k_tiles + w.k_tile + j;
+      barrier_wait(&shared.k_empty[s], ring.parity ^ 1);
+      barrier_arrive_expect(&shared.k_full[s], kTileBytes + 64);
+      bulk_load(shared.scale[s], a.tiles.scale + tile * 16, 64, &shared.k_full[s]);
+      tma_load_2d(shared.k[s], &maps.k, &shared.k_full[s], 0, int(tile * kTile));
+      barrier_wait(&shared.v_empty[s], ring.parity ^ 1);
+      barrier_arrive_expect(&shared.v_full[s], kTileBytes);
+      tma_load_2d(shared.v[s], &maps.v, &shared.v_full[s], (w.k_tile + j) * kTile, kv_head * kDim);
+    }
+  }
+}
+
+// out = o / sum as bf16, 16 bytes a lane.
+NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const RowState& state,
+                               const float (&o)[64], int first_row) {
+  const int lane = threadIdx.x % 32, quad = lane % 4;
+  auto* out = static_cast<__nv_bfloat16*>(a.out) + w.head * kDim;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float sum = state.sum[i];
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;  // a query that sees no key gives 0
+    const int row = first_row + 8 * i;
+#pragma unroll
+    for (int j = 0; j < 16; j += 4) {
+      uint32_t v[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        v[r] = to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse);
+      transpose_quad(v);
+      if (row < w.queries)
+        *reinterpret_cast<uint4*>(out + (w.query + row) * a.out_stride + 8 * (j + quad)) =
+            make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  }
+}
+
+template <bool kTurns, int kPoly>
+NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units) {
+  const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
+  const int row = 64 * mine + threadIdx.x % 128 / 32 * 16 + lane / 4;  // first of the thread's two
+  RingPosition<2> q_ring;
+  RingPosition<kStages> ring;
+  const auto my_turn = [&] {
+    if constexpr (kTurns) named_sync(1 + mine, 256);
+  };
+  const auto next_turn = [&] {
+    if constexpr (kTurns) named_arrive(2 - mine, 256);
+  };
+  if (kTurns && mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
+  for (int unit = blockIdx.x; unit < units; unit += gridDim.x, q_ring.advance()) {
+    const Work w = FindWork(a.shape, unit);
+    const uint64_t q = k_major(shared.q[q_ring.stage]) + mine * (64 * kDim / 16);
+    const int64_t at = int64_t{w.head} * a.shape.q_tiles + w.tile;
+    const float q_factor =
+        a.tiles.q_scale[(at * 8 + mine * 4 + threadIdx.x % 128 / 32) * 8 + lane / 4] * a.scale * kLog2e;
+    RowState state;
+    int32_t s[64];
+    float o[64], part[64];
+    uint32_t p[4][4];
+#pragma unroll
+    for (int r = 0; r < 64; ++r) o[r] = 0;
+    barrier_wait(&shared.q_full[q_ring.stage], q_ring.parity);
+    const auto scores = [&](const RingPosition<kStages>& at) {
+      ClearScores(s);
+      pin(s);
+      barrier_wait(&shared.k_full[at.stage], at.parity);
+      wgmma_fence();
+      const uint64_t k = k_major(shared.k[at.stage]);
+#pragma unroll
+      for (int step = 0; step < 4; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
+      wgmma_commit();
+    };
+    // The last tile is a case of its own, known when compiled: ptxas serialises wgmma where it cannot tell
+    // which are in flight.
+    const auto step = [&](int j, auto last) {
+      const int stage = ring.stage;
+      const uint32_t parity = ring.parity;
+      wgmma_wait<0>();
+      pin(s);
+      const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
+                               Factor(q_factor * shared.scale[stage][4 + quad])};
+      const float v_scale = shared.scale[stage][8];
+      if (lane == 0) barrier_arrive(&shared.k_empty[stage]);
+      const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
+      const int limit = w.keys - j * kTile;
+      const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
+      if (!whole) Mask(s, visible, limit);
+      const float2 alpha = Softmax<kPoly>(s, factor, &state, p);
+      ring.advance();
+      my_turn();
+      barrier_wait(&shared.v_full[stage], parity);
+      wgmma_fence();
+      const uint64_t v = k_major(shared.v[stage]);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
+      wgmma_commit();
+      if constexpr (!last) scores(ring);
+      next_turn();
+      if (__any_sync(~0u, alpha.x != 1.0f || alpha.y != 1.0f)) {
+#pragma unroll
+        for (int r = 0; r < 64; ++r) o[r] *= r / 2 % 2 == 0 ? alpha.x : alpha.y;
+      }
+      wgmma_wait<last ? 0 : 1>();
+      pin(part);
+      if (lane == 0) barrier_arrive(&shared.v_empty[stage]);
+#pragma unroll
+      for (int r = 0; r < 64; ++r) o[r] = fmaf(part[r], v_scale, o[r]);
+    };
+    if (w.k_tiles > 0) {
+      my_turn();
+      scores(ring);
+      next_turn();
+      for (int j = w.k_tiles - 1; j > 0; --j) step(j, std::false_type{});
+      step(0, std::true_type{});
+    }
+    if (lane == 0) barrier_arrive(&shared.q_empty[q_ring.stage]);
+    StoreOutput(a, w, state, o, row);
+  }
+  if (kTurns && mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
+}
+
+template <bool kTurns, int kPoly>
+__global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Maps maps,
+                                                     const SageAttentionArgs a) {
+  extern __shared__ uint8_t raw[];
+  auto& shared = *reinterpret_cast<Shared*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(&shared.q_full[i], 1);
+      barrier_init(&shared.q_empty[i], 8);
+    }
+    for (int s = 0; s < kStages; ++s) {
+      barrier_init(&shared.k_full[s], 1);
+      barrier_init(&shared.v_full[s], 1);
+      barrier_init(&shared.k_empty[s], 8);  // one arrival a consumer warp
+      barrier_init(&shared.v_empty[s], 8);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  const int units = a.shape.heads * a.shape.q_tiles;
+  if (threadIdx.x < 128) {
+    shrink_registers<24>();
+    if (threadIdx.x == 0) Produce(maps, a, shared, units);
+  } else {
+    grow_registers<240>();
+    Consume<kTurns, kPoly>(a, shared, units);
+  }
+}
+
+template <bool kTurns, int kPoly>
+Launch Run(const SageAttentionArgs& a, Stream stream) {
+  Maps maps;
+  const SageShape& s = a.shape;
+  if (make_map_8bit(&maps.q, a.tiles.q, uint64_t(s.heads) * s.q_tiles * kTile, kDim, kTile) ||
+      make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile) ||
+      make_map_8bit(&maps.v, a.tiles.v, uint64_t(s.kv_heads) * kDim, uint64_t(s.k_tiles) * kTile, kDim))
+    return Refused("sage: a tensor map was refused");
+  const auto kernel = SageKernel<kTurns, kPoly>;
+  constexpr int kShared = sizeof(Shared) + 1024;
+  static_assert(kShared <= 227 * 1024);
+  if (const cudaError_t e = AllowShared(kernel, kShared)) return {int(e), "SageAttention"};
+  kernel<<<min(multiprocessors(), s.heads * s.q_tiles), 384, kShared, stream>>>(maps, a);
+  return Launched("SageAttention");
+}
+
+}  // namespace
+
+Launch SageAttention(const SageAttentionArgs& a, Stream stream, int variant) {
+  if (a.shape.head_dim != kDim) return Refused("sage: head_dim must be 128");
+  if (a.out_stride % 8) return Refused("sage: out_stride must be a multiple of 8");
+  switch (variant) {
+    case 1:
+      return Run<true, 0>(a, stream);
+    case 2:
+      return Run<false, 2>(a, stream);
+    case 3:
+      return Run<true, 2>(a, stream);
+    case 4:
+      return Run<true, 1>(a, stream);
+    case 5:
+      return Run<true, 3>(a, stream);
+    default:
+      return Run<false, 0>(a, stream);
+  }
+}
+
+}  // namespace nibble::cuda
