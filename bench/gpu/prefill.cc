@@ -62,7 +62,7 @@ std::vector<uint16_t> Values(size_t rows, int heads, uint32_t seed, bool outlier
     const int channel = int(i % kDim);
     float value = Normal(uint32_t(i), seed);
     if (outliers && channel % 37 == 5) value = value * 3 + 30;  // what smoothing is for
-    x[i] = uint16_t(ToBF16(value));
+    x[i] = FloatToBf16(value);
   }
   return x;
 }
@@ -70,7 +70,7 @@ std::vector<uint16_t> Values(size_t rows, int heads, uint32_t seed, bool outlier
 ref::Matrix Head(const std::vector<uint16_t>& x, int row, int rows, int head, int heads) {
   ref::Matrix m(rows, kDim);
   for (int r = 0; r < rows; ++r)
-    for (int d = 0; d < kDim; ++d) m[r][d] = double(FromBF16(x[(size_t(row + r) * heads + head) * kDim + d]));
+    for (int d = 0; d < kDim; ++d) m[r][d] = double(Bf16ToFloat(x[(size_t(row + r) * heads + head) * kDim + d]));
   return m;
 }
 
@@ -161,7 +161,7 @@ void TimePrefill(Times* times) {
       uint32_t seed = 0;
       for (Buffer<uint16_t>* x : {&q, &k, &v}) {
         ++seed;
-        for (size_t i = 0; i < (size_t{1} << 22); ++i) host[i] = uint16_t(ToBF16(Normal(uint32_t(i), seed)));
+        for (size_t i = 0; i < (size_t{1} << 22); ++i) host[i] = FloatToBf16(Normal(uint32_t(i), seed));
         for (size_t i = size_t{1} << 22; i < count; ++i) host[i] = host[i & ((size_t{1} << 22) - 1)];
         x->Set(host);
       }

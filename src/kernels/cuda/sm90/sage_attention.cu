@@ -163,6 +163,7 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
       const int limit = w.keys - j * kTile;
       const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
       if (!whole) Mask(s, visible, limit);
+      pin(s);  // or the compiler keeps the sums twice, as integers and as floats
       const float2 alpha = Softmax<kPoly>(s, factor, &state, p);
       ring.advance();
       my_turn();

@@ -94,6 +94,8 @@ struct Rows {
   }
 };
 
+// A group of zeros has scale 1: masked scores of padding are -infinity times its scale.
+__device__ float Scale(float amax) { return amax == 0 ? 1.0f : amax / 127.0f; }
 __device__ float Inverse(float amax) { return amax > 0 ? 127.0f / amax : 0.0f; }
 
 __device__ void QuantizeQ(const SageQuantizeArgs& a, int tile_index, int head) {
@@ -104,21 +106,39 @@ __device__ void QuantizeQ(const SageQuantizeArgs& a, int tile_index, int head) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t at = int64_t{head} * a.shape.q_tiles + tile_index;
   rows.Store(a.tiles.q + at * kRows * kDim, Inverse(amax));
-  if (lane % 4 == 0) a.tiles.q_scale[(at * 8 + warp) * 8 + lane / 4] = amax / 127.0f;
+  if (lane % 4 == 0) a.tiles.q_scale[(at * 8 + warp) * 8 + lane / 4] = Scale(amax);
 }
 
-// The mean of the first 64 keys, which any reader can compute from them; 2 x 16 KB of shared memory traffic.
+// The mean of the first 64 keys, which any reader can compute from them. All loads of a thread are in flight
+// at once: 16 bytes of rows t, t + 16, t + 32 and t + 48.
 __device__ void KeyMean(const SageQuantizeArgs& a, const Tile& tile, int kv_head, float* mean) {
-  const int n = min(64, tile.length);
-  const __nv_bfloat16* k = static_cast<const __nv_bfloat16*>(a.k) + tile.first * a.k_stride + kv_head * kDim;
-  __shared__ float part[2][kDim];
-  const int channel = threadIdx.x % kDim, half = threadIdx.x / kDim;
-  float sum = 0;
-#pragma unroll 8
-  for (int t = half; t < n; t += 2) sum += __bfloat162float(k[t * a.k_stride + channel]);
-  part[half][channel] = sum;
+  constexpr int kParts = kThreads / (kDim / 8);
+  const int n = min(64, tile.length), chunk = threadIdx.x % (kDim / 8), first = threadIdx.x / (kDim / 8);
+  const __nv_bfloat16* k =
+      static_cast<const __nv_bfloat16*>(a.k) + tile.first * a.k_stride + kv_head * kDim + chunk * 8;
+  __shared__ float part[kParts][kDim];
+  float sum[8] = {};
+#pragma unroll
+  for (int t = 0; t < 64; t += kParts) {
+    uint4 bits = make_uint4(0, 0, 0, 0);
+    if (first + t < n) bits = *reinterpret_cast<const uint4*>(k + (first + t) * a.k_stride);
+    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const float2 pair = Unpack(words[w]);
+      sum[2 * w] += pair.x;
+      sum[2 * w + 1] += pair.y;
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e) part[first][chunk * 8 + e] = sum[e];
   __syncthreads();
-  if (half == 0) mean[channel] = (part[0][channel] + part[1][channel]) / float(n);
+  if (threadIdx.x < kDim) {
+    float all = 0;
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) all += part[i][threadIdx.x];
+    mean[threadIdx.x] = all / float(n);
+  }
   __syncthreads();
 }
 
@@ -152,7 +172,7 @@ __device__ void QuantizeK(const SageQuantizeArgs& a, int tile_index, int kv_head
   }
   const int64_t at = int64_t{kv_head} * a.shape.k_tiles + tile_index;
   rows.Store(a.tiles.k + at * kRows * kDim, Inverse(amax));
-  if (warp % 4 == 0 && lane % 8 == 0) a.tiles.scale[at * 16 + page * 4 + group] = amax / 127.0f;
+  if (warp % 4 == 0 && lane % 8 == 0) a.tiles.scale[at * 16 + page * 4 + group] = Scale(amax);
 }
 
 // V turned to [channel][token]. Lane (a, q) of a warp holds tokens 16a + 2q + {0, 1, 8, 9}, which become four
@@ -214,8 +234,8 @@ __device__ void QuantizeV(const SageQuantizeArgs& a, int tile_index, int kv_head
 }
 
 __global__ __launch_bounds__(kThreads) void SageQuantizeKernel(const SageQuantizeArgs a) {
-  const int tile = blockIdx.x;
-  int head = blockIdx.y;
+  const int tile = blockIdx.y;  // heads are neighbours in memory, so they run together
+  int head = blockIdx.x;
   if (head < a.shape.heads) {
     if (tile < a.shape.q_tiles) QuantizeQ(a, tile, head);
     return;
@@ -259,7 +279,7 @@ Launch SageQuantize(const SageQuantizeArgs& a, Stream stream) {
   if (a.shape.head_dim != kDim) return Refused("sage: head_dim must be 128");
   if (a.q_stride % 8 || a.k_stride % 8 || a.v_stride % 8)
     return Refused("sage: row strides must be multiples of 8");
-  const dim3 grid(max(a.shape.q_tiles, a.shape.k_tiles), a.shape.heads + 2 * a.shape.kv_heads);
+  const dim3 grid(a.shape.heads + 2 * a.shape.kv_heads, max(a.shape.q_tiles, a.shape.k_tiles));
   SageQuantizeKernel<<<grid, kThreads, 0, stream>>>(a);
   return Launched("SageQuantize");
 }

@@ -112,7 +112,10 @@ NIBBLE_DEVICE float2 Softmax(int32_t (&s)[64], const float (&factor)[2], RowStat
   return {alpha[0], alpha[1]};
 }
 
-// scale of Q x scale of K x softmax scale, rounded to 22 bits of mantissa.
-NIBBLE_DEVICE float Factor(float x) { return __int_as_float((__float_as_int(x) + 2) & ~3); }
+// scale of Q x scale of K x softmax scale, rounded to 22 bits of mantissa; not 0, which would turn a masked
+// score into NaN. NaN stays.
+NIBBLE_DEVICE float Factor(float x) {
+  return x < 1e-30f ? 1e-30f : __int_as_float((__float_as_int(x) + 2) & ~3);
+}
 
 }  // namespace nibble::hopper
