@@ -112,19 +112,31 @@ NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const 
   }
 }
 
-template <bool kTurns, int kPoly>
+// o = o * alpha + part * v_scale, for a quarter of the channels.
+NIBBLE_DEVICE void Add(float (&o)[64], const float (&part)[64], int quarter, float v_scale) {
+#pragma unroll
+  for (int r = 16 * quarter; r < 16 * quarter + 16; ++r) o[r] = fmaf(part[r], v_scale, o[r]);
+}
+
+NIBBLE_DEVICE void Rescale(float (&o)[64], const float (&alpha)[2]) {
+  if (!__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
+#pragma unroll
+  for (int r = 0; r < 64; ++r) o[r] *= alpha[r / 2 % 2];
+}
+
+template <int kVariant>
 NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units) {
   const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
   const int row = 64 * mine + threadIdx.x % 128 / 32 * 16 + lane / 4;  // first of the thread's two
-  RingPosition<2> q_ring;
-  RingPosition<kStages> ring;
   const auto my_turn = [&] {
-    if constexpr (kTurns) named_sync(1 + mine, 256);
+    if constexpr (kVariant & 1) named_sync(1 + mine, 256);
   };
   const auto next_turn = [&] {
-    if constexpr (kTurns) named_arrive(2 - mine, 256);
+    if constexpr (kVariant & 1) named_arrive(2 - mine, 256);
   };
-  if (kTurns && mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
+  if ((kVariant & 1) && mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
+  RingPosition<2> q_ring;
+  RingPosition<kStages> ring;
   for (int unit = blockIdx.x; unit < units; unit += gridDim.x, q_ring.advance()) {
     const Work w = FindWork(a.shape, unit);
     const uint64_t q = k_major(shared.q[q_ring.stage]) + mine * (64 * kDim / 16);
@@ -135,12 +147,11 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
     int32_t s[64];
     float o[64], part[64];
     uint32_t p[4][4];
+    float v_scale = 0;
 #pragma unroll
-    for (int r = 0; r < 64; ++r) o[r] = 0;
+    for (int r = 0; r < 64; ++r) o[r] = part[r] = 0;
     barrier_wait(&shared.q_full[q_ring.stage], q_ring.parity);
     const auto scores = [&](const RingPosition<kStages>& at) {
-      ClearScores(s);
-      pin(s);
       barrier_wait(&shared.k_full[at.stage], at.parity);
       wgmma_fence();
       const uint64_t k = k_major(shared.k[at.stage]);
@@ -148,26 +159,44 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
       for (int step = 0; step < 4; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
       wgmma_commit();
     };
-    // The last tile is a case of its own, known when compiled: ptxas serialises wgmma where it cannot tell
-    // which are in flight.
+    // The product of the tile before is added while this one's exponentials are computed: their pipe is busy
+    // longer than it takes to issue them. The last tile is a case of its own, known when compiled: ptxas
+    // serialises wgmma where it cannot tell which are in flight.
+    int before = -1;  // stage of the tile before
     const auto step = [&](int j, auto last) {
       const int stage = ring.stage;
       const uint32_t parity = ring.parity;
       wgmma_wait<0>();
       pin(s);
+      pin(part);
       const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
                                Factor(q_factor * shared.scale[stage][4 + quad])};
-      const float v_scale = shared.scale[stage][8];
-      if (lane == 0) barrier_arrive(&shared.k_empty[stage]);
+      const float v_scale_next = shared.scale[stage][8];
+      if (lane == 0) {
+        barrier_arrive(&shared.k_empty[stage]);
+        if (before >= 0) barrier_arrive(&shared.v_empty[before]);
+      }
       const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
       const int limit = w.keys - j * kTile;
       const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
       if (!whole) Mask(s, visible, limit);
       pin(s);  // or the compiler keeps the sums twice, as integers and as floats
-      const float2 alpha = Softmax<kPoly>(s, factor, &state, p);
+      float alpha[2];
+      const Arguments arguments = UpdateMax(s, factor, &state, alpha);
+      float sum[2] = {0, 0};
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        Weigh(s, arguments, c, sum, p[c]);
+        Add(o, part, c, v_scale);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) state.sum[i] = fmaf(state.sum[i], alpha[i], sum[i]);
+      v_scale = v_scale_next;
+      before = stage;
       ring.advance();
-      my_turn();
+      if constexpr (!last) ClearScores(s);
       barrier_wait(&shared.v_full[stage], parity);
+      my_turn();
       wgmma_fence();
       const uint64_t v = k_major(shared.v[stage]);
 #pragma unroll
@@ -175,30 +204,29 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
       wgmma_commit();
       if constexpr (!last) scores(ring);
       next_turn();
-      if (__any_sync(~0u, alpha.x != 1.0f || alpha.y != 1.0f)) {
-#pragma unroll
-        for (int r = 0; r < 64; ++r) o[r] *= r / 2 % 2 == 0 ? alpha.x : alpha.y;
-      }
-      wgmma_wait<last ? 0 : 1>();
-      pin(part);
-      if (lane == 0) barrier_arrive(&shared.v_empty[stage]);
-#pragma unroll
-      for (int r = 0; r < 64; ++r) o[r] = fmaf(part[r], v_scale, o[r]);
+      Rescale(o, alpha);
     };
     if (w.k_tiles > 0) {
+      pin(part);
+      ClearScores(s);
       my_turn();
       scores(ring);
       next_turn();
       for (int j = w.k_tiles - 1; j > 0; --j) step(j, std::false_type{});
       step(0, std::true_type{});
+      wgmma_wait<0>();
+      pin(part);
+      if (lane == 0) barrier_arrive(&shared.v_empty[before]);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
     }
     if (lane == 0) barrier_arrive(&shared.q_empty[q_ring.stage]);
     StoreOutput(a, w, state, o, row);
   }
-  if (kTurns && mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
+  if ((kVariant & 1) && mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
 }
 
-template <bool kTurns, int kPoly>
+template <int kVariant>
 __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Maps maps,
                                                      const SageAttentionArgs a) {
   extern __shared__ uint8_t raw[];
@@ -223,11 +251,11 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
     if (threadIdx.x == 0) Produce(maps, a, shared, units);
   } else {
     grow_registers<240>();
-    Consume<kTurns, kPoly>(a, shared, units);
+    Consume<kVariant>(a, shared, units);
   }
 }
 
-template <bool kTurns, int kPoly>
+template <int kVariant>
 Launch Run(const SageAttentionArgs& a, Stream stream) {
   Maps maps;
   const SageShape& s = a.shape;
@@ -235,7 +263,7 @@ Launch Run(const SageAttentionArgs& a, Stream stream) {
       make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile) ||
       make_map_8bit(&maps.v, a.tiles.v, uint64_t(s.kv_heads) * kDim, uint64_t(s.k_tiles) * kTile, kDim))
     return Refused("sage: a tensor map was refused");
-  const auto kernel = SageKernel<kTurns, kPoly>;
+  const auto kernel = SageKernel<kVariant>;
   constexpr int kShared = sizeof(Shared) + 1024;
   static_assert(kShared <= 227 * 1024);
   if (const cudaError_t e = AllowShared(kernel, kShared)) return {int(e), "SageAttention"};
@@ -250,17 +278,9 @@ Launch SageAttention(const SageAttentionArgs& a, Stream stream, int variant) {
   if (a.out_stride % 8) return Refused("sage: out_stride must be a multiple of 8");
   switch (variant) {
     case 1:
-      return Run<true, 0>(a, stream);
-    case 2:
-      return Run<false, 2>(a, stream);
-    case 3:
-      return Run<true, 2>(a, stream);
-    case 4:
-      return Run<true, 1>(a, stream);
-    case 5:
-      return Run<true, 3>(a, stream);
+      return Run<1>(a, stream);
     default:
-      return Run<false, 0>(a, stream);
+      return Run<0>(a, stream);
   }
 }
 

@@ -25,9 +25,10 @@ struct RowState {
   float sum[2] = {0, 0};              // of this thread's keys
 };
 
+// By additions, which the FMA pipe takes at twice the rate of moves; volatile, or one is made and copied.
 NIBBLE_DEVICE void ClearScores(int32_t (&s)[64]) {
 #pragma unroll
-  for (int r = 0; r < 64; ++r) s[r] = kMagic;
+  for (int r = 0; r < 64; ++r) asm volatile("add.f32 %0, %1, %1;" : "=r"(s[r]) : "f"(0.5f * kMagicFloat));
 }
 
 // Hides keys from `visible` of the tile on (for the thread's first row; the second sees 8 more).
@@ -53,63 +54,49 @@ NIBBLE_DEVICE float Greatest(const int32_t (&s)[64]) {
   return __int_as_float(m);
 }
 
-// 2^x for x in about -120 .. 8 by a quadratic on the FMA pipe: its error of 0.2% is far below the 3% steps of
-// E4M3, and the pipe that computes exponentials is the one that has no room.
-NIBBLE_DEVICE float Exp2Poly(float x) {
-  x = fmaxf(x, -126.0f);
-  const float shifted = x + kMagicFloat;        // nearest integer in the low bits
-  const float f = x - (shifted - kMagicFloat);  // -0.5 .. 0.5
-  const float p = fmaf(fmaf(fmaf(0.0558f, f, 0.2402f), f, 0.6931f), f, 1.0f);
-  return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
-}
+// How the thread's scores become arguments of exp2: score * factor - offset, by row and by 64 keys.
+struct Arguments {
+  float factor[2], offset[2][2];
+};
 
-// Which of every 8 exponentials are computed by polynomial.
-template <int kPoly>
-NIBBLE_DEVICE float Exp2(float x, int i) {
-  return kPoly > 0 && i % 8 < kPoly ? Exp2Poly(x) : exp2_approx(x);
-}
-
-// Scores to E4M3 weights in the order of an A fragment, updating the state. `factor` is scale of Q x scale of
-// K for each 64 keys, in base 2. Returns what earlier sums and outputs are to be multiplied by.
-template <int kPoly>
-NIBBLE_DEVICE float2 Softmax(int32_t (&s)[64], const float (&factor)[2], RowState* state,
-                             uint32_t (&p)[4][4]) {
-  float zero[2];  // of each half: what the accumulator's offset amounts to
-#pragma unroll
-  for (int h = 0; h < 2; ++h) zero[h] = kMagicFloat * factor[h];
+// Updates the row maxima. `factor` is scale of Q x scale of K for each 64 keys, in base 2. `alpha` is what
+// earlier sums and outputs are to be multiplied by.
+NIBBLE_DEVICE Arguments UpdateMax(const int32_t (&s)[64], const float (&factor)[2], RowState* state,
+                                  float (&alpha)[2]) {
+  Arguments a;
   const float greatest[2][2] = {{Greatest<0, 0>(s), Greatest<0, 1>(s)},
                                 {Greatest<1, 0>(s), Greatest<1, 1>(s)}};
-  float alpha[2];
-  float offset[2][2];
+#pragma unroll
+  for (int h = 0; h < 2; ++h) a.factor[h] = factor[h];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float m = fmaxf(fmaf(greatest[i][0], factor[0], -zero[0]), fmaf(greatest[i][1], factor[1], -zero[1]));
+    float m = fmaxf(fmaf(greatest[i][0], factor[0], -kMagicFloat * factor[0]),
+                    fmaf(greatest[i][1], factor[1], -kMagicFloat * factor[1]));
     m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
     m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
     const float next = fmaxf(state->max[i], ceilf(m));
     alpha[i] = exp2_approx(state->max[i] - next);
     state->max[i] = next;
-    offset[i][0] = zero[0] + (next - kPBits);
-    offset[i][1] = zero[1] + (next - kPBits);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) a.offset[i][h] = fmaf(kMagicFloat, factor[h], next - kPBits);
   }
-  float sum[2] = {0, 0};
+  return a;
+}
+
+// Scores of keys 32c .. 32c + 31 to E4M3 weights, one A fragment; adds them up before they are rounded.
+NIBBLE_DEVICE void Weigh(const int32_t (&s)[64], const Arguments& a, int c, float (&sum)[2],
+                         uint32_t (&p)[4]) {
 #pragma unroll
-  for (int c = 0; c < 4; ++c) {
+  for (int r = 0; r < 4; ++r) {
+    const int at = 16 * c + 8 * (r / 2) + 2 * (r % 2), h = c / 2, i = r % 2;
+    const int index[4] = {at, at + 1, at + 4, at + 5};
+    float x[4];
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const int at = 16 * c + 8 * (r / 2) + 2 * (r % 2), h = c / 2, i = r % 2;
-      const int index[4] = {at, at + 1, at + 4, at + 5};
-      float x[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        x[e] = Exp2<kPoly>(fmaf(__int_as_float(s[index[e]]), factor[h], -offset[i][h]), 4 * r + e);
-      sum[i] += (x[0] + x[1]) + (x[2] + x[3]);
-      p[c][r] = to_e4m3x4(x[0], x[1], x[2], x[3]);
-    }
+    for (int e = 0; e < 4; ++e)
+      x[e] = exp2_approx(fmaf(__int_as_float(s[index[e]]), a.factor[h], -a.offset[i][h]));
+    sum[i] += (x[0] + x[1]) + (x[2] + x[3]);
+    p[r] = to_e4m3x4(x[0], x[1], x[2], x[3]);
   }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) state->sum[i] = fmaf(state->sum[i], alpha[i], sum[i]);
-  return {alpha[0], alpha[1]};
 }
 
 // scale of Q x scale of K x softmax scale, rounded to 22 bits of mantissa; not 0, which would turn a masked
