@@ -21,12 +21,14 @@ using namespace nibble::hopper;
 
 constexpr int kTile = 128, kDim = 128, kStages = 3;
 constexpr int kTileBytes = kTile * kDim;
+constexpr int kOnes =
+    8;  // rows under V^T: one of ones, whose product with P is the sum of its rounded weights
 constexpr float kLog2e = 1.44269504f;
 
 struct alignas(1024) Shared {
   uint8_t q[2][kTileBytes];
   uint8_t k[kStages][kTileBytes];
-  uint8_t v[kStages][kTileBytes];
+  uint8_t v[kStages][kTileBytes + kOnes * kTile];
   float scale[kStages][16];
   uint64_t q_full[2], q_empty[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
 };
@@ -87,16 +89,14 @@ NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared&
 }
 
 // out = o / sum as bf16, 16 bytes a lane.
-NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const RowState& state,
+NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const float (&weights)[2],
                                const float (&o)[64], int first_row) {
   const int lane = threadIdx.x % 32, quad = lane % 4;
   auto* out = static_cast<__nv_bfloat16*>(a.out) + w.head * kDim;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float sum = state.sum[i];
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
-    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;  // a query that sees no key gives 0
+    const float sum = __shfl_sync(~0u, weights[i], lane & ~3);  // of the quad's first lane
+    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;         // a query that sees no key gives 0
     const int row = first_row + 8 * i;
 #pragma unroll
     for (int j = 0; j < 16; j += 4) {
@@ -113,7 +113,7 @@ NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const 
 }
 
 // o = o * alpha + part * v_scale, for a quarter of the channels.
-NIBBLE_DEVICE void Add(float (&o)[64], const float (&part)[64], int quarter, float v_scale) {
+NIBBLE_DEVICE void Add(float (&o)[64], const float (&part)[68], int quarter, float v_scale) {
 #pragma unroll
   for (int r = 16 * quarter; r < 16 * quarter + 16; ++r) o[r] = fmaf(part[r], v_scale, o[r]);
 }
@@ -145,11 +145,14 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
         a.tiles.q_scale[(at * 8 + mine * 4 + threadIdx.x % 128 / 32) * 8 + lane / 4] * a.scale * kLog2e;
     RowState state;
     int32_t s[64];
-    float o[64], part[64];
+    float o[64], part[68];
+    float weights[2] = {0, 0};  // sums of P: of quads' first lanes
     uint32_t p[4][4];
     float v_scale = 0;
 #pragma unroll
-    for (int r = 0; r < 64; ++r) o[r] = part[r] = 0;
+    for (int r = 0; r < 64; ++r) o[r] = 0;
+#pragma unroll
+    for (int r = 0; r < 68; ++r) part[r] = 0;
     barrier_wait(&shared.q_full[q_ring.stage], q_ring.parity);
     const auto scores = [&](const RingPosition<kStages>& at) {
       barrier_wait(&shared.k_full[at.stage], at.parity);
@@ -183,14 +186,13 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
       pin(s);  // or the compiler keeps the sums twice, as integers and as floats
       float alpha[2];
       const Arguments arguments = UpdateMax(s, factor, &state, alpha);
-      float sum[2] = {0, 0};
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        Weigh(s, arguments, c, sum, p[c]);
+        Weigh(s, arguments, c, p[c]);
         Add(o, part, c, v_scale);
       }
 #pragma unroll
-      for (int i = 0; i < 2; ++i) state.sum[i] = fmaf(state.sum[i], alpha[i], sum[i]);
+      for (int i = 0; i < 2; ++i) weights[i] = (weights[i] + part[64 + 2 * i]) * alpha[i];
       v_scale = v_scale_next;
       before = stage;
       ring.advance();
@@ -219,9 +221,11 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
       if (lane == 0) barrier_arrive(&shared.v_empty[before]);
 #pragma unroll
       for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) weights[i] += part[64 + 2 * i];
     }
     if (lane == 0) barrier_arrive(&shared.q_empty[q_ring.stage]);
-    StoreOutput(a, w, state, o, row);
+    StoreOutput(a, w, weights, o, row);
   }
   if ((kVariant & 1) && mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
 }
@@ -244,6 +248,11 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
     }
     barrier_init_fence();
   }
+  for (int i = threadIdx.x; i < kStages * kOnes * kTile; i += blockDim.x) {
+    const int row = i / kTile % kOnes;
+    shared.v[i / (kOnes * kTile)][kTileBytes + i % (kOnes * kTile)] = row == 0 ? 0x38 : 0;  // 1.0 in E4M3
+  }
+  fence_proxy_async();
   __syncthreads();
   const int units = a.shape.heads * a.shape.q_tiles;
   if (threadIdx.x < 128) {

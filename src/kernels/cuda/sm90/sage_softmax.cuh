@@ -22,7 +22,6 @@ inline constexpr float kLowest = -1e30f;
 
 struct RowState {
   float max[2] = {kLowest, kLowest};  // in base 2, integers
-  float sum[2] = {0, 0};              // of this thread's keys
 };
 
 // By additions, which the FMA pipe takes at twice the rate of moves; volatile, or one is made and copied.
@@ -83,9 +82,8 @@ NIBBLE_DEVICE Arguments UpdateMax(const int32_t (&s)[64], const float (&factor)[
   return a;
 }
 
-// Scores of keys 32c .. 32c + 31 to E4M3 weights, one A fragment; adds them up before they are rounded.
-NIBBLE_DEVICE void Weigh(const int32_t (&s)[64], const Arguments& a, int c, float (&sum)[2],
-                         uint32_t (&p)[4]) {
+// Scores of keys 32c .. 32c + 31 to E4M3 weights, one A fragment.
+NIBBLE_DEVICE void Weigh(const int32_t (&s)[64], const Arguments& a, int c, uint32_t (&p)[4]) {
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
     const int at = 16 * c + 8 * (r / 2) + 2 * (r % 2), h = c / 2, i = r % 2;
@@ -94,7 +92,6 @@ NIBBLE_DEVICE void Weigh(const int32_t (&s)[64], const Arguments& a, int c, floa
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       x[e] = exp2_approx(fmaf(__int_as_float(s[index[e]]), a.factor[h], -a.offset[i][h]));
-    sum[i] += (x[0] + x[1]) + (x[2] + x[3]);
     p[r] = to_e4m3x4(x[0], x[1], x[2], x[3]);
   }
 }
