@@ -70,7 +70,8 @@ std::vector<uint16_t> Values(size_t rows, int heads, uint32_t seed, bool outlier
 ref::Matrix Head(const std::vector<uint16_t>& x, int row, int rows, int head, int heads) {
   ref::Matrix m(rows, kDim);
   for (int r = 0; r < rows; ++r)
-    for (int d = 0; d < kDim; ++d) m[r][d] = double(Bf16ToFloat(x[(size_t(row + r) * heads + head) * kDim + d]));
+    for (int d = 0; d < kDim; ++d)
+      m[r][d] = double(Bf16ToFloat(x[(size_t(row + r) * heads + head) * kDim + d]));
   return m;
 }
 
@@ -175,19 +176,15 @@ void TimePrefill(Times* times) {
       };
       times->Add("sage quantize", shape, Seconds(3, quantize), double(count) * 3 * 3 / kReadBandwidth,
                  "4.64 TB/s");
-      for (int variant = 0; variant < 2; ++variant) {
-        const auto attend = [&](int, cudaStream_t s) {
-          Require(cuda::SageAttention({batch.shape, at, out.data(), stride, 0.08838835f}, s, variant));
-        };
-        times->AddOps(fmt::format("sage2-8b kernel v{}", variant), shape, Seconds(3, attend), operations,
-                      kMixedRate);
-        const auto both = [&](int i, cudaStream_t s) {
-          quantize(i, s);
-          attend(i, s);
-        };
-        if (variant == 0)
-          times->AddOps("sage2-8b end to end", shape, Seconds(3, both), operations, kMixedRate);
-      }
+      const auto attend = [&](int, cudaStream_t s) {
+        Require(cuda::SageAttention({batch.shape, at, out.data(), stride, 0.08838835f}, s));
+      };
+      times->AddOps("sage2-8b kernel", shape, Seconds(3, attend), operations, kMixedRate);
+      const auto both = [&](int i, cudaStream_t s) {
+        quantize(i, s);
+        attend(i, s);
+      };
+      times->AddOps("sage2-8b end to end", shape, Seconds(3, both), operations, kMixedRate);
     }
   }
 }

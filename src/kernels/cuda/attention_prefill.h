@@ -64,6 +64,6 @@ struct SageAttentionArgs {
 };
 // The E4M3 range of P is 2^8 under the row's running maximum rounded up to a power of two, so rescaling by it
 // is exact and seldom. Bitwise repeatable; a sequence's rows do not depend on the others.
-Launch SageAttention(const SageAttentionArgs&, Stream, int variant = 0);
+Launch SageAttention(const SageAttentionArgs&, Stream);
 
 }  // namespace nibble::cuda

@@ -25,20 +25,22 @@ constexpr int kOnes =
     8;  // rows under V^T: one of ones, whose product with P is the sum of its rounded weights
 constexpr float kLog2e = 1.44269504f;
 
+// A unit of work: 128 queries of one head. Made by the producer, which runs ahead.
+struct Work {
+  int head, tile;       // tile: among all q tiles
+  int k_tile, k_tiles;  // first k tile of the sequence; how many of its tiles the queries see, at least one
+  int query, queries;   // first query row in the packed input; rows of this tile
+  int position, keys;   // of the first query: how many keys it sees; keys of the sequence
+};
+
 struct alignas(1024) Shared {
   uint8_t q[2][kTileBytes];
   uint8_t k[kStages][kTileBytes];
   uint8_t v[kStages][kTileBytes + kOnes * kTile];
   float scale[kStages][16];
+  float q_scale[2][8][8];
+  Work work[2];
   uint64_t q_full[2], q_empty[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
-};
-
-// A unit of work: 128 queries of one head.
-struct Work {
-  int head, tile;       // tile: among all q tiles
-  int k_tile, k_tiles;  // first k tile of the sequence; how many of its tiles the queries see
-  int query, queries;   // first query row in the packed input; rows of this tile
-  int position, keys;   // of the first query: how many keys it sees; keys of the sequence
 };
 
 NIBBLE_DEVICE Work FindWork(const SageShape& s, int index) {
@@ -55,7 +57,7 @@ NIBBLE_DEVICE Work FindWork(const SageShape& s, int index) {
   w.queries = min(kTile, queries - at);
   w.position = s.causal ? w.keys - queries + at + 1 : w.keys;
   const int seen = s.causal ? min(w.keys, w.position + w.queries - 1) : w.keys;
-  w.k_tiles = max(0, (seen + kTile - 1) / kTile);
+  w.k_tiles = max(1, (seen + kTile - 1) / kTile);
   return w;
 }
 
@@ -71,7 +73,11 @@ NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared&
     const Work w = FindWork(a.shape, unit);
     const int kv_head = w.head / group;
     barrier_wait(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
-    barrier_arrive_expect(&shared.q_full[q_ring.stage], kTileBytes);
+    shared.work[q_ring.stage] = w;
+    barrier_arrive_expect(&shared.q_full[q_ring.stage], kTileBytes + 256);
+    bulk_load(shared.q_scale[q_ring.stage],
+              a.tiles.q_scale + (int64_t{w.head} * a.shape.q_tiles + w.tile) * 64, 256,
+              &shared.q_full[q_ring.stage]);
     tma_load_2d(shared.q[q_ring.stage], &maps.q, &shared.q_full[q_ring.stage], 0,
                 (w.head * a.shape.q_tiles + w.tile) * kTile);
     for (int j = w.k_tiles - 1; j >= 0; --j, ring.advance()) {
@@ -96,14 +102,15 @@ NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const 
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float sum = __shfl_sync(~0u, weights[i], lane & ~3);  // of the quad's first lane
-    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;         // a query that sees no key gives 0
+    const float inverse = 1.0f / sum;
     const int row = first_row + 8 * i;
+    const bool sees = w.keys > 0 && (!a.shape.causal || w.position + row > 0);  // or the output is 0
 #pragma unroll
     for (int j = 0; j < 16; j += 4) {
       uint32_t v[4];
 #pragma unroll
       for (int r = 0; r < 4; ++r)
-        v[r] = to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse);
+        v[r] = sees ? to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse) : 0;
       transpose_quad(v);
       if (row < w.queries)
         *reinterpret_cast<uint4*>(out + (w.query + row) * a.out_stride + 8 * (j + quad)) =
@@ -118,55 +125,62 @@ NIBBLE_DEVICE void Add(float (&o)[64], const float (&part)[68], int quarter, flo
   for (int r = 16 * quarter; r < 16 * quarter + 16; ++r) o[r] = fmaf(part[r], v_scale, o[r]);
 }
 
+// x * alpha, where 0 forgets even NaN. A row's first visible tile has alpha 0, which clears what the unit
+// before left.
+NIBBLE_DEVICE float Times(float x, float alpha) { return alpha == 0 ? 0.0f : x * alpha; }
+
 NIBBLE_DEVICE void Rescale(float (&o)[64], const float (&alpha)[2]) {
   if (!__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
 #pragma unroll
-  for (int r = 0; r < 64; ++r) o[r] *= alpha[r / 2 % 2];
+  for (int r = 0; r < 64; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
 }
 
-template <int kVariant>
 NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units) {
   const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
-  const int row = 64 * mine + threadIdx.x % 128 / 32 * 16 + lane / 4;  // first of the thread's two
-  const auto my_turn = [&] {
-    if constexpr (kVariant & 1) named_sync(1 + mine, 256);
-  };
-  const auto next_turn = [&] {
-    if constexpr (kVariant & 1) named_arrive(2 - mine, 256);
-  };
-  if ((kVariant & 1) && mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
+  const int warp = threadIdx.x % 128 / 32;
+  const int row = 64 * mine + 16 * warp + lane / 4;  // first of the thread's two
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
-  for (int unit = blockIdx.x; unit < units; unit += gridDim.x, q_ring.advance()) {
-    const Work w = FindWork(a.shape, unit);
-    const uint64_t q = k_major(shared.q[q_ring.stage]) + mine * (64 * kDim / 16);
-    const int64_t at = int64_t{w.head} * a.shape.q_tiles + w.tile;
-    const float q_factor =
-        a.tiles.q_scale[(at * 8 + mine * 4 + threadIdx.x % 128 / 32) * 8 + lane / 4] * a.scale * kLog2e;
+  int32_t s[64];
+  float part[68];
+  uint32_t p[4][4];
+  if (int(blockIdx.x) >= units) return;
+
+  const auto my_turn = [&] { named_sync(1 + mine, 256); };
+  const auto next_turn = [&] { named_arrive(2 - mine, 256); };
+  const auto scores = [&](int q_stage, int stage) {
+    wgmma_fence();
+    const uint64_t q = k_major(shared.q[q_stage]) + mine * (64 * kDim / 16), k = k_major(shared.k[stage]);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
+    wgmma_commit();
+  };
+  if (mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
+#pragma unroll
+  for (int r = 0; r < 68; ++r) part[r] = 0;
+  pin(part);
+  ClearScores(s);
+  barrier_wait(&shared.q_full[0], 0);
+  barrier_wait(&shared.k_full[0], 0);
+  my_turn();
+  scores(0, 0);
+  next_turn();
+
+  // The scores of the next tile are always under way, those of the next unit's first tile too, so that an
+  // output is stored while the tensor cores work.
+  for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const Work w = shared.work[q_ring.stage];
+    const float q_factor = shared.q_scale[q_ring.stage][mine * 4 + warp][lane / 4] * a.scale * kLog2e;
+    const bool more = unit + int(gridDim.x) < units;
+    const int this_q = q_ring.stage;
     RowState state;
-    int32_t s[64];
-    float o[64], part[68];
+    float o[64];
     float weights[2] = {0, 0};  // sums of P: of quads' first lanes
-    uint32_t p[4][4];
     float v_scale = 0;
+    int before = -1;  // stage of the tile before
 #pragma unroll
     for (int r = 0; r < 64; ++r) o[r] = 0;
-#pragma unroll
-    for (int r = 0; r < 68; ++r) part[r] = 0;
-    barrier_wait(&shared.q_full[q_ring.stage], q_ring.parity);
-    const auto scores = [&](const RingPosition<kStages>& at) {
-      barrier_wait(&shared.k_full[at.stage], at.parity);
-      wgmma_fence();
-      const uint64_t k = k_major(shared.k[at.stage]);
-#pragma unroll
-      for (int step = 0; step < 4; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
-      wgmma_commit();
-    };
-    // The product of the tile before is added while this one's exponentials are computed: their pipe is busy
-    // longer than it takes to issue them. The last tile is a case of its own, known when compiled: ptxas
-    // serialises wgmma where it cannot tell which are in flight.
-    int before = -1;  // stage of the tile before
-    const auto step = [&](int j, auto last) {
+    for (int j = w.k_tiles - 1; j >= 0; --j) {
       const int stage = ring.stage;
       const uint32_t parity = ring.parity;
       wgmma_wait<0>();
@@ -186,17 +200,26 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
       pin(s);  // or the compiler keeps the sums twice, as integers and as floats
       float alpha[2];
       const Arguments arguments = UpdateMax(s, factor, &state, alpha);
+      // The product of the tile before is added while the exponentials are computed: their pipe is busy
+      // longer than it takes to issue them.
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         Weigh(s, arguments, c, p[c]);
         Add(o, part, c, v_scale);
       }
 #pragma unroll
-      for (int i = 0; i < 2; ++i) weights[i] = (weights[i] + part[64 + 2 * i]) * alpha[i];
+      for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[64 + 2 * i], alpha[i]);
       v_scale = v_scale_next;
       before = stage;
       ring.advance();
-      if constexpr (!last) ClearScores(s);
+      ClearScores(s);
+      int next_q = this_q;
+      if (j == 0) {
+        q_ring.advance();
+        next_q = q_ring.stage;
+        if (more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
+      }
+      if (j > 0 || more) barrier_wait(&shared.k_full[ring.stage], ring.parity);
       barrier_wait(&shared.v_full[stage], parity);
       my_turn();
       wgmma_fence();
@@ -204,33 +227,26 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
 #pragma unroll
       for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
       wgmma_commit();
-      if constexpr (!last) scores(ring);
+      scores(next_q, ring.stage);  // after the last tile of all of old bytes, which nobody reads
       next_turn();
       Rescale(o, alpha);
-    };
-    if (w.k_tiles > 0) {
-      pin(part);
-      ClearScores(s);
-      my_turn();
-      scores(ring);
-      next_turn();
-      for (int j = w.k_tiles - 1; j > 0; --j) step(j, std::false_type{});
-      step(0, std::true_type{});
-      wgmma_wait<0>();
-      pin(part);
-      if (lane == 0) barrier_arrive(&shared.v_empty[before]);
-#pragma unroll
-      for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) weights[i] += part[64 + 2 * i];
     }
-    if (lane == 0) barrier_arrive(&shared.q_empty[q_ring.stage]);
+    wgmma_wait<1>();
+    pin(part);
+    if (lane == 0) {
+      barrier_arrive(&shared.v_empty[before]);
+      barrier_arrive(&shared.q_empty[this_q]);
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) weights[i] += part[64 + 2 * i];
     StoreOutput(a, w, weights, o, row);
   }
-  if ((kVariant & 1) && mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
+  wgmma_wait<0>();
+  if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
 }
 
-template <int kVariant>
 __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Maps maps,
                                                      const SageAttentionArgs a) {
   extern __shared__ uint8_t raw[];
@@ -260,11 +276,10 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
     if (threadIdx.x == 0) Produce(maps, a, shared, units);
   } else {
     grow_registers<240>();
-    Consume<kVariant>(a, shared, units);
+    Consume(a, shared, units);
   }
 }
 
-template <int kVariant>
 Launch Run(const SageAttentionArgs& a, Stream stream) {
   Maps maps;
   const SageShape& s = a.shape;
@@ -272,7 +287,7 @@ Launch Run(const SageAttentionArgs& a, Stream stream) {
       make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile) ||
       make_map_8bit(&maps.v, a.tiles.v, uint64_t(s.kv_heads) * kDim, uint64_t(s.k_tiles) * kTile, kDim))
     return Refused("sage: a tensor map was refused");
-  const auto kernel = SageKernel<kVariant>;
+  const auto kernel = SageKernel;
   constexpr int kShared = sizeof(Shared) + 1024;
   static_assert(kShared <= 227 * 1024);
   if (const cudaError_t e = AllowShared(kernel, kShared)) return {int(e), "SageAttention"};
@@ -282,15 +297,10 @@ Launch Run(const SageAttentionArgs& a, Stream stream) {
 
 }  // namespace
 
-Launch SageAttention(const SageAttentionArgs& a, Stream stream, int variant) {
+Launch SageAttention(const SageAttentionArgs& a, Stream stream) {
   if (a.shape.head_dim != kDim) return Refused("sage: head_dim must be 128");
   if (a.out_stride % 8) return Refused("sage: out_stride must be a multiple of 8");
-  switch (variant) {
-    case 1:
-      return Run<1>(a, stream);
-    default:
-      return Run<0>(a, stream);
-  }
+  return Run(a, stream);
 }
 
 }  // namespace nibble::cuda
