@@ -159,6 +159,11 @@ NIBBLE_DEVICE void pin(int32_t (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
+template <int kRows, int kCount>
+NIBBLE_DEVICE void pin(uint32_t (&d)[kRows][kCount]) {
+#pragma unroll
+  for (int i = 0; i < kRows * kCount; ++i) asm volatile("" : "+r"(d[i / kCount][i % kCount])::"memory");
+}
 template <int kCount>
 NIBBLE_DEVICE void pin(float (&d)[kCount]) {
 #pragma unroll
@@ -224,7 +229,8 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
   NIBBLE_WGMMA(name, type, c, 128, "m64n256" k, kinds, tail, 128, 129, 130, 131, 132, 130, 133)
 NIBBLE_WGMMA_SHAPES(wgmma_s8, int32_t, NIBBLE_INT, "k32", "s32.s8.s8", NIBBLE_S8)
 NIBBLE_WGMMA_SHAPES(wgmma_e4m3, float, NIBBLE_FLT, "k32", "f32.e4m3.e4m3", NIBBLE_E4)
-NIBBLE_WGMMA(wgmma_e4m3, float, NIBBLE_FLT, 68, "m64n136k32", "f32.e4m3.e4m3", NIBBLE_E4, 68, 69, 70, 71, 72, 70, 73)
+NIBBLE_WGMMA(wgmma_e4m3, float, NIBBLE_FLT, 68, "m64n136k32", "f32.e4m3.e4m3", NIBBLE_E4, 68, 69, 70, 71, 72,
+             70, 73)
 NIBBLE_WGMMA_SHAPES(wgmma_bf16, float, NIBBLE_FLT, "k16", "f32.bf16.bf16", NIBBLE_BF)
 NIBBLE_WGMMA_SHAPES(wgmma_bf16_bt, float, NIBBLE_FLT, "k16", "f32.bf16.bf16", NIBBLE_BT)
 

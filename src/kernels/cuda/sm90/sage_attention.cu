@@ -162,9 +162,7 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
   ClearScores(s);
   barrier_wait(&shared.q_full[0], 0);
   barrier_wait(&shared.k_full[0], 0);
-  my_turn();
   scores(0, 0);
-  next_turn();
 
   // The scores of the next tile are always under way, those of the next unit's first tile too, so that an
   // output is stored while the tensor cores work.
@@ -183,52 +181,54 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
     for (int j = w.k_tiles - 1; j >= 0; --j) {
       const int stage = ring.stage;
       const uint32_t parity = ring.parity;
-      wgmma_wait<0>();
-      pin(s);
-      pin(part);
       const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
                                Factor(q_factor * shared.scale[stage][4 + quad])};
       const float v_scale_next = shared.scale[stage][8];
+      const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
+      const int limit = w.keys - j * kTile;
+      const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
+      ring.advance();
+      int next_q = this_q;
+      if (j == 0) {
+        q_ring.advance();
+        next_q = q_ring.stage;
+      }
+      wgmma_wait<0>();
+      pin(s);
+      pin(part);
       if (lane == 0) {
         barrier_arrive(&shared.k_empty[stage]);
         if (before >= 0) barrier_arrive(&shared.v_empty[before]);
       }
-      const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
-      const int limit = w.keys - j * kTile;
-      const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
       if (!whole) Mask(s, visible, limit);
       pin(s);  // or the compiler keeps the sums twice, as integers and as floats
       float alpha[2];
       const Arguments arguments = UpdateMax(s, factor, &state, alpha);
-      // The product of the tile before is added while the exponentials are computed: their pipe is busy
-      // longer than it takes to issue them.
+      if (j == 0 && more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
+      if (j > 0 || more) barrier_wait(&shared.k_full[ring.stage], ring.parity);
+      barrier_wait(&shared.v_full[stage], parity);
+      // The pipe of the exponentials is what both warpgroups want at once: they take turns there, and the
+      // tensor cores work for the one whose turn it is not. The product of the tile before is added in its
+      // shadow.
+      my_turn();
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         Weigh(s, arguments, c, p[c]);
         Add(o, part, c, v_scale);
       }
+      pin(p);
+      next_turn();
 #pragma unroll
       for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[64 + 2 * i], alpha[i]);
       v_scale = v_scale_next;
       before = stage;
-      ring.advance();
       ClearScores(s);
-      int next_q = this_q;
-      if (j == 0) {
-        q_ring.advance();
-        next_q = q_ring.stage;
-        if (more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
-      }
-      if (j > 0 || more) barrier_wait(&shared.k_full[ring.stage], ring.parity);
-      barrier_wait(&shared.v_full[stage], parity);
-      my_turn();
       wgmma_fence();
       const uint64_t v = k_major(shared.v[stage]);
 #pragma unroll
       for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
       wgmma_commit();
       scores(next_q, ring.stage);  // after the last tile of all of old bytes, which nobody reads
-      next_turn();
       Rescale(o, alpha);
     }
     wgmma_wait<1>();
