@@ -24,6 +24,14 @@ NIBBLE_DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.rele
 NIBBLE_DEVICE void barrier_arrive(uint64_t* bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
 }
+// Without a branch.
+NIBBLE_DEVICE void barrier_arrive_if(uint64_t* bar, bool condition) {
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.b32 p, %1, 0;\n @p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(
+          shared_address(bar)),
+      "r"(int(condition))
+      : "memory");
+}
 // Arrives on the barrier at the same shared offset in block `rank` of this cluster (own rank allowed). It
 // hands back memory that wgmma has finished reading, so it orders no writes: adding .release.cluster would
 // put a device-wide memory barrier in front of every arrival (seen in the machine code; the version that had

@@ -19,7 +19,7 @@ namespace {
 
 using namespace nibble::hopper;
 
-constexpr int kTile = 128, kDim = 128, kStages = 3;
+constexpr int kTile = 128, kDim = 128, kStages = 4;
 constexpr int kTileBytes = kTile * kDim;
 constexpr int kOnes =
     8;  // rows under V^T: one of ones, whose product with P is the sum of its rounded weights
@@ -33,6 +33,8 @@ struct Work {
   int position, keys;   // of the first query: how many keys it sees; keys of the sequence
 };
 
+// A stage holds the keys of one tile and the values of the tile before: what is needed and done with at the
+// same time. Tiles of one unit follow those of another without a gap.
 struct alignas(1024) Shared {
   uint8_t q[2][kTileBytes];
   uint8_t k[kStages][kTileBytes];
@@ -40,7 +42,7 @@ struct alignas(1024) Shared {
   float scale[kStages][16];
   float q_scale[2][8][8];
   Work work[2];
-  uint64_t q_full[2], q_empty[2], k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  uint64_t q_full[2], q_empty[2], full[kStages], empty[kStages];
 };
 
 NIBBLE_DEVICE Work FindWork(const SageShape& s, int index) {
@@ -69,29 +71,32 @@ NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared&
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
   const int group = a.shape.heads / a.shape.kv_heads;
+  int v_column = -1, v_row = 0;  // the values still to be loaded
   for (int unit = blockIdx.x; unit < units; unit += gridDim.x, q_ring.advance()) {
     const Work w = FindWork(a.shape, unit);
-    const int kv_head = w.head / group;
+    const int kv_head = w.head / group, at = w.head * a.shape.q_tiles + w.tile;
     barrier_wait(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
     shared.work[q_ring.stage] = w;
     barrier_arrive_expect(&shared.q_full[q_ring.stage], kTileBytes + 256);
-    bulk_load(shared.q_scale[q_ring.stage],
-              a.tiles.q_scale + (int64_t{w.head} * a.shape.q_tiles + w.tile) * 64, 256,
+    bulk_load(shared.q_scale[q_ring.stage], a.tiles.q_scale + int64_t{at} * 64, 256,
               &shared.q_full[q_ring.stage]);
-    tma_load_2d(shared.q[q_ring.stage], &maps.q, &shared.q_full[q_ring.stage], 0,
-                (w.head * a.shape.q_tiles + w.tile) * kTile);
+    tma_load_2d(shared.q[q_ring.stage], &maps.q, &shared.q_full[q_ring.stage], 0, at * kTile);
     for (int j = w.k_tiles - 1; j >= 0; --j, ring.advance()) {
       const int s = ring.stage;
       const int64_t tile = int64_t{kv_head} * a.shape.k_tiles + w.k_tile + j;
-      barrier_wait(&shared.k_empty[s], ring.parity ^ 1);
-      barrier_arrive_expect(&shared.k_full[s], kTileBytes + 64);
-      bulk_load(shared.scale[s], a.tiles.scale + tile * 16, 64, &shared.k_full[s]);
-      tma_load_2d(shared.k[s], &maps.k, &shared.k_full[s], 0, int(tile * kTile));
-      barrier_wait(&shared.v_empty[s], ring.parity ^ 1);
-      barrier_arrive_expect(&shared.v_full[s], kTileBytes);
-      tma_load_2d(shared.v[s], &maps.v, &shared.v_full[s], (w.k_tile + j) * kTile, kv_head * kDim);
+      barrier_wait(&shared.empty[s], ring.parity ^ 1);
+      barrier_arrive_expect(&shared.full[s], kTileBytes + 64 + (v_column >= 0 ? kTileBytes : 0));
+      tma_load_2d(shared.k[s], &maps.k, &shared.full[s], 0, int(tile * kTile));
+      bulk_load(shared.scale[s], a.tiles.scale + tile * 16, 64, &shared.full[s]);
+      if (v_column >= 0) tma_load_2d(shared.v[s], &maps.v, &shared.full[s], v_column, v_row);
+      v_column = (w.k_tile + j) * kTile;
+      v_row = kv_head * kDim;
     }
   }
+  if (v_column < 0) return;
+  barrier_wait(&shared.empty[ring.stage], ring.parity ^ 1);
+  barrier_arrive_expect(&shared.full[ring.stage], kTileBytes);
+  tma_load_2d(shared.v[ring.stage], &maps.v, &shared.full[ring.stage], v_column, v_row);
 }
 
 // out = o / sum as bf16, 16 bytes a lane.
@@ -147,7 +152,17 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
   if (int(blockIdx.x) >= units) return;
 
   const auto my_turn = [&] { named_sync(1 + mine, 256); };
-  const auto next_turn = [&] { named_arrive(2 - mine, 256); };
+  // ptxas moves arithmetic across barriers, so the barrier's number is made to hang on all of the weights.
+  const auto next_turn = [&](const uint32_t(&p)[4][4]) {
+    uint32_t all = 0;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) all |= p[i / 4][i % 4];
+    asm volatile(
+        "{\n .reg .u32 id;\n shr.u32 id, %0, 24;\n add.u32 id, id, %1;\n min.u32 id, id, %1;\n"
+        " bar.arrive id, 256;\n}" ::"r"(all),
+        "r"(2 - mine)
+        : "memory");
+  };
   const auto scores = [&](int q_stage, int stage) {
     wgmma_fence();
     const uint64_t q = k_major(shared.q[q_stage]) + mine * (64 * kDim / 16), k = k_major(shared.k[stage]);
@@ -161,7 +176,7 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
   pin(part);
   ClearScores(s);
   barrier_wait(&shared.q_full[0], 0);
-  barrier_wait(&shared.k_full[0], 0);
+  barrier_wait(&shared.full[0], 0);
   scores(0, 0);
 
   // The scores of the next tile are always under way, those of the next unit's first tile too, so that an
@@ -175,12 +190,10 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
     float o[64];
     float weights[2] = {0, 0};  // sums of P: of quads' first lanes
     float v_scale = 0;
-    int before = -1;  // stage of the tile before
 #pragma unroll
     for (int r = 0; r < 64; ++r) o[r] = 0;
     for (int j = w.k_tiles - 1; j >= 0; --j) {
       const int stage = ring.stage;
-      const uint32_t parity = ring.parity;
       const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
                                Factor(q_factor * shared.scale[stage][4 + quad])};
       const float v_scale_next = shared.scale[stage][8];
@@ -192,21 +205,16 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
       if (j == 0) {
         q_ring.advance();
         next_q = q_ring.stage;
+        if (more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
       }
+      barrier_wait(&shared.full[ring.stage], ring.parity);
       wgmma_wait<0>();
       pin(s);
       pin(part);
-      if (lane == 0) {
-        barrier_arrive(&shared.k_empty[stage]);
-        if (before >= 0) barrier_arrive(&shared.v_empty[before]);
-      }
       if (!whole) Mask(s, visible, limit);
       pin(s);  // or the compiler keeps the sums twice, as integers and as floats
       float alpha[2];
       const Arguments arguments = UpdateMax(s, factor, &state, alpha);
-      if (j == 0 && more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
-      if (j > 0 || more) barrier_wait(&shared.k_full[ring.stage], ring.parity);
-      barrier_wait(&shared.v_full[stage], parity);
       // The pipe of the exponentials is what both warpgroups want at once: they take turns there, and the
       // tensor cores work for the one whose turn it is not. The product of the tile before is added in its
       // shadow.
@@ -216,27 +224,23 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
         Weigh(s, arguments, c, p[c]);
         Add(o, part, c, v_scale);
       }
-      pin(p);
-      next_turn();
+      ClearScores(s);
+      next_turn(p);
 #pragma unroll
       for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[64 + 2 * i], alpha[i]);
       v_scale = v_scale_next;
-      before = stage;
-      ClearScores(s);
       wgmma_fence();
-      const uint64_t v = k_major(shared.v[stage]);
+      const uint64_t v = k_major(shared.v[ring.stage]);
 #pragma unroll
       for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
       wgmma_commit();
       scores(next_q, ring.stage);  // after the last tile of all of old bytes, which nobody reads
+      barrier_arrive_if(&shared.empty[stage], lane == 0);
       Rescale(o, alpha);
     }
     wgmma_wait<1>();
     pin(part);
-    if (lane == 0) {
-      barrier_arrive(&shared.v_empty[before]);
-      barrier_arrive(&shared.q_empty[this_q]);
-    }
+    barrier_arrive_if(&shared.q_empty[this_q], lane == 0);
 #pragma unroll
     for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
 #pragma unroll
@@ -257,10 +261,8 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
       barrier_init(&shared.q_empty[i], 8);
     }
     for (int s = 0; s < kStages; ++s) {
-      barrier_init(&shared.k_full[s], 1);
-      barrier_init(&shared.v_full[s], 1);
-      barrier_init(&shared.k_empty[s], 8);  // one arrival a consumer warp
-      barrier_init(&shared.v_empty[s], 8);
+      barrier_init(&shared.full[s], 1);
+      barrier_init(&shared.empty[s], 8);  // one arrival a consumer warp
     }
     barrier_init_fence();
   }

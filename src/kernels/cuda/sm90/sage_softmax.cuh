@@ -24,10 +24,9 @@ struct RowState {
   float max[2] = {kLowest, kLowest};  // in base 2, integers
 };
 
-// By additions, which the FMA pipe takes at twice the rate of moves; volatile, or one is made and copied.
 NIBBLE_DEVICE void ClearScores(int32_t (&s)[64]) {
 #pragma unroll
-  for (int r = 0; r < 64; ++r) asm volatile("add.f32 %0, %1, %1;" : "=r"(s[r]) : "f"(0.5f * kMagicFloat));
+  for (int r = 0; r < 64; ++r) s[r] = kMagic;
 }
 
 // Hides keys from `visible` of the tile on (for the thread's first row; the second sees 8 more).
