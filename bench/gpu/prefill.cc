@@ -125,9 +125,37 @@ void CheckCase(const Case& c, Checks* checks) {
   checks->AtMost(c.Name() + " worst row", worst, c.outliers ? 0.2 : 0.12);
 }
 
+// NaN in one sequence's keys and values shows in its own output and nowhere else.
+void CheckNan(Checks* checks) {
+  const Case c{{200, 150}, {200, 150}, 2, 2, true, false};
+  const std::string name = "prefill sage2-8b NaN stays in its sequence";
+  if (!checks->Wanted(name)) return;
+  Batch batch(c);
+  const size_t rows = 350;
+  const auto q = Values(rows, 2, 1, false), k = Values(rows, 2, 2, false), v = Values(rows, 2, 3, false);
+  const auto run = [&](bool broken) {
+    auto bad_k = k, bad_v = v;
+    for (size_t i = 0; broken && i < 2 * kDim; ++i) bad_k[70 * 2 * kDim + i] = bad_v[i] = 0x7FC0;
+    Buffer<uint16_t> dq(q), dk(bad_k), dv(bad_v), out(q.size());
+    Buffer<uint8_t> tiles(cuda::SageTileBytes(batch.shape).total);
+    const cuda::SageTiles at = cuda::SageTilesAt(batch.shape, tiles.data());
+    Require(cuda::SageQuantize(
+        {batch.shape, dq.data(), dk.data(), dv.data(), 2 * kDim, 2 * kDim, 2 * kDim, at}, nullptr));
+    Require(cuda::SageAttention({batch.shape, at, out.data(), 2 * kDim, 0.088f}, nullptr));
+    return out.Host();
+  };
+  const auto good = run(false), broken = run(true);
+  const size_t second = size_t{200} * 2 * kDim;
+  checks->Equal(name, std::equal(good.begin() + second, good.end(), broken.begin() + second));
+  const bool shows = std::all_of(broken.begin(), broken.begin() + second,
+                                 [](uint16_t x) { return std::isnan(Bf16ToFloat(x)); });
+  checks->Equal(name + " and shows there", shows);
+}
+
 }  // namespace
 
 void CheckPrefill(Checks* checks) {
+  CheckNan(checks);
   const std::vector<Case> cases = {
       {{128}, {128}, 1, 1, false, false},
       {{128}, {256}, 2, 1, false, false},

@@ -38,9 +38,10 @@ __device__ uint32_t PackCodes(const float (&x)[4]) {
   return word;
 }
 
-// Rows r and r + 8 of each 16, r = lane / 4, as eight floats a chunk; zeros beyond the tile.
+// Rows r and r + 8 of each 16, r = lane / 4: of each row the 16-byte chunks lane % 4 + 4c. Zeros beyond the
+// tile.
 struct Rows {
-  float x[2][kChunks][8];
+  uint32_t pair[2][kChunks][4];
 
   __device__ void Load(const __nv_bfloat16* base, int64_t stride, const Tile& tile) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -52,47 +53,67 @@ struct Rows {
         uint4 bits = make_uint4(0, 0, 0, 0);
         if (row < tile.rows)
           bits = *reinterpret_cast<const uint4*>(base + (tile.row + row) * stride + (lane % 4 + 4 * c) * 8);
-        const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const float2 pair = Unpack(words[w]);
-          x[i][c][2 * w] = pair.x;
-          x[i][c][2 * w + 1] = pair.y;
-        }
-      }
-    }
-  }
-  // Of both rows, over the quad of lanes that hold them. NaN is kept: a broken value stays visible.
-  __device__ float Greatest() const {
-    float amax = 0;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c)
-#pragma unroll
-        for (int e = 0; e < 8; ++e) amax = __fmaf_rn(0.0f, x[i][c][e], fmaxf(amax, fabsf(x[i][c][e])));
-    amax = amax + 0.0f * __shfl_xor_sync(~0u, amax, 1) == amax ? fmaxf(amax, __shfl_xor_sync(~0u, amax, 1))
-                                                               : NAN;
-    return amax + 0.0f * __shfl_xor_sync(~0u, amax, 2) == amax ? fmaxf(amax, __shfl_xor_sync(~0u, amax, 2))
-                                                               : NAN;
-  }
-  __device__ void Store(int8_t* out, float inverse) const {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int row = warp * 16 + lane / 4 + 8 * i;
-#pragma unroll
-      for (int c = 0; c < kChunks; ++c) {
-        const float low[4] = {x[i][c][0] * inverse, x[i][c][1] * inverse, x[i][c][2] * inverse,
-                              x[i][c][3] * inverse};
-        const float high[4] = {x[i][c][4] * inverse, x[i][c][5] * inverse, x[i][c][6] * inverse,
-                               x[i][c][7] * inverse};
-        *reinterpret_cast<uint2*>(out + row * kDim + (lane % 4 + 4 * c) * 8) =
-            make_uint2(PackCodes(low), PackCodes(high));
+        pair[i][c][0] = bits.x;
+        pair[i][c][1] = bits.y;
+        pair[i][c][2] = bits.z;
+        pair[i][c][3] = bits.w;
       }
     }
   }
 };
+
+// The pair less the mean of its channels; `mean` in shared memory, or null.
+__device__ float2 Value(const Rows& rows, int i, int c, int w, const float* mean) {
+  float2 x = Unpack(rows.pair[i][c][w]);
+  if (mean != nullptr) {
+    const float2 m = *reinterpret_cast<const float2*>(mean + (threadIdx.x % 4 + 4 * c) * 8 + 2 * w);
+    x.x -= m.x;
+    x.y -= m.y;
+  }
+  return x;
+}
+
+__device__ float MaxOrNan(float a, float b) { return isnan(a) || isnan(b) ? NAN : fmaxf(a, b); }
+
+// Over both rows and the quad of lanes that hold them; NaN for what is not finite: a broken value stays
+// visible. `rows_here`: rows of the tile, beyond which a mean must not show.
+__device__ float Greatest(const Rows& rows, const float* mean, int rows_here) {
+  float amax = 0, check = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (mean != nullptr && int(threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * i) >= rows_here) continue;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const float2 x = Value(rows, i, c, w, mean);
+        amax = fmaxf(amax, fmaxf(fabsf(x.x), fabsf(x.y)));
+        check = fmaf(0.0f, x.x, fmaf(0.0f, x.y, check));
+      }
+  }
+  amax = check == 0 ? amax : NAN;
+  amax = MaxOrNan(amax, __shfl_xor_sync(~0u, amax, 1));
+  return MaxOrNan(amax, __shfl_xor_sync(~0u, amax, 2));
+}
+
+__device__ void Store(const Rows& rows, const float* mean, int rows_here, int8_t* out, float inverse) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = warp * 16 + lane / 4 + 8 * i;
+    const float factor = row < rows_here ? inverse : 0.0f;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      uint32_t word[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 a = Value(rows, i, c, 2 * half, mean), b = Value(rows, i, c, 2 * half + 1, mean);
+        word[half] = PackCodes({a.x * factor, a.y * factor, b.x * factor, b.y * factor});
+      }
+      *reinterpret_cast<uint2*>(out + row * kDim + (lane % 4 + 4 * c) * 8) = make_uint2(word[0], word[1]);
+    }
+  }
+}
 
 // A group of zeros has scale 1: masked scores of padding are -infinity times its scale.
 __device__ float Scale(float amax) { return amax == 0 ? 1.0f : amax / 127.0f; }
@@ -102,10 +123,10 @@ __device__ void QuantizeQ(const SageQuantizeArgs& a, int tile_index, int head) {
   const Tile tile = FindTile(a.shape.q_offsets, a.shape.q_tile_ends, tile_index);
   Rows rows;
   rows.Load(static_cast<const __nv_bfloat16*>(a.q) + head * kDim, a.q_stride, tile);
-  const float amax = rows.Greatest();
+  const float amax = Greatest(rows, nullptr, tile.rows);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t at = int64_t{head} * a.shape.q_tiles + tile_index;
-  rows.Store(a.tiles.q + at * kRows * kDim, Inverse(amax));
+  Store(rows, nullptr, tile.rows, a.tiles.q + at * kRows * kDim, Inverse(amax));
   if (lane % 4 == 0) a.tiles.q_scale[(at * 8 + warp) * 8 + lane / 4] = Scale(amax);
 }
 
@@ -144,34 +165,23 @@ __device__ void KeyMean(const SageQuantizeArgs& a, const Tile& tile, int kv_head
 
 __device__ void QuantizeK(const SageQuantizeArgs& a, int tile_index, int kv_head) {
   const Tile tile = FindTile(a.shape.k_offsets, a.shape.k_tile_ends, tile_index);
-  __shared__ float mean[kDim];
+  __shared__ alignas(16) float mean[kDim];
   __shared__ float greatest[8][4];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Rows rows;
   rows.Load(static_cast<const __nv_bfloat16*>(a.k) + kv_head * kDim, a.k_stride, tile);
   KeyMean(a, tile, kv_head, mean);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    if (warp * 16 + lane / 4 + 8 * i >= tile.rows) continue;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) rows.x[i][c][e] -= mean[(lane % 4 + 4 * c) * 8 + e];
-  }
-  float amax = rows.Greatest();
+  float amax = Greatest(rows, mean, tile.rows);
   const float other = __shfl_xor_sync(~0u, amax, 4);  // keys 2g and 2g + 1 share a group
-  amax = isnan(amax) || isnan(other) ? NAN : fmaxf(amax, other);
+  amax = MaxOrNan(amax, other);
   if (lane % 8 == 0) greatest[warp][lane / 8] = amax;
   __syncthreads();
   const int page = warp / 4, group = lane / 8;
   amax = 0;
 #pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    const float x = greatest[page * 4 + w][group];
-    amax = isnan(amax) || isnan(x) ? NAN : fmaxf(amax, x);
-  }
+  for (int w = 0; w < 4; ++w) amax = MaxOrNan(amax, greatest[page * 4 + w][group]);
   const int64_t at = int64_t{kv_head} * a.shape.k_tiles + tile_index;
-  rows.Store(a.tiles.k + at * kRows * kDim, Inverse(amax));
+  Store(rows, mean, tile.rows, a.tiles.k + at * kRows * kDim, Inverse(amax));
   if (warp % 4 == 0 && lane % 8 == 0) a.tiles.scale[at * 16 + page * 4 + group] = Scale(amax);
 }
 
@@ -233,7 +243,7 @@ __device__ void QuantizeV(const SageQuantizeArgs& a, int tile_index, int kv_head
     a.tiles.scale[(int64_t{kv_head} * a.shape.k_tiles + tile_index) * 16 + 8] = ldexpf(1.0f, exponent);
 }
 
-__global__ __launch_bounds__(kThreads) void SageQuantizeKernel(const SageQuantizeArgs a) {
+__global__ __launch_bounds__(kThreads, 3) void SageQuantizeKernel(const SageQuantizeArgs a) {
   const int tile = blockIdx.y;  // heads are neighbours in memory, so they run together
   int head = blockIdx.x;
   if (head < a.shape.heads) {
