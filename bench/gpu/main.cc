@@ -17,6 +17,7 @@ int Check(const std::string& filter) {
   Checks checks(filter);
   CheckLinear(&checks);
   CheckDecode(&checks);
+  CheckPrefill(&checks);
   fmt::print("{} cases, {} failed\n", checks.cases(), checks.failed());
   return checks.failed() == 0 && checks.cases() > 0 ? 0 : 1;
 }
@@ -25,6 +26,7 @@ int Time(const std::string& filter, const std::string& output) {
   Times times(filter);
   TimeLinear(&times);
   TimeDecode(&times);
+  TimePrefill(&times);
   if (output.empty()) return 0;
   cudaDeviceProp device{};
   Require(cudaGetDeviceProperties(&device, 0), "device");

@@ -47,6 +47,13 @@ void Checks::Equal(const std::string& name, bool equal) {
   if (!equal) fmt::print("FAIL {}\n", name);
 }
 
+void Checks::AtMost(const std::string& name, double value, double limit) {
+  ++cases_;
+  const bool good = value <= limit;  // NaN is not
+  failed_ += !good;
+  if (!good) fmt::print("FAIL {}: {:.6g}, at most {:.6g}\n", name, value, limit);
+}
+
 int ColdCopies(size_t bytes) {
   return int(std::clamp<size_t>(size_t{180} * 1000 * 1000 / std::max<size_t>(bytes, 1) + 1, 2, 64));
 }
@@ -91,6 +98,14 @@ void Times::Add(const std::string& op, const std::string& shape, double seconds,
              100 * floor / seconds, floor * 1e6, unit);
   rows_.push_back(
       {{"op", op}, {"shape", shape}, {"seconds", seconds}, {"floor_seconds", floor}, {"floor", unit}});
+}
+
+void Times::AddOps(const std::string& op, const std::string& shape, double seconds, double operations,
+                   double rate) {
+  fmt::print("{:28} {:34} {:9.2f} us  {:6.0f} TOP/s  {:5.1f}% of {:.0f}\n", op, shape, seconds * 1e6,
+             operations / seconds * 1e-12, 100 * operations / seconds / rate, rate * 1e-12);
+  rows_.push_back(
+      {{"op", op}, {"shape", shape}, {"seconds", seconds}, {"operations", operations}, {"rate", rate}});
 }
 
 }  // namespace nibble::gpu

@@ -58,6 +58,7 @@ class Checks {
   void Compare(const std::string& name, const std::vector<float>& got, const std::vector<double>& want,
                double tolerance);
   void Equal(const std::string& name, bool equal);  // e.g. bitwise repeatable
+  void AtMost(const std::string& name, double value, double limit);
   int cases() const { return cases_; }
   int failed() const { return failed_; }
 
@@ -81,6 +82,9 @@ class Times {
   // `floor` is the least possible seconds and `unit` what it counts, e.g. "4.64 TB/s".
   void Add(const std::string& op, const std::string& shape, double seconds, double floor,
            const std::string& unit);
+  // The same for work counted in operations: also prints operations a second.
+  void AddOps(const std::string& op, const std::string& shape, double seconds, double operations,
+              double rate);
   const nlohmann::ordered_json& rows() const { return rows_; }
 
  private:
@@ -95,5 +99,7 @@ void CheckLinear(Checks*);
 void TimeLinear(Times*);
 void CheckDecode(Checks*);
 void TimeDecode(Times*);
+void CheckPrefill(Checks*);
+void TimePrefill(Times*);
 
 }  // namespace nibble::gpu

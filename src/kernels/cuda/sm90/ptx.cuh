@@ -24,6 +24,14 @@ NIBBLE_DEVICE void barrier_init_fence() { asm volatile("fence.mbarrier_init.rele
 NIBBLE_DEVICE void barrier_arrive(uint64_t* bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
 }
+// Without a branch.
+NIBBLE_DEVICE void barrier_arrive_if(uint64_t* bar, bool condition) {
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.b32 p, %1, 0;\n @p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(
+          shared_address(bar)),
+      "r"(int(condition))
+      : "memory");
+}
 // Arrives on the barrier at the same shared offset in block `rank` of this cluster (own rank allowed). It
 // hands back memory that wgmma has finished reading, so it orders no writes: adding .release.cluster would
 // put a device-wide memory barrier in front of every arrival (seen in the machine code; the version that had
@@ -159,6 +167,11 @@ NIBBLE_DEVICE void pin(int32_t (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(d[i])::"memory");
 }
+template <int kRows, int kCount>
+NIBBLE_DEVICE void pin(uint32_t (&d)[kRows][kCount]) {
+#pragma unroll
+  for (int i = 0; i < kRows * kCount; ++i) asm volatile("" : "+r"(d[i / kCount][i % kCount])::"memory");
+}
 template <int kCount>
 NIBBLE_DEVICE void pin(float (&d)[kCount]) {
 #pragma unroll
@@ -180,10 +193,12 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
   "88,"                                                                                                 \
   "%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110," \
   "%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define NIBBLE_L68 NIBBLE_L64 ",%64,%65,%66,%67"
 #define NIBBLE_D8(c, i) \
   c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
 #define NIBBLE_D32(c, i) NIBBLE_D8(c, i), NIBBLE_D8(c, i + 8), NIBBLE_D8(c, i + 16), NIBBLE_D8(c, i + 24)
 #define NIBBLE_D64(c, i) NIBBLE_D32(c, i), NIBBLE_D32(c, i + 32)
+#define NIBBLE_D68(c, i) NIBBLE_D64(c, i), c(d[i + 64]), c(d[i + 65]), c(d[i + 66]), c(d[i + 67])
 #define NIBBLE_D128(c, i) NIBBLE_D64(c, i), NIBBLE_D64(c, i + 64)
 
 // SS: both operands by descriptor. RS: A in four registers per thread, B by descriptor. accumulate == 0
@@ -214,7 +229,7 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
 #define NIBBLE_INT(x) "+r"(x)
 #define NIBBLE_FLT(x) "+f"(x)
 // The accumulator array's length (N/2 registers per thread) picks the shape: 8 -> n16, 32 -> n64, 64 -> n128,
-// 128 -> n256.
+// 128 -> n256 (68 -> n136 for e4m3: 128 channels and a column of ones, which adds up P).
 #define NIBBLE_WGMMA_SHAPES(name, type, c, k, kinds, tail)                              \
   NIBBLE_WGMMA(name, type, c, 8, "m64n16" k, kinds, tail, 8, 9, 10, 11, 12, 10, 13)     \
   NIBBLE_WGMMA(name, type, c, 32, "m64n64" k, kinds, tail, 32, 33, 34, 35, 36, 34, 37)  \
@@ -222,6 +237,8 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
   NIBBLE_WGMMA(name, type, c, 128, "m64n256" k, kinds, tail, 128, 129, 130, 131, 132, 130, 133)
 NIBBLE_WGMMA_SHAPES(wgmma_s8, int32_t, NIBBLE_INT, "k32", "s32.s8.s8", NIBBLE_S8)
 NIBBLE_WGMMA_SHAPES(wgmma_e4m3, float, NIBBLE_FLT, "k32", "f32.e4m3.e4m3", NIBBLE_E4)
+NIBBLE_WGMMA(wgmma_e4m3, float, NIBBLE_FLT, 68, "m64n136k32", "f32.e4m3.e4m3", NIBBLE_E4, 68, 69, 70, 71, 72,
+             70, 73)
 NIBBLE_WGMMA_SHAPES(wgmma_bf16, float, NIBBLE_FLT, "k16", "f32.bf16.bf16", NIBBLE_BF)
 NIBBLE_WGMMA_SHAPES(wgmma_bf16_bt, float, NIBBLE_FLT, "k16", "f32.bf16.bf16", NIBBLE_BT)
 
