@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 4. What LinearInt takes and how it cuts the work.
+#include "kernels/cuda/sm90/linear_int.cuh"
+
+namespace nibble::cuda {
+
+// Clocks of a part: a stage takes what the slower of memory and tensor cores takes, and a tile costs a fixed
+// time to fill the ring and to store; splitting adds an exchange.
+LinearPlan PlanLinear(int n, int k, int rows, int processors) {
+  const int row_tiles = (n + sm90::kTileRows - 1) / sm90::kTileRows, k_blocks = KBlocks(k);
+  LinearPlan best;
+  double least = 0;
+  for (int tokens : {16, 32, 64, 128}) {
+    if (tokens < 128 && rows > 64 && tokens < 64) continue;
+    for (int split = 1; split <= 8 && split <= k_blocks; ++split) {
+      const int tiles = row_tiles * ((rows + tokens - 1) / tokens), slots = processors / split;
+      const int rounds = (tiles + slots - 1) / slots, stages = (k_blocks + split - 1) / split;
+      const double stage = std::max(8.0 * tokens, 740.0 * std::min(1.0, double(tiles) * split / processors));
+      const double fixed = split == 1 ? (rounds == 1 ? 4000 : 500) : 5500 + 12.0 * tokens;
+      const double clocks = rounds * (stages * stage + fixed);
+      if (best.tokens != 0 && clocks >= least) continue;
+      best = {tokens, split};
+      least = clocks;
+    }
+  }
+  return best;
+}
+
+Launch LinearInt(const LinearIntArgs& a, Stream stream) {
+  if (a.rows < 1 || a.w.n % 8 != 0) return Refused("LinearInt: rows must be 1 or more, n a multiple of 8");
+  if (a.w.k % (a.w.storage == weight::Storage::kW4A8Group ? weight::kGroup : 16) != 0)
+    return Refused("LinearInt: k must be a multiple of 16, of 128 for w4a8-g128");
+  if (a.y_stride % 8 != 0 || a.y_stride < a.w.n)
+    return Refused("LinearInt: y_stride must be a multiple of 8, and n or more");
+  static const int processors = hopper::multiprocessors();
+  const LinearPlan plan = a.plan.tokens != 0 ? a.plan : PlanLinear(a.w.n, a.w.k, a.rows, processors);
+  if (plan.split < 1 || plan.split > 8 || plan.split > KBlocks(a.w.k))
+    return Refused("LinearInt: k is split into 1 to 8 parts of 128 or more");
+  switch (a.w.storage) {
+    case weight::Storage::kW4A8Group:
+      return sm90::linear_w4a8_group(a, plan, processors, stream);
+    case weight::Storage::kW4A8Channel:
+      return sm90::linear_w4a8_channel(a, plan, processors, stream);
+    case weight::Storage::kW8A8:
+      return sm90::linear_w8a8(a, plan, processors, stream);
+    default:
+      return Refused("LinearInt takes w4a8-g128, w4a8-chn and w8a8");
+  }
+}
+
+}  // namespace nibble::cuda
