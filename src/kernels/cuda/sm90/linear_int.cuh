@@ -55,34 +55,39 @@ struct LinearKernel {
   const LinearWalk& walk;
   int tiles, first_tile, tile_step;
 
-  NIBBLE_DEVICE void load_weights(int stage, int tile, int kb) const {
-    const int blocks = RowBlocks(a.w.n), k_blocks = KBlocks(a.w.k);
+  // `from`: the first of the tile's blocks at k block 0; the others follow a strip apart, `last` of them. Beyond
+  // the matrix the last one comes again and is never stored.
+  NIBBLE_DEVICE void load_weights(int stage, const std::byte* from, int last, int kb) const {
+    const size_t strip = size_t(KBlocks(a.w.k)) * BlockBytes(kStorage);
+    from += kb * BlockBytes(kStorage);
     hopper::barrier_arrive_expect(&shared.full[stage], sizeof shared.x[0] + sizeof shared.weights[0]);
-    for (int c = 0; c < kWarpgroups; ++c) {  // beyond the matrix: its last block again, never stored
-      const int block = min(walk.at(tile).row * kWarpgroups + c, blocks - 1);
-      hopper::bulk_load(shared.weights[stage][c],
-                        a.w.blocks + (size_t(block) * k_blocks + kb) * BlockBytes(kStorage),
-                        BlockBytes(kStorage), &shared.full[stage]);
-    }
+#pragma unroll
+    for (int c = 0; c < kWarpgroups; ++c, from += c <= last ? strip : 0)
+      hopper::bulk_load(shared.weights[stage][c], from, BlockBytes(kStorage), &shared.full[stage]);
   }
 
+  // Whatever does not change along k is computed once a tile: divisions here would starve the ring.
   NIBBLE_DEVICE void produce(const CUtensorMap* map_x) const {
-    int ahead = 0;  // weights do not depend on the kernel before this one
-    for (; ahead < min(kStages, walk.k_end - walk.k_begin); ++ahead)
-      load_weights(ahead, first_tile, walk.k_begin + ahead);
-    hopper::wait_for_previous_kernel();
     hopper::RingPosition<kStages> ring;
-    int done = 0;
-    for (int tile = first_tile; tile < tiles; tile += tile_step)
-      for (int kb = walk.k_begin; kb < walk.k_end; ++kb, ring.advance(), ++done) {
-        const int s = ring.stage;
-        if (done >= ahead) {
-          hopper::barrier_wait(&shared.empty[s], ring.parity ^ 1);
-          load_weights(s, tile, kb);
-        }
-        hopper::tma_load_2d(shared.x[s], map_x, &shared.full[s], kb * kBlockK,
-                            walk.at(tile).column * kTokens);
+    int ahead = 0;
+    for (int tile = first_tile; tile < tiles; tile += tile_step) {
+      const hopper::Element at = walk.at(tile);
+      const int block = at.row * kWarpgroups, last = RowBlocks(a.w.n) - 1 - block;
+      const std::byte* from = a.w.blocks + size_t(block) * KBlocks(a.w.k) * BlockBytes(kStorage);
+      if (tile == first_tile) {  // weights do not depend on the kernel before this one
+        for (; ahead < min(kStages, walk.k_end - walk.k_begin); ++ahead)
+          load_weights(ahead, from, last, walk.k_begin + ahead);
+        hopper::wait_for_previous_kernel();
       }
+      for (int kb = walk.k_begin; kb < walk.k_end; ++kb, ring.advance(), --ahead) {
+        const int s = ring.stage;
+        if (ahead <= 0) {
+          hopper::barrier_wait(&shared.empty[s], ring.parity ^ 1);
+          load_weights(s, from, last, kb);
+        }
+        hopper::tma_load_2d(shared.x[s], map_x, &shared.full[s], kb * kBlockK, at.column * kTokens);
+      }
+    }
   }
 
   NIBBLE_DEVICE void multiply_block(hopper::RingPosition<kStages>* ring, int* previous, int mine, bool first,
@@ -210,7 +215,7 @@ __global__ __launch_bounds__(kThreads, 1) void linear_int_kernel(const __grid_co
   __syncthreads();
   let_next_kernel_start();
   if (threadIdx.x / 32 >= kConsumerWarps) {
-    shrink_registers<24>();
+    shrink_registers<kTokens == 128 ? 32 : 40>();
     if (threadIdx.x == 32 * kConsumerWarps) kernel.produce(&map_x);
     __syncwarp();
     if (split > 1) {
@@ -218,7 +223,7 @@ __global__ __launch_bounds__(kThreads, 1) void linear_int_kernel(const __grid_co
       cluster_sync();
     }
   } else {
-    grow_registers<112>();
+    grow_registers<kTokens == 128 ? 112 : 104>();
     kernel.consume(split, uint32_t(rank));
   }
 }
