@@ -4,23 +4,29 @@
 
 namespace nibble::cuda {
 
-// Clocks of a part: a stage takes what the slower of memory and tensor cores takes, and a tile costs a fixed
-// time to fill the ring and to store; splitting adds an exchange.
+// How many clusters of 1..8 blocks run at once on 132 multiprocessors: they do not cross the chip's groups of
+// up to 18. Measured; a round more costs most of a kernel's time, so what is in doubt counts as not fitting.
+constexpr int kClusters[8] = {132, 64, 40, 28, 22, 18, 14, 12};
+
+// Microseconds of one block's stage and of a tile, fitted to `nibble_gpu time linear/sweep` on one H200: a
+// stage takes what memory or its dequantization and product take; a split tile is exchanged.
 LinearPlan PlanLinear(int n, int k, int rows, int processors) {
   const int row_tiles = (n + sm90::kTileRows - 1) / sm90::kTileRows, k_blocks = KBlocks(k);
   LinearPlan best;
   double least = 0;
   for (int tokens : {16, 32, 64, 128}) {
-    if (tokens < 128 && rows > 64 && tokens < 64) continue;
+    const double multiply = tokens == 128 ? 0.78 : tokens == 64 ? 0.5 : 0.45;
     for (int split = 1; split <= 8 && split <= k_blocks; ++split) {
-      const int tiles = row_tiles * ((rows + tokens - 1) / tokens), slots = processors / split;
-      const int rounds = (tiles + slots - 1) / slots, stages = (k_blocks + split - 1) / split;
-      const double stage = std::max(8.0 * tokens, 740.0 * std::min(1.0, double(tiles) * split / processors));
-      const double fixed = split == 1 ? (rounds == 1 ? 4000 : 500) : 5500 + 12.0 * tokens;
-      const double clocks = rounds * (stages * stage + fixed);
-      if (best.tokens != 0 && clocks >= least) continue;
+      const int tiles = row_tiles * ((rows + tokens - 1) / tokens),
+                slots = std::max(1, kClusters[split - 1] * processors / 132),
+                rounds = (tiles + slots - 1) / slots, stages = (k_blocks + split - 1) / split;
+      const double bytes = sm90::kWarpgroups * BlockBytes(weight::Storage::kW4A8Group) + tokens * kBlockK,
+                   memory = std::min(tiles, slots) * split * bytes / 4.2e6,
+                   fixed = split == 1 ? 3.0 : 3.5 + 0.5 * split + 0.006 * tokens * split,
+                   time = rounds * (stages * std::max(multiply, memory) + fixed);
+      if (best.tokens != 0 && time >= least) continue;
       best = {tokens, split};
-      least = clocks;
+      least = time;
     }
   }
   return best;

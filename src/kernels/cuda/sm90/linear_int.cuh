@@ -133,6 +133,7 @@ struct LinearKernel {
     for (int tile = first_tile; tile < tiles; tile += tile_step, parity ^= 1) {
       const Element at = walk.at(tile);
       const int token0 = at.column * kTokens, row0 = at.row * kTileRows + mine * kBlockRows + 16 * warp;
+      prefetch_outputs<kStorage>(a, row0);
       TokenInfo info{0.0f, 0};
       if (t < kTokens && token0 + t < a.rows) info = {a.x_scale[token0 + t], a.row_sum[token0 + t]};
       int previous = -1;
