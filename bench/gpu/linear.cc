@@ -32,7 +32,8 @@ struct TimedWeights {
     const DeviceWeight first(stored);
     for (int i = ColdCopies(bytes); i > 0; --i) {
       copies.emplace_back(bytes);
-      Require(cudaMemcpy(copies.back().data(), first.memory().data(), bytes, cudaMemcpyDeviceToDevice), "copy");
+      Require(cudaMemcpy(copies.back().data(), first.memory().data(), bytes, cudaMemcpyDeviceToDevice),
+              "copy");
     }
   }
 };
@@ -49,8 +50,8 @@ void TimeOne(Times* times, const TimedWeights& w, int rows, cuda::LinearPlan pla
   const int launches = std::max(rows >= 1024 ? 6 : 24, int(w.copies.size()));
   const double seconds = Seconds(launches, [&](int i, cudaStream_t stream) {
     const std::byte* memory = w.copies[size_t(i) % w.copies.size()].data();
-    Require(cuda::LinearInt({cuda::LinearWeightAt(w.storage, n, k, memory), x.data(), scale.data(), sum.data(),
-                             nullptr, y.data(), cuda::Real::kBF16, n, rows, false, early, plan},
+    Require(cuda::LinearInt({cuda::LinearWeightAt(w.storage, n, k, memory), x.data(), scale.data(),
+                             sum.data(), nullptr, y.data(), cuda::Real::kBF16, n, rows, false, early, plan},
                             stream));
   });
   const double bytes = double(cuda::LinearBytes(w.storage, n, k)) + double(x_bytes) + 2.0 * rows * n;
@@ -67,8 +68,10 @@ void TimePacking(Times* times, Storage storage, Shape at) {
   const weight::WeightView view = Upload(stored, &buffers);
   const size_t bytes = cuda::LinearBytes(storage, at.n, at.k);
   const Buffer<std::byte> to(bytes);
-  const double seconds = Seconds(4, [&](int, cudaStream_t s) { Require(cuda::PackLinear(view, to.data(), s)); });
-  times->Add(op, fmt::format("{}x{}", at.n, at.k), seconds, 2.0 * double(bytes) / kReadBandwidth, "4.64 TB/s");
+  const double seconds =
+      Seconds(4, [&](int, cudaStream_t s) { Require(cuda::PackLinear(view, to.data(), s)); });
+  times->Add(op, fmt::format("{}x{}", at.n, at.k), seconds, 2.0 * double(bytes) / kReadBandwidth,
+             "4.64 TB/s");
 }
 
 void TimeRows(Times* times, int rows, int k) {
@@ -78,7 +81,8 @@ void TimeRows(Times* times, int rows, int k) {
   const Buffer<float> scale(static_cast<size_t>(rows));
   const Buffer<int32_t> sum(static_cast<size_t>(rows));
   const double seconds = Seconds(24, [&](int, cudaStream_t s) {
-    Require(cuda::QuantizeRows({x.data(), cuda::Real::kBF16, q.data(), scale.data(), sum.data(), k, rows, k}, s));
+    Require(
+        cuda::QuantizeRows({x.data(), cuda::Real::kBF16, q.data(), scale.data(), sum.data(), k, rows, k}, s));
   });
   times->Add("linear/quantize bf16", fmt::format("{}x{}", rows, k), seconds, 3.0 * rows * k / kReadBandwidth,
              "4.64 TB/s");
@@ -104,7 +108,8 @@ void TimeLinear(Times* times) {
           if ((tokens > 16 && tokens >= 2 * rows) || tokens * 8 < rows) continue;
           for (const int split : {1, 2, 3, 4, 5, 6, 8}) {
             const int blocks = (at.n + 255) / 256 * ((rows + tokens - 1) / tokens) * split;
-            if (split == 1 || blocks <= 132 * 3) TimeOne(times, w, rows, {tokens, split}, true, "linear/sweep");
+            if (split == 1 || blocks <= 132 * 3)
+              TimeOne(times, w, rows, {tokens, split}, true, "linear/sweep");
           }
         }
       }

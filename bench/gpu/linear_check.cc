@@ -27,10 +27,10 @@ struct Case {
 };
 
 std::string NameOf(const Case& c) {
-  return fmt::format("linear/{} {}x{}x{} {}{}{}{} tile {} split {} seed {}", weight::Name(c.storage), c.n, c.k,
-                     c.rows, c.type == Real::kF32 ? "f32" : "bf16", c.bias ? " bias" : "",
-                     c.accumulate ? " accumulate" : "", c.extreme ? " extreme" : "", c.plan.tokens, c.plan.split,
-                     c.seed);
+  return fmt::format("linear/{} {}x{}x{} {}{}{}{} tile {} split {} seed {}", weight::Name(c.storage), c.n,
+                     c.k, c.rows, c.type == Real::kF32 ? "f32" : "bf16", c.bias ? " bias" : "",
+                     c.accumulate ? " accumulate" : "", c.extreme ? " extreme" : "", c.plan.tokens,
+                     c.plan.split, c.seed);
 }
 
 // As ref::LinearInt, with the weights decoded once.
@@ -80,9 +80,18 @@ void RunCase(Checks* checks, const Case& c, bool definition) {
   const Buffer<float> dscale(scale), dbias(bias);
   const Buffer<int32_t> dsum(row_sum);
   Buffer<std::byte> dy(old);
-  cuda::LinearIntArgs args{weight.packed(), dx.data(), dscale.data(), dsum.data(),
-                           c.bias ? dbias.data() : nullptr, dy.data() + margin * width, c.type, stride, c.rows,
-                           c.accumulate, c.seed % 2 == 0, c.plan};
+  cuda::LinearIntArgs args{weight.packed(),
+                           dx.data(),
+                           dscale.data(),
+                           dsum.data(),
+                           c.bias ? dbias.data() : nullptr,
+                           dy.data() + margin * width,
+                           c.type,
+                           stride,
+                           c.rows,
+                           c.accumulate,
+                           c.seed % 2 == 0,
+                           c.plan};
   Require(cuda::LinearInt(args, nullptr));
   Require(cudaDeviceSynchronize(), NameOf(c).c_str());
   const auto got = dy.Host();
@@ -125,7 +134,8 @@ void RunCase(Checks* checks, const Case& c, bool definition) {
 }
 
 void CheckRows(Checks* checks, int rows, int k, Real type, uint32_t seed) {
-  const std::string name = fmt::format("linear/quantize {}x{} {}", rows, k, type == Real::kF32 ? "f32" : "bf16");
+  const std::string name =
+      fmt::format("linear/quantize {}x{} {}", rows, k, type == Real::kF32 ? "f32" : "bf16");
   if (!checks->Wanted(name)) return;
   std::vector<float> x(size_t(rows) * k);
   for (size_t i = 0; i < x.size(); ++i) {
@@ -191,20 +201,37 @@ void CheckLinear(Checks* checks) {
   for (const Storage s : kLinearStorages) {
     for (const int tokens : {16, 32, 64, 128})  // every tile with every number of parts
       for (int split = 1; split <= 8; ++split)
-        RunCase(checks, {s, 320, 1024 + 128 * split, tokens + split * 3, split % 2 ? Real::kF32 : Real::kBF16,
-                         split % 3 == 0, split % 4 < 2, split == 5, {tokens, split}, uint32_t(split)},
+        RunCase(checks,
+                {s,
+                 320,
+                 1024 + 128 * split,
+                 tokens + split * 3,
+                 split % 2 ? Real::kF32 : Real::kBF16,
+                 split % 3 == 0,
+                 split % 4 < 2,
+                 split == 5,
+                 {tokens, split},
+                 uint32_t(split)},
                 split == 3 && tokens == 16);
     RunCase(checks, {s, 64, 128, 1, Real::kF32, true, true, true}, true);
-    RunCase(checks, {s, 34048, 512, 270, Real::kBF16, false, true, false, {128, 1}, 2}, false);  // many rounds
+    RunCase(checks, {s, 34048, 512, 270, Real::kBF16, false, true, false, {128, 1}, 2},
+            false);  // many rounds
     RunCase(checks, {s, 34048, 512, 260, Real::kF32, true, false, false, {64, 1}, 3}, false);
   }
   for (uint32_t i = 0; i < 210; ++i) {
     const Storage s = kLinearStorages[i % 3];
     const int step = s == Storage::kW4A8Group ? 128 : 16;
     RunCase(checks,
-            {s, 8 * int(1 + Mix(i, 1) % 80), step * int(1 + Mix(i, 2) % uint32_t(1536 / step)),
-             i < 70 ? int(i) + 1 : int(1 + Mix(i, 3) % 300), Mix(i, 4) & 1 ? Real::kF32 : Real::kBF16,
-             bool(Mix(i, 5) & 1), bool(Mix(i, 6) & 1), i % 16 == 0, {}, i + 100},
+            {s,
+             8 * int(1 + Mix(i, 1) % 80),
+             step * int(1 + Mix(i, 2) % uint32_t(1536 / step)),
+             i < 70 ? int(i) + 1 : int(1 + Mix(i, 3) % 300),
+             Mix(i, 4) & 1 ? Real::kF32 : Real::kBF16,
+             bool(Mix(i, 5) & 1),
+             bool(Mix(i, 6) & 1),
+             i % 16 == 0,
+             {},
+             i + 100},
             i % 30 == 0);
   }
 }

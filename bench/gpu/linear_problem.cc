@@ -65,8 +65,7 @@ weight::WeightView Upload(const StoredWeight& stored, std::vector<Buffer<uint8_t
 }
 
 DeviceWeight::DeviceWeight(const StoredWeight& stored)
-    : shape_(stored.view),
-      memory_(cuda::LinearBytes(stored.view.storage, stored.view.n, stored.view.k)) {
+    : shape_(stored.view), memory_(cuda::LinearBytes(stored.view.storage, stored.view.n, stored.view.k)) {
   std::vector<Buffer<uint8_t>> buffers;
   Require(cuda::PackLinear(Upload(stored, &buffers), memory_.data(), nullptr));
   Require(cudaDeviceSynchronize(), "packing");

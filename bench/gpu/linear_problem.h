@@ -10,8 +10,8 @@
 
 namespace nibble::gpu {
 
-inline constexpr weight::Storage kLinearStorages[] = {
-    weight::Storage::kW4A8Group, weight::Storage::kW4A8Channel, weight::Storage::kW8A8};
+inline constexpr weight::Storage kLinearStorages[] = {weight::Storage::kW4A8Group,
+                                                      weight::Storage::kW4A8Channel, weight::Storage::kW8A8};
 
 struct StoredWeight {
   weight::WeightView view;  // of the vectors below

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 4. Integer matmuls on Hopper: W4A8 per group of 128, W4A8 per channel and W8A8, from 1 row on, and the
-// per-token quantization that feeds them. Defined by kernels/ref/linear_int.h and quantize_rows.h: integer
-// sums are exact and the float end keeps their order of operations, so f32 results are equal to the bit and
-// bf16 results are their rounding.
+// Floor 4. Integer matmuls on Hopper: W4A8 per group of 128, W4A8 per channel and W8A8, from 1 row on, and
+// the per-token quantization that feeds them. Defined by kernels/ref/linear_int.h and quantize_rows.h:
+// integer sums are exact and the float end keeps their order of operations, so f32 results are equal to the
+// bit and bf16 results are their rounding.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -17,13 +17,13 @@ enum class Real : uint8_t { kF32, kBF16 };
 // q[m,k] = rne(x[m,k] / scale[m]) in -127..127, as nibble::QuantizeRowsArgs. The kernels take unsigned
 // weights, so all they need for zero points is the sum of a whole row.
 struct QuantizeRowsArgs {
-  const void* x;     // [rows, k] of `type`, row stride x_stride elements, 16-byte aligned rows
+  const void* x;  // [rows, k] of `type`, row stride x_stride elements, 16-byte aligned rows
   Real type;
   int8_t* q;         // [rows, k], row stride k
   float* scale;      // [rows]: amax / 127; 0 for a zero row, NaN for one that holds infinity or NaN
   int32_t* row_sum;  // [rows]: sum of q over all k, exact
   int64_t x_stride;
-  int rows, k;       // k a multiple of 16
+  int rows, k;  // k a multiple of 16
 };
 Launch QuantizeRows(const QuantizeRowsArgs&, Stream);
 

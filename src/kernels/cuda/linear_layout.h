@@ -102,9 +102,9 @@ inline void PackLinearHost(const weight::WeightView& w, std::byte* memory) {
   for (int row_block = 0; row_block < RowBlocks(w.n); ++row_block)
     for (int k_block = 0; k_block < KBlocks(w.k); ++k_block)
       for (int t = 0; t < 128; ++t)
-        PackBlockThread(
-            w, row_block, k_block, t,
-            memory + (size_t(row_block) * size_t(KBlocks(w.k)) + size_t(k_block)) * size_t(BlockBytes(w.storage)));
+        PackBlockThread(w, row_block, k_block, t,
+                        memory + (size_t(row_block) * size_t(KBlocks(w.k)) + size_t(k_block)) *
+                                     size_t(BlockBytes(w.storage)));
   for (int row = 0; row < RowBlocks(w.n) * kBlockRows; ++row) PackRow(w, row, memory);
 }
 

@@ -18,7 +18,8 @@ __global__ void PackRows(weight::WeightView w, std::byte* to) {
 }  // namespace
 
 Launch PackLinear(const weight::WeightView& w, std::byte* to, Stream stream) {
-  if (w.storage < weight::Storage::kW4A8Group) return Refused("PackLinear takes w4a8-g128, w4a8-chn and w8a8");
+  if (w.storage < weight::Storage::kW4A8Group)
+    return Refused("PackLinear takes w4a8-g128, w4a8-chn and w8a8");
   if (w.k % 16 != 0 || (w.storage == weight::Storage::kW4A8Group && w.k % weight::kGroup != 0))
     return Refused("PackLinear: k must be a multiple of 16, of 128 for w4a8-g128");
   PackBlocks<<<dim3(unsigned(RowBlocks(w.n)), unsigned(KBlocks(w.k))), 128, 0, stream>>>(w, to);

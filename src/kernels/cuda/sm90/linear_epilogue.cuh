@@ -20,17 +20,6 @@ struct OutputInfo {
   uint32_t offset[2];  // what was added to every weight
 };
 
-// Brings what load_outputs will want into L2 while the product runs, at the price of no register.
-template <Storage kStorage>
-NIBBLE_DEVICE void prefetch_outputs(const LinearIntArgs& a, int row0) {
-  const int lane = int(threadIdx.x % 32);
-  if (row0 >= a.w.n || lane > 2) return;
-  const void* at = lane == 0 ? static_cast<const void*>(a.w.scale + row0) : a.w.scale;
-  if (lane == 1 && a.bias != nullptr) at = a.bias + row0;
-  if (lane == 2 && kStorage == Storage::kW4A8Channel) at = a.w.zero + row0;
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-}
-
 template <Storage kStorage>
 NIBBLE_DEVICE OutputInfo load_outputs(const LinearIntArgs& a, int row0) {
   OutputInfo o;

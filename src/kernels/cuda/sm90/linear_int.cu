@@ -15,14 +15,15 @@ LinearPlan PlanLinear(int n, int k, int rows, int processors) {
   LinearPlan best;
   double least = 0;
   for (int tokens : {16, 32, 64, 128}) {
-    const double multiply = tokens == 128 ? 0.78 : tokens == 64 ? 0.5 : 0.45;
+    const double multiply = tokens == 128 ? 0.78 : 0.45;
     for (int split = 1; split <= 8 && split <= k_blocks; ++split) {
       const int tiles = row_tiles * ((rows + tokens - 1) / tokens),
                 slots = std::max(1, kClusters[split - 1] * processors / 132),
                 rounds = (tiles + slots - 1) / slots, stages = (k_blocks + split - 1) / split;
       const double bytes = sm90::kWarpgroups * BlockBytes(weight::Storage::kW4A8Group) + tokens * kBlockK,
-                   memory = std::min(tiles, slots) * split * bytes / 4.2e6,
-                   fixed = split == 1 ? 3.0 : 3.5 + 0.5 * split + 0.006 * tokens * split,
+                   memory = std::min(tiles, slots) * split * bytes / 4.6e6,
+                   fixed = split == 1 ? 3.0
+                                      : 3.5 + 0.5 * split + (tokens == 128 ? 0.012 : 0.003) * tokens * split,
                    time = rounds * (stages * std::max(multiply, memory) + fixed);
       if (best.tokens != 0 && time >= least) continue;
       best = {tokens, split};

@@ -55,8 +55,8 @@ struct LinearKernel {
   const LinearWalk& walk;
   int tiles, first_tile, tile_step;
 
-  // `from`: the first of the tile's blocks at k block 0; the others follow a strip apart, `last` of them. Beyond
-  // the matrix the last one comes again and is never stored.
+  // `from`: the first of the tile's blocks at k block 0; the others follow a strip apart, `last` of them.
+  // Beyond the matrix the last one comes again and is never stored.
   NIBBLE_DEVICE void load_weights(int stage, const std::byte* from, int last, int kb) const {
     const size_t strip = size_t(KBlocks(a.w.k)) * BlockBytes(kStorage);
     from += kb * BlockBytes(kStorage);
@@ -133,7 +133,6 @@ struct LinearKernel {
     for (int tile = first_tile; tile < tiles; tile += tile_step, parity ^= 1) {
       const Element at = walk.at(tile);
       const int token0 = at.column * kTokens, row0 = at.row * kTileRows + mine * kBlockRows + 16 * warp;
-      prefetch_outputs<kStorage>(a, row0);
       TokenInfo info{0.0f, 0};
       if (t < kTokens && token0 + t < a.rows) info = {a.x_scale[token0 + t], a.row_sum[token0 + t]};
       int previous = -1;
@@ -173,7 +172,8 @@ struct LinearKernel {
         sums[((warp * kUnits + u) * 2 + i) * 32 + lane] = make_int4(from[0], from[1], from[2], from[3]);
       }
     hopper::cluster_sync();
-    for (int item = int(rank) + split * warp; item < kConsumerWarps * kUnits; item += split * kConsumerWarps) {
+    for (int item = int(rank) + split * warp; item < kConsumerWarps * kUnits;
+         item += split * kConsumerWarps) {
       const int row0 = at.row * kTileRows + item / kUnits * 16, unit = item % kUnits,
                 token0 = at.column * kTokens + 16 * unit;
       if (row0 >= a.w.n || token0 >= a.rows) continue;

@@ -33,8 +33,7 @@ NIBBLE_DEVICE GroupInfo load_group(const uint8_t* block) {
 }
 
 template <Storage kStorage>
-NIBBLE_DEVICE void dequantize_half(const uint8_t* block, int half, const GroupInfo& g,
-                                   uint32_t (&a)[2][4]) {
+NIBBLE_DEVICE void dequantize_half(const uint8_t* block, int half, const GroupInfo& g, uint32_t (&a)[2][4]) {
   const uint4 w = reinterpret_cast<const uint4*>(block + 2048 * half)[threadIdx.x % 128];
   const uint32_t word[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll

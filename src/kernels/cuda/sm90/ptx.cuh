@@ -230,8 +230,8 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
 #define NIBBLE_BT_RS ", 1, 1, 1"
 #define NIBBLE_INT(x) "+r"(x)
 #define NIBBLE_FLT(x) "+f"(x)
-// The accumulator array's length (N/2 registers per thread) picks the shape: 8 -> n16, 16 -> n32, 32 -> n64, 64 -> n128,
-// 128 -> n256.
+// The accumulator array's length (N/2 registers per thread) picks the shape: 8 -> n16, 16 -> n32, 32 -> n64,
+// 64 -> n128, 128 -> n256.
 #define NIBBLE_WGMMA_SHAPES(name, type, c, k, kinds, tail)                              \
   NIBBLE_WGMMA(name, type, c, 8, "m64n16" k, kinds, tail, 8, 9, 10, 11, 12, 10, 13)     \
   NIBBLE_WGMMA(name, type, c, 16, "m64n32" k, kinds, tail, 16, 17, 18, 19, 20, 18, 21)  \
