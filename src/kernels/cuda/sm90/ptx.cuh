@@ -104,6 +104,17 @@ NIBBLE_DEVICE uint32_t cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
+// 16 bytes at the shared offset of `p` in block `rank` of this cluster.
+NIBBLE_DEVICE int4 cluster_load(const void* p, uint32_t rank) {
+  int4 v;
+  asm volatile(
+      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %4, %5;\n"
+      " ld.shared::cluster.v4.b32 {%0, %1, %2, %3}, [remote];\n}"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(p)), "r"(rank)
+      : "memory");
+  return v;
+}
 NIBBLE_DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -123,6 +134,10 @@ template <int kRegisters>
 NIBBLE_DEVICE void shrink_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
+
+// ---- programmatic dependent launch: a kernel launched so may start before the one ahead of it has ended
+NIBBLE_DEVICE void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+NIBBLE_DEVICE void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // ---- elementwise
 NIBBLE_DEVICE float exp2_approx(float x) {
@@ -180,6 +195,7 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
 
 // Operand lists: %0.. are the accumulators, so the operands after them are numbered from their count.
 #define NIBBLE_L8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define NIBBLE_L16 NIBBLE_L8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define NIBBLE_L32 \
   NIBBLE_L8 ",%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define NIBBLE_L64                                                                                     \
@@ -196,6 +212,7 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
 #define NIBBLE_L68 NIBBLE_L64 ",%64,%65,%66,%67"
 #define NIBBLE_D8(c, i) \
   c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
+#define NIBBLE_D16(c, i) NIBBLE_D8(c, i), NIBBLE_D8(c, i + 8)
 #define NIBBLE_D32(c, i) NIBBLE_D8(c, i), NIBBLE_D8(c, i + 8), NIBBLE_D8(c, i + 16), NIBBLE_D8(c, i + 24)
 #define NIBBLE_D64(c, i) NIBBLE_D32(c, i), NIBBLE_D32(c, i + 32)
 #define NIBBLE_D68(c, i) NIBBLE_D64(c, i), c(d[i + 64]), c(d[i + 65]), c(d[i + 66]), c(d[i + 67])
@@ -228,14 +245,16 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
 #define NIBBLE_BT_RS ", 1, 1, 1"
 #define NIBBLE_INT(x) "+r"(x)
 #define NIBBLE_FLT(x) "+f"(x)
-// The accumulator array's length (N/2 registers per thread) picks the shape: 8 -> n16, 32 -> n64, 64 -> n128,
-// 128 -> n256 (68 -> n136 for e4m3: 128 channels and a column of ones, which adds up P).
+// The accumulator array's length (N/2 registers per thread) picks the shape: 8 -> n16, 16 -> n32, 32 -> n64,
+// 64 -> n128, 128 -> n256 (68 -> n136 for e4m3: 128 channels and a column of ones, which adds up P).
 #define NIBBLE_WGMMA_SHAPES(name, type, c, k, kinds, tail)                              \
   NIBBLE_WGMMA(name, type, c, 8, "m64n16" k, kinds, tail, 8, 9, 10, 11, 12, 10, 13)     \
+  NIBBLE_WGMMA(name, type, c, 16, "m64n32" k, kinds, tail, 16, 17, 18, 19, 20, 18, 21)  \
   NIBBLE_WGMMA(name, type, c, 32, "m64n64" k, kinds, tail, 32, 33, 34, 35, 36, 34, 37)  \
   NIBBLE_WGMMA(name, type, c, 64, "m64n128" k, kinds, tail, 64, 65, 66, 67, 68, 66, 69) \
   NIBBLE_WGMMA(name, type, c, 128, "m64n256" k, kinds, tail, 128, 129, 130, 131, 132, 130, 133)
 NIBBLE_WGMMA_SHAPES(wgmma_s8, int32_t, NIBBLE_INT, "k32", "s32.s8.s8", NIBBLE_S8)
+NIBBLE_WGMMA_SHAPES(wgmma_u8s8, int32_t, NIBBLE_INT, "k32", "s32.u8.s8", NIBBLE_S8)
 NIBBLE_WGMMA_SHAPES(wgmma_e4m3, float, NIBBLE_FLT, "k32", "f32.e4m3.e4m3", NIBBLE_E4)
 NIBBLE_WGMMA(wgmma_e4m3, float, NIBBLE_FLT, 68, "m64n136k32", "f32.e4m3.e4m3", NIBBLE_E4, 68, 69, 70, 71, 72,
              70, 73)
