@@ -8,7 +8,7 @@ build=out/${1:?usage: tools/check_tidy.sh PRESET}
 mapfile -t sources < <(python3 - "$build" <<'PY'
 import json, os, sys
 files = {os.path.relpath(entry["file"]) for entry in json.load(open(f"{sys.argv[1]}/compile_commands.json"))}
-print("\n".join(sorted(f for f in files if f.startswith(("src/", "tests/", "bench/")))))
+print("\n".join(sorted(f for f in files if f.endswith(".cc") and f.startswith(("src/", "tests/", "bench/")))))
 PY
 )
 # --quiet still counts suppressed warnings of system headers on stderr; a real finding is on stdout.

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+// SageAttention2 with INT8 Q K^T and E4M3 P V. A block is persistent: one producer warpgroup feeds a ring
+// with TMA, two consumer warpgroups own 64 queries each and take turns, one computes its softmax while the
+// tensor cores work for the other. Keys are visited from the last to the first, so only the first tiles need
+// a mask.
+#include <cuda_bf16.h>
+
+#include <type_traits>
+
+#include "kernels/cuda/attention_prefill.h"
+#include "kernels/cuda/launched.cuh"
+#include "kernels/cuda/sm90/descriptor.cuh"
+#include "kernels/cuda/sm90/sage_softmax.cuh"
+#include "kernels/cuda/sm90/tensor_map.cuh"
+#include "kernels/cuda/sm90/tile.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+using namespace nibble::hopper;
+
+constexpr int kTile = 128, kDim = 128, kStages = 4;
+constexpr int kTileBytes = kTile * kDim;
+constexpr int kOnes =
+    8;  // rows under V^T: one of ones, whose product with P is the sum of its rounded weights
+constexpr float kLog2e = 1.44269504f;
+
+// A unit of work: 128 queries of one head. Made by the producer, which runs ahead.
+struct Work {
+  int head, tile;       // tile: among all q tiles
+  int k_tile, k_tiles;  // first k tile of the sequence; how many of its tiles the queries see, at least one
+  int query, queries;   // first query row in the packed input; rows of this tile
+  int position, keys;   // of the first query: how many keys it sees; keys of the sequence
+};
+
+// A stage holds the keys of one tile and the values of the tile before: what is needed and done with at the
+// same time. Tiles of one unit follow those of another without a gap.
+struct alignas(1024) Shared {
+  uint8_t q[2][kTileBytes];
+  uint8_t k[kStages][kTileBytes];
+  uint8_t v[kStages][kTileBytes + kOnes * kTile];
+  float scale[kStages][16];
+  float q_scale[2][8][8];
+  Work work[2];
+  uint64_t q_full[2], q_empty[2], full[kStages], empty[kStages];
+};
+
+NIBBLE_DEVICE Work FindWork(const SageShape& s, int index) {
+  Work w;
+  w.head = index / s.q_tiles;
+  w.tile = s.q_tiles - 1 - index % s.q_tiles;  // with a causal mask the longest come first
+  int i = 0;
+  while (w.tile >= s.q_tile_ends[i]) ++i;
+  const int at = (w.tile - (i > 0 ? s.q_tile_ends[i - 1] : 0)) * kTile;
+  const int queries = s.q_offsets[i + 1] - s.q_offsets[i];
+  w.keys = s.k_offsets[i + 1] - s.k_offsets[i];
+  w.k_tile = i > 0 ? s.k_tile_ends[i - 1] : 0;
+  w.query = s.q_offsets[i] + at;
+  w.queries = min(kTile, queries - at);
+  w.position = s.causal ? w.keys - queries + at + 1 : w.keys;
+  const int seen = s.causal ? min(w.keys, w.position + w.queries - 1) : w.keys;
+  w.k_tiles = max(1, (seen + kTile - 1) / kTile);
+  return w;
+}
+
+struct Maps {
+  CUtensorMap q, k, v;
+};
+
+NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared& shared, int units) {
+  RingPosition<2> q_ring;
+  RingPosition<kStages> ring;
+  const int group = a.shape.heads / a.shape.kv_heads;
+  int v_column = -1, v_row = 0;  // the values still to be loaded
+  for (int unit = blockIdx.x; unit < units; unit += gridDim.x, q_ring.advance()) {
+    const Work w = FindWork(a.shape, unit);
+    const int kv_head = w.head / group, at = w.head * a.shape.q_tiles + w.tile;
+    barrier_wait(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
+    shared.work[q_ring.stage] = w;
+    barrier_arrive_expect(&shared.q_full[q_ring.stage], kTileBytes + 256);
+    bulk_load(shared.q_scale[q_ring.stage], a.tiles.q_scale + int64_t{at} * 64, 256,
+              &shared.q_full[q_ring.stage]);
+    tma_load_2d(shared.q[q_ring.stage], &maps.q, &shared.q_full[q_ring.stage], 0, at * kTile);
+    for (int j = w.k_tiles - 1; j >= 0; --j, ring.advance()) {
+      const int s = ring.stage;
+      const int64_t tile = int64_t{kv_head} * a.shape.k_tiles + w.k_tile + j;
+      barrier_wait(&shared.empty[s], ring.parity ^ 1);
+      barrier_arrive_expect(&shared.full[s], kTileBytes + 64 + (v_column >= 0 ? kTileBytes : 0));
+      tma_load_2d(shared.k[s], &maps.k, &shared.full[s], 0, int(tile * kTile));
+      bulk_load(shared.scale[s], a.tiles.scale + tile * 16, 64, &shared.full[s]);
+      if (v_column >= 0) tma_load_2d(shared.v[s], &maps.v, &shared.full[s], v_column, v_row);
+      v_column = (w.k_tile + j) * kTile;
+      v_row = kv_head * kDim;
+    }
+  }
+  if (v_column < 0) return;
+  barrier_wait(&shared.empty[ring.stage], ring.parity ^ 1);
+  barrier_arrive_expect(&shared.full[ring.stage], kTileBytes);
+  tma_load_2d(shared.v[ring.stage], &maps.v, &shared.full[ring.stage], v_column, v_row);
+}
+
+// out = o / sum as bf16, 16 bytes a lane.
+NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const float (&weights)[2],
+                               const float (&o)[64], int first_row) {
+  const int lane = threadIdx.x % 32, quad = lane % 4;
+  auto* out = static_cast<__nv_bfloat16*>(a.out) + w.head * kDim;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float sum = __shfl_sync(~0u, weights[i], lane & ~3);  // of the quad's first lane
+    const float inverse = 1.0f / sum;
+    const int row = first_row + 8 * i;
+    const bool sees = w.keys > 0 && (!a.shape.causal || w.position + row > 0);  // or the output is 0
+#pragma unroll
+    for (int j = 0; j < 16; j += 4) {
+      uint32_t v[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        v[r] = sees ? to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse) : 0;
+      transpose_quad(v);
+      if (row < w.queries)
+        *reinterpret_cast<uint4*>(out + (w.query + row) * a.out_stride + 8 * (j + quad)) =
+            make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  }
+}
+
+// o = o * alpha + part * v_scale, for a quarter of the channels.
+NIBBLE_DEVICE void Add(float (&o)[64], const float (&part)[68], int quarter, float v_scale) {
+#pragma unroll
+  for (int r = 16 * quarter; r < 16 * quarter + 16; ++r) o[r] = fmaf(part[r], v_scale, o[r]);
+}
+
+// x * alpha, where 0 forgets even NaN. A row's first visible tile has alpha 0, which clears what the unit
+// before left.
+NIBBLE_DEVICE float Times(float x, float alpha) { return alpha == 0 ? 0.0f : x * alpha; }
+
+NIBBLE_DEVICE void Rescale(float (&o)[64], const float (&alpha)[2]) {
+  if (!__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
+#pragma unroll
+  for (int r = 0; r < 64; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
+}
+
+NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units) {
+  const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
+  const int warp = threadIdx.x % 128 / 32;
+  const int row = 64 * mine + 16 * warp + lane / 4;  // first of the thread's two
+  RingPosition<2> q_ring;
+  RingPosition<kStages> ring;
+  int32_t s[64];
+  float part[68];
+  uint32_t p[4][4];
+  if (int(blockIdx.x) >= units) return;
+
+  const auto my_turn = [&] { named_sync(1 + mine, 256); };
+  // ptxas moves arithmetic across barriers, so the barrier's number is made to hang on all of the weights.
+  const auto next_turn = [&](const uint32_t(&p)[4][4]) {
+    uint32_t all = 0;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) all |= p[i / 4][i % 4];
+    asm volatile(
+        "{\n .reg .u32 id;\n shr.u32 id, %0, 24;\n add.u32 id, id, %1;\n min.u32 id, id, %1;\n"
+        " bar.arrive id, 256;\n}" ::"r"(all),
+        "r"(2 - mine)
+        : "memory");
+  };
+  const auto scores = [&](int q_stage, int stage) {
+    wgmma_fence();
+    const uint64_t q = k_major(shared.q[q_stage]) + mine * (64 * kDim / 16), k = k_major(shared.k[stage]);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
+    wgmma_commit();
+  };
+  if (mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
+#pragma unroll
+  for (int r = 0; r < 68; ++r) part[r] = 0;
+  pin(part);
+  ClearScores(s);
+  barrier_wait(&shared.q_full[0], 0);
+  barrier_wait(&shared.full[0], 0);
+  scores(0, 0);
+
+  // The scores of the next tile are always under way, those of the next unit's first tile too, so that an
+  // output is stored while the tensor cores work.
+  for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const Work w = shared.work[q_ring.stage];
+    const float q_factor = shared.q_scale[q_ring.stage][mine * 4 + warp][lane / 4] * a.scale * kLog2e;
+    const bool more = unit + int(gridDim.x) < units;
+    const int this_q = q_ring.stage;
+    RowState state;
+    float o[64];
+    float weights[2] = {0, 0};  // sums of P: of quads' first lanes
+    float v_scale = 0;
+#pragma unroll
+    for (int r = 0; r < 64; ++r) o[r] = 0;
+    for (int j = w.k_tiles - 1; j >= 0; --j) {
+      const int stage = ring.stage;
+      const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
+                               Factor(q_factor * shared.scale[stage][4 + quad])};
+      const float v_scale_next = shared.scale[stage][8];
+      const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
+      const int limit = w.keys - j * kTile;
+      const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
+      ring.advance();
+      int next_q = this_q;
+      if (j == 0) {
+        q_ring.advance();
+        next_q = q_ring.stage;
+        if (more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
+      }
+      barrier_wait(&shared.full[ring.stage], ring.parity);
+      wgmma_wait<0>();
+      pin(s);
+      pin(part);
+      if (!whole) Mask(s, visible, limit);
+      pin(s);  // or the compiler keeps the sums twice, as integers and as floats
+      float alpha[2];
+      const Arguments arguments = UpdateMax(s, factor, &state, alpha);
+      // The pipe of the exponentials is what both warpgroups want at once: they take turns there, and the
+      // tensor cores work for the one whose turn it is not. The product of the tile before is added in its
+      // shadow.
+      my_turn();
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        Weigh(s, arguments, c, p[c]);
+        Add(o, part, c, v_scale);
+      }
+      ClearScores(s);
+      next_turn(p);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[64 + 2 * i], alpha[i]);
+      v_scale = v_scale_next;
+      wgmma_fence();
+      const uint64_t v = k_major(shared.v[ring.stage]);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
+      wgmma_commit();
+      scores(next_q, ring.stage);  // after the last tile of all of old bytes, which nobody reads
+      barrier_arrive_if(&shared.empty[stage], lane == 0);
+      Rescale(o, alpha);
+    }
+    wgmma_wait<1>();
+    pin(part);
+    barrier_arrive_if(&shared.q_empty[this_q], lane == 0);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) weights[i] += part[64 + 2 * i];
+    StoreOutput(a, w, weights, o, row);
+  }
+  wgmma_wait<0>();
+  if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
+}
+
+__global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Maps maps,
+                                                     const SageAttentionArgs a) {
+  extern __shared__ uint8_t raw[];
+  auto& shared = *reinterpret_cast<Shared*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) {
+      barrier_init(&shared.q_full[i], 1);
+      barrier_init(&shared.q_empty[i], 8);
+    }
+    for (int s = 0; s < kStages; ++s) {
+      barrier_init(&shared.full[s], 1);
+      barrier_init(&shared.empty[s], 8);  // one arrival a consumer warp
+    }
+    barrier_init_fence();
+  }
+  for (int i = threadIdx.x; i < kStages * kOnes * kTile; i += blockDim.x) {
+    const int row = i / kTile % kOnes;
+    shared.v[i / (kOnes * kTile)][kTileBytes + i % (kOnes * kTile)] = row == 0 ? 0x38 : 0;  // 1.0 in E4M3
+  }
+  fence_proxy_async();
+  __syncthreads();
+  const int units = a.shape.heads * a.shape.q_tiles;
+  if (threadIdx.x < 128) {
+    shrink_registers<24>();
+    if (threadIdx.x == 0) Produce(maps, a, shared, units);
+  } else {
+    grow_registers<240>();
+    Consume(a, shared, units);
+  }
+}
+
+Launch Run(const SageAttentionArgs& a, Stream stream) {
+  Maps maps;
+  const SageShape& s = a.shape;
+  if (make_map_8bit(&maps.q, a.tiles.q, uint64_t(s.heads) * s.q_tiles * kTile, kDim, kTile) ||
+      make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile) ||
+      make_map_8bit(&maps.v, a.tiles.v, uint64_t(s.kv_heads) * kDim, uint64_t(s.k_tiles) * kTile, kDim))
+    return Refused("sage: a tensor map was refused");
+  const auto kernel = SageKernel;
+  constexpr int kShared = sizeof(Shared) + 1024;
+  static_assert(kShared <= 227 * 1024);
+  if (const cudaError_t e = AllowShared(kernel, kShared)) return {int(e), "SageAttention"};
+  kernel<<<min(multiprocessors(), s.heads * s.q_tiles), 384, kShared, stream>>>(maps, a);
+  return Launched("SageAttention");
+}
+
+}  // namespace
+
+Launch SageAttention(const SageAttentionArgs& a, Stream stream) {
+  if (a.shape.head_dim != kDim) return Refused("sage: head_dim must be 128");
+  if (a.out_stride % 8) return Refused("sage: out_stride must be a multiple of 8");
+  return Run(a, stream);
+}
+
+}  // namespace nibble::cuda
