@@ -138,7 +138,7 @@ TEST_F(CompareCommand, PlansAreMeasuredBesideTheirRecipes) {
 
 // qaq chooses bits as it runs: bits and bytes are those in use and not the most there may be.
 TEST_F(CompareCommand, SizesOfQaqAreThoseInUse) {
-  const std::string narrow = "k=qaq:max=2 v=qaq:max=2", wide = "k=qaq:min=8,max=8 v=qaq:min=8,max=8";
+  const std::string narrow = "k=qaq:max=2 v=qaq:max=2", wide = "k=qaq:max=8,min=8 v=qaq:max=8,min=8";
   const std::string free = "k=qaq:sigma=1000 v=qaq:sigma=1000";  // any error will do
   const json report = Run(narrow + "," + wide + "," + free, {"--tasks", "passkey"});
   const auto size = [&](const std::string& recipe, const char* key) {

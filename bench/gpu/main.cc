@@ -4,7 +4,9 @@
 #include <cuda_runtime.h>
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <cstring>
+#include <exception>
 #include <fstream>
 #include <string>
 
@@ -35,10 +37,7 @@ int Time(const std::string& filter, const std::string& output) {
   return file ? 0 : 1;
 }
 
-}  // namespace
-}  // namespace nibble::gpu
-
-int main(int argc, char** argv) {
+int Run(int argc, char** argv) {
   std::string command, filter, output;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "-o") == 0 && i + 1 < argc)
@@ -46,8 +45,20 @@ int main(int argc, char** argv) {
     else
       (command.empty() ? command : filter) = argv[i];
   }
-  if (command == "check") return nibble::gpu::Check(filter);
-  if (command == "time") return nibble::gpu::Time(filter, output);
+  if (command == "check") return Check(filter);
+  if (command == "time") return Time(filter, output);
   fmt::print(stderr, "usage: nibble_gpu check|time [FILTER] [-o FILE.json]\n");
   return 2;
+}
+
+}  // namespace
+}  // namespace nibble::gpu
+
+int main(int argc, char** argv) {
+  try {
+    return nibble::gpu::Run(argc, argv);
+  } catch (const std::exception& e) {
+    std::fputs(e.what(), stderr);
+    return 1;
+  }
 }

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""tables.py: makes docs/results/h200.md from bench/results/h200_*.json."""
+import json
+import pathlib
+import statistics
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
+INT8_RATE = 1.9e15
+
+HEAD = """# CUDA kernels on an H200
+
+Made by `bench/gpu/tables.py` from `bench/results/h200_*.json`: medians of CUDA-graph replays over buffers that exceed the L2, random
+normal data, bursts. Floors count the bytes that must be read at 4.64 TB/s. Figures of one table are of one machine and one call; ratios
+carry over, microseconds less so. Every kernel is compared with `kernels/ref` first: `nibble_gpu check`.
+"""
+
+
+def load(name):
+    data = json.loads((RESULTS / name).read_text())
+    for row in data["rows"]:
+        if isinstance(row["seconds"], list):
+            row["seconds"] = statistics.median(row["seconds"])
+    return data
+
+
+def table(columns, rows):
+    lines = ["| " + " | ".join(columns) + " |", "|" + "|".join([" :-- "] + [" --: "] * (len(columns) - 1)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def prefill():
+    ours, peers = load("h200_prefill.json")["rows"], load("h200_prefill_peers.json")["rows"]
+    at = {(r["op"], r["shape"]): r for r in ours + peers}
+    rows = []
+    for shape in dict.fromkeys(r["shape"] for r in ours):
+        kernel, both = at["sage2-8b kernel", shape], at["sage2-8b end to end", shape]
+        cudnn, flash = at["cuDNN", shape], at["flash", shape]
+        rate = [r["operations"] / r["seconds"] * 1e-12 for r in (kernel, both, cudnn, flash)]
+        rows.append([shape] + [f"{x:.0f}" for x in rate] +
+                    [f"{cudnn['seconds'] / both['seconds']:.2f}", f"{100 * rate[0] * 1e12 / INT8_RATE:.0f}%"])
+    return f"""
+## Prefill attention, head size 128: SageAttention2 (INT8 Q K^T, E4M3 P V)
+
+TOP/s. "End to end" starts from bf16 Q, K and V and includes the quantizing pass; PyTorch's cuDNN and flash attention are bf16. Cosine
+against exact attention on normal data: 0.99925.
+
+{table(["batch x length", "kernel", "end to end", "cuDNN", "flash", "end to end against cuDNN", "kernel of 1,900"], rows)}
+What made the kernel fast, in order: sums that start at 1.5 * 2^23 (integers become floats for nothing), weights added up by a column of
+ones in the second product, row maxima rounded up to integers, scores of the next tile always under way, and turns between the two
+warpgroups at the exponentials (ptxas moves arithmetic across barriers, so the barrier's number hangs on the weights). What did not
+help: turns at the matrix products, a polynomial for part of the exponentials (issue slots are as scarce as their pipe), handing out
+tiles by a counter. Short sequences lose to cuDNN for the quantizing pass, which runs at two thirds of its floor.
+"""
+
+
+def decode():
+    rows = load("h200_decode.json")["rows"]
+    at = {(r["op"], r["shape"]): r for r in rows}
+    peer = next(r["op"] for r in rows if r["op"].startswith("PyTorch"))
+    names = ["int4-token", "flashq4", "flashq2", "int8-token", "f16"]
+    lines = []
+    for shape in dict.fromkeys(r["shape"] for r in rows if r["op"] == peer):
+        torch = at[peer, shape]["seconds"]
+        line = [shape]
+        for name in names:
+            r = at.get(("decode " + name, shape))
+            if r is None:
+                line.append("")
+                continue
+            t = r["seconds"]
+            line.append(f"{t * 1e6:.1f} / {100 * r['floor_seconds'] / t:.0f}% / {torch / t:.1f}x")
+        lines.append(line + [f"{torch * 1e6:.0f}"])
+    return f"""
+## Decode attention straight from the cache pages
+
+Microseconds / share of the bandwidth floor / times faster than PyTorch's flash attention on an f16 cache.
+
+{table(["batch x context, heads/KV heads, head size"] + names + ["PyTorch f16, us"], lines)}"""
+
+
+def linear():
+    ours, peers = {}, {}
+    for r in load("h200_linear.json")["rows"]:
+        shape = r["shape"].split(" tile")[0]
+        if r["op"] == "cublaslt fp8":
+            peers[shape] = r["seconds"]
+        else:
+            ours[r["op"].removeprefix("linear/"), shape] = r
+    text = ""
+    for name in ("w4a8-g128", "w4a8-chn", "w8a8"):
+        lines = []
+        for (op, shape), r in ours.items():
+            if op != name or shape not in peers:
+                continue
+            plain = ours.get((name + " no early start", shape), r)["seconds"]
+            lines.append([shape, f"{r['seconds'] * 1e6:.1f}", f"{plain * 1e6:.1f}",
+                          f"{100 * r['floor_seconds'] / r['seconds']:.0f}%", f"{peers[shape] * 1e6:.1f}",
+                          f"{peers[shape] / r['seconds']:.2f}", f"{peers[shape] / plain:.2f}"])
+        text += f"\n### {name}\n\n" + table(["N x K, rows", "us", "us, plain launch", "of the floor", "cuBLASLt fp8, us",
+                                            "times faster", "times faster, plain"], lines)
+    return f"""
+## Integer matmuls
+
+u8 x s8 matrix instructions on codes that one multiply-add dequantizes (W4A8), or s8 x s8 (W8A8). "us" uses programmatic launch, which
+reads weights before the kernel before it ends; cuBLASLt (`torch._scaled_mm`, fp8 with tensor-wide scales) ran without it, so
+compare the plain launch when in doubt.
+{text}"""
+
+
+(ROOT / "docs" / "results" / "h200.md").write_text(HEAD + prefill() + decode() + linear())
