@@ -25,8 +25,10 @@ constexpr int kHeadDims[] = {8, 24, 64, 80, 128};
 // Rows of a page. The deviation grows by `growth` from the first token to the last.
 std::vector<float> Rows(int head_dim, uint32_t seed, float growth = 1, float deviation = 1) {
   std::vector<float> x = test::Normal(size_t(kTokens * head_dim), seed, deviation);
-  for (size_t i = 0; i < x.size(); ++i)
-    x[i] *= 1 + (growth - 1) * float(i / size_t(head_dim)) / float(kTokens - 1);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t token = i / size_t(head_dim);
+    x[i] *= 1 + (growth - 1) * float(token) / float(kTokens - 1);
+  }
   return x;
 }
 

@@ -1,14 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# tools/check_tidy.sh PRESET: clang-tidy over every source of src/ and tests/ as that build compiles it.
+# tools/check_tidy.sh PRESET [FOLDER...]: clang-tidy over every source of src, tests and bench, or of some of them, as that build
+# compiles it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=out/${1:?usage: tools/check_tidy.sh PRESET}
 
-mapfile -t sources < <(python3 - "$build" <<'PY'
+shift
+mapfile -t sources < <(python3 - "$build" "${@:-}" <<'PY'
 import json, os, sys
 files = {os.path.relpath(entry["file"]) for entry in json.load(open(f"{sys.argv[1]}/compile_commands.json"))}
-print("\n".join(sorted(f for f in files if f.endswith(".cc") and f.startswith(("src/", "tests/", "bench/")))))
+folders = tuple(f"{f}/" for f in sys.argv[2:] if f) or ("src/", "tests/", "bench/")
+print("\n".join(sorted(f for f in files if f.endswith(".cc") and f.startswith(folders))))
 PY
 )
 # --quiet still counts suppressed warnings of system headers on stderr; a real finding is on stdout.

@@ -40,7 +40,7 @@ struct TimedWeights {
 
 void TimeOne(Times* times, const TimedWeights& w, int rows, cuda::LinearPlan plan, bool early,
              const std::string& op) {
-  const auto [n, k] = w.shape;
+  const int n = w.shape.n, k = w.shape.k;
   const size_t x_bytes = size_t(rows) * k;
   Buffer<int8_t> x(x_bytes);
   FillRandom(x.data(), x_bytes, 5);

@@ -93,7 +93,7 @@ inline std::vector<RandomShape> RandomShapes(Random& random, int count) {
   constexpr int kDims[] = {64, 80, 128};
   std::vector<RandomShape> shapes = {{1, 64, 1}, {4096, 80, 8}, {64, 128, 3}, {65, 64, 5}};
   while (int(shapes.size()) < count) {
-    const int tokens = int(std::exp2(12 * random.Uniform()) + .5);
+    const int tokens = int(std::lround(std::exp2(12 * random.Uniform())));
     shapes.push_back({tokens, kDims[random.Below(3)], 1 + random.Below(8)});
   }
   return shapes;
