@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attention_peers.py FILE.json: prefill attention of PyTorch (cuDNN and flash, bf16), timed as nibble_gpu times its own."""
+"""peers_prefill.py FILE.json: prefill attention of PyTorch (cuDNN and flash, bf16), timed as nibble_gpu times its own."""
 import json
 import sys
 
