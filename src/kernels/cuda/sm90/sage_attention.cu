@@ -5,8 +5,6 @@
 // a mask.
 #include <cuda_bf16.h>
 
-#include <type_traits>
-
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/sm90/descriptor.cuh"
