@@ -45,7 +45,8 @@ enum class CodecId : uint8_t {
   kGearL2Group,
   kFlashQ3,
   kQaq,
-  kFlashQMixed
+  kFlashQMixed,
+  kMxfp4
 };
 
 // How the open page keeps its rows: kFloat in the codec's raw type, kInt8 as int8_tail.h says.
