@@ -177,6 +177,12 @@ TEST_F(CompareCommand, ParametersWithCommasStayWithTheirRecipe) {
             (std::vector<std::string>{"exact", "k=int8-token v=int4-token", "select=sparq:r=16,k=128"}));
 }
 
+TEST_F(CompareCommand, ListsAddUp) {
+  const json report = Run("kv8", {"--recipes", "kv16", "--tasks", "ppl"});
+  ASSERT_EQ(report["recipes"].size(), 3u);
+  EXPECT_EQ(Find(report, "kv16")["recipe"], "kv16");
+}
+
 TEST_F(CompareCommand, UsageErrorsComeBeforeAnyWork) {
   const Args base{"compare", "-m", "no-such-folder", "--text", "no-such-text"};
   const auto with = [&](Args more) {

@@ -152,6 +152,7 @@ Command AddCompare(CLI::App& app) {
   parser->add_option("--text", o->text, "Text file to measure on")->required()->type_name("FILE");
   parser->add_option("--recipes", o->lists, "Recipes, joined by commas; may be given again")
       ->expected(1)
+      ->take_all()
       ->allow_extra_args(false)
       ->type_name("LIST");
   parser->add_flag("--all", o->all, "Every preset, and combinations that make sense");
