@@ -7,12 +7,12 @@
 #   MODEL-w4a8            the same with all passes of QoQ
 #   MODEL-outliers-w4a8   both
 # Models are novelist-10m and novelist-29m, the latter from $NIBBLE_TEST_MODELS. $WINDOWS: perplexity windows (4 for
-# every recipe, 8 for the others); $SEED: of the outliers (1); $THREADS: all processors. Plans and QoQ see Treasure Island, figures are of The Hound.
+# every recipe, 8 for the others); $SEED: of the outliers (1); $THREADS: all processors; $NIBBLE: the program (built when not given). Plans and QoQ see Treasure Island, figures are of The Hound.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 root=$PWD
-nibble=$root/out/release/nibble
+nibble=${NIBBLE:-$root/out/release/nibble}
 work=$root/out/results
 text=Doyle_Hound_1902.txt
 calibration=Stevenson_Treasure_1883.txt
@@ -64,7 +64,7 @@ if ! python=$(python_with_numpy); then
   tools/setup.sh tools/packages-results.txt
   python=$(python_with_numpy) || { echo "results: numpy is not to be found; name a Python that has it in PYTHON" >&2; exit 1; }
 fi
-tools/build.sh release nibble
+if [ -z "${NIBBLE:-}" ]; then tools/build.sh release nibble; fi
 mkdir -p "$work" docs/results
 cd "$work" # so that pages name models and texts and no folder of this machine
 for file in "$text" "$calibration"; do ln -sfn "$root/texts/$file" "$file"; done
