@@ -174,6 +174,24 @@ static void DecodeTile(const kv::TurboQuant<kBits>*, kv::PageShape s, const std:
   }
 }
 
+// Codes that are indices of sixteen levels, times a scale of some channels of a token: mxfp4 and its kind.
+template <class C>
+requires requires(kv::PageShape s, const std::byte* page) {
+  { C::Level(0) * C::Scale(s, page, 0, 0) } -> std::same_as<float>;
+}
+static void DecodeTile(const C*, kv::PageShape s, const std::byte* page, float* tile) {
+  static_assert(C::kBlock % 16 == 0, "16 channels lie in one block");
+  float levels[16];
+  for (int i = 0; i < 16; ++i) levels[i] = C::Level(i);
+  for (int t = 0; t < s.tokens; ++t)
+    for (int d = 0; d + 16 <= s.head_dim; d += 16) {
+      const int at = t * s.head_dim + d;
+      const Vec16 scale = Vec16::Set1(C::Scale(s, page, t, d / C::kBlock));
+      Vec16::Mul(Vec16::LookUpCodes<4>(levels, page + at / 2), scale).Store(tile + at);
+    }
+  DecodeTailChannels<C>(s, page, tile);
+}
+
 template <class C>
 concept HasTileDecoder = requires(kv::PageShape s, const std::byte* page, float* tile) {
   DecodeTile(static_cast<const C*>(nullptr), s, page, tile);

@@ -28,6 +28,17 @@ NIBBLE_HD float E8m0ToFloat(int code) {
   return BitsToFloat(code == 0 ? 0x00400000u : uint32_t(code) << 23);
 }
 
+// Decode8 of a codec whose u4 codes are indices of levels, times a scale of C::kBlock channels of a token.
+template <class C>
+NIBBLE_HD void DecodeLevels8(PageShape s, const std::byte* page, int token, int channel, float* out8) {
+  const std::byte* codes = page + (token * s.head_dim + channel) / 2;
+  const float scale = C::Scale(s, page, token, channel / C::kBlock);
+  for (int i = 0; i < 4; ++i) {
+    out8[2 * i] = C::Level(int(codes[i]) & 15) * scale;
+    out8[2 * i + 1] = C::Level(int(codes[i]) >> 4) * scale;
+  }
+}
+
 struct Mxfp4 {
   static constexpr CodecId kId = CodecId::kMxfp4;
   static constexpr const char* kName = "mxfp4";
@@ -71,13 +82,13 @@ struct Mxfp4 {
     while (scales < page + PageBytes(s)) *scales++ = std::byte{0};
   }
 
+  // A table codec (kernels/cpu/kv_tiles.h): a value is Level(code) * Scale(block).
+  NIBBLE_HD static float Level(int code) { return E2m1ToFloat(code); }
+  NIBBLE_HD static float Scale(PageShape s, const std::byte* page, int token, int block) {
+    return E8m0ToFloat(int(page[ScaleOffset(s) + token * Blocks(s) + block]));
+  }
   NIBBLE_HD static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out8) {
-    const std::byte* codes = page + (token * s.head_dim + channel) / 2;
-    const float scale = E8m0ToFloat(int(page[ScaleOffset(s) + token * Blocks(s) + channel / kBlock]));
-    for (int i = 0; i < 4; ++i) {
-      out8[2 * i] = E2m1ToFloat(int(codes[i]) & 15) * scale;
-      out8[2 * i + 1] = E2m1ToFloat(int(codes[i]) >> 4) * scale;
-    }
+    DecodeLevels8<Mxfp4>(s, page, token, channel, out8);
   }
 };
 
