@@ -10,6 +10,7 @@
 #include "quant/kv/int8_token.h"
 #include "quant/kv/kivi.h"
 #include "quant/kv/mxfp4.h"
+#include "quant/kv/nvfp4.h"
 #include "quant/kv/qaq.h"
 #include "quant/kv/turboquant.h"
 
@@ -18,5 +19,5 @@ using Codecs =
     TypeList<F32, F16, BF16, Int8Token, Int4Token, FlashQ4, FlashQ2, Int4Channel, Int2Channel, Int4Group,
              Int2Group, FlashQ4Search, FlashQ2Search, FlashQ2Literal, FlashQ2Outlier, TurboQuant4,
              TurboQuant3, TurboQuant2, Fp8, Gear4Channel, Gear4Group, Gear2Channel, Gear2Group, GearL4Channel,
-             GearL4Group, GearL2Channel, GearL2Group, FlashQ3, Qaq, FlashQMixed, Mxfp4>;
+             GearL4Group, GearL2Channel, GearL2Group, FlashQ3, Qaq, FlashQMixed, Mxfp4, Nvfp4>;
 }  // namespace nibble::kv

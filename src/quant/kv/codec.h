@@ -46,7 +46,8 @@ enum class CodecId : uint8_t {
   kFlashQ3,
   kQaq,
   kFlashQMixed,
-  kMxfp4
+  kMxfp4,
+  kNvfp4
 };
 
 // How the open page keeps its rows: kFloat in the codec's raw type, kInt8 as int8_tail.h says.
