@@ -121,6 +121,7 @@ constexpr Preset kPresets[] = {
     {"kivi2", "k=int2-channel v=int2-group"},
     {"fp8", "k=fp8 v=fp8"},
     {"mxfp4", "k=mxfp4 v=mxfp4"},
+    {"nvfp4", "k=nvfp4 v=nvfp4"},
     {"flashq3", "k=flashq3 v=flashq3"},
     {"flashq4-search", "k=flashq4-search v=flashq4-search"},
     {"flashq2-search", "k=flashq2-search v=flashq2-search"},
