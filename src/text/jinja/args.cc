@@ -22,7 +22,7 @@ Bound::Bound(Run& run, std::string_view callee, const Args& args,
     if (i == names.size()) {
       run.Fail("{} takes no argument named {}", callee, Printable(name));
     } else if (has(i)) {
-      run.Fail("{} is given {} twice", callee, name);
+      run.Fail("{} is given {} twice", callee, Printable(name));
     } else {
       values_[i] = value;
     }

@@ -94,7 +94,7 @@ Value Renderer::NewMacro(const Node& node, Frame& frame) {
 
 // Parameters and the special names of a macro's frame, as Jinja fills them.
 bool Renderer::BindMacro(const Node& node, Args* args, Frame& frame) {
-  const std::string name = node.kind == NodeKind::kMacro ? node.left->name : "caller";
+  const std::string name = node.kind == NodeKind::kMacro ? Printable(node.left->name) : "caller";
   const size_t given = std::min(args->positional.size(), node.items.size());
   const auto slot = [&](int i) -> Value& { return frame.slots[static_cast<size_t>(i)]; };
   for (size_t i = 0; i < node.items.size(); ++i) {
@@ -123,7 +123,7 @@ bool Renderer::BindMacro(const Node& node, Args* args, Frame& frame) {
     if (!slot(node.items[i]->slot).is_missing()) continue;
     Value value = i >= without_default
                       ? Evaluate(*node.defaults[i - without_default], frame)
-                      : Value::Undefined(fmt::format("parameter '{}' was not provided", node.items[i]->name));
+                      : Value::Undefined(fmt::format("parameter '{}' was not provided", Printable(node.items[i]->name)));
     slot(node.items[i]->slot) = std::move(value);
   }
   return !run_.failed();
@@ -158,7 +158,8 @@ Value Renderer::CallFunction(int id, const Args& args) {
     }
     default: {
       Bound b(run_, "raise_exception", args, {"message"}, 1);
-      return b.ok() ? run_.Fail("{}", b.Text(0, "")) : Value::None();
+      constexpr size_t kMostMessage = 1000;
+      return b.ok() ? run_.Fail("{}", Printable(b.Text(0, ""), kMostMessage)) : Value::None();
     }
   }
 }

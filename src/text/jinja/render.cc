@@ -227,10 +227,10 @@ void Renderer::Assign(const Node& target, const Value& value, Frame& frame) {
     case NodeKind::kNamespaceRef: {
       const Value object = Evaluate(*target.left, frame);
       if (!object.is(Type::kNamespace)) {
-        run_.Fail("{} is no namespace, so {}.{} cannot be set", target.left->name, target.left->name,
-                  target.name);
+        run_.Fail("{} is no namespace, so its {} cannot be set", Printable(target.left->name),
+                  Printable(target.name));
       } else if (target.name.starts_with('_')) {
-        run_.Fail("{} cannot be set: it begins with _", target.name);
+        run_.Fail("{} cannot be set: it begins with _", Printable(target.name));
       } else if (run_.Take(2 * sizeof(Value))) {
         jinja::Assign(run_, object.names(), Value::String(target.name), value);
       }
