@@ -32,7 +32,9 @@ bool Agrees(const Result<std::string>& got, JsonRef want) {
   return got.ok() ? want.is_string() && *got == *want.String() : want.is_object();
 }
 
-std::string Shown(const Result<std::string>& got) { return got.ok() ? *got : "error: " + got.status().message(); }
+std::string Shown(const Result<std::string>& got) {
+  return got.ok() ? *got : "error: " + got.status().message();
+}
 std::string Shown(JsonRef want) { return want.is_string() ? std::string(*want.String()) : "error"; }
 
 class ChatTemplates : public testing::Test {
@@ -50,7 +52,8 @@ TEST_F(ChatTemplates, FamiliesRenderAsTheReference) {
   std::string tokens;
   for (size_t i = 0; i < golden.root().Find("tokens")->size(); ++i) {
     const JsonRef all = *golden.root().Find("tokens");
-    tokens += (i ? ",\"" : "{\"") + std::string(all.KeyAt(i)) + "\":\"" + std::string(*all[i].String()) + "\"";
+    tokens +=
+        (i ? ",\"" : "{\"") + std::string(all.KeyAt(i)) + "\":\"" + std::string(*all[i].String()) + "\"";
   }
   WriteTestFile(model / "tokenizer_config.json", tokens + "}");
   int cases = 0, different = 0, errors = 0;
@@ -71,13 +74,15 @@ TEST_F(ChatTemplates, FamiliesRenderAsTheReference) {
       errors += !got.ok();
       if (Agrees(got, rendered[t][i])) continue;
       if (++different <= 5) {
-        ADD_FAILURE() << file << ", " << *conversation.GetString("name") << ", prompt " << i % 2 << "\n--- want\n"
-                      << Shown(rendered[t][i]) << "\n--- got\n" << Shown(got);
+        ADD_FAILURE() << file << ", " << *conversation.GetString("name") << ", prompt " << i % 2
+                      << "\n--- want\n"
+                      << Shown(rendered[t][i]) << "\n--- got\n"
+                      << Shown(got);
       }
     }
   }
-  std::printf("[ counts   ] %zu templates, %d texts and errors (%d), %d different\n", rendered.size(), cases, errors,
-              different);
+  std::printf("[ counts   ] %zu templates, %d texts and errors (%d), %d different\n", rendered.size(), cases,
+              errors, different);
   EXPECT_EQ(different, 0);
   EXPECT_GE(rendered.size(), 30u);
   EXPECT_GT(errors, 0);
@@ -135,7 +140,8 @@ TEST_F(ChatTemplates, AreFoundWhereModelsKeepThem) {
                 R"({"chat_template": "{{ bos_token }}{{ eos_token }}{{ messages[0].content }}{{ pad_token }}",
                     "bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>", "pad_token": null})");
   EXPECT_EQ(RenderFolder(model, OneMessage()), "<s></s>Hi");
-  WriteTestFile(model / "special_tokens_map.json", R"({"pad_token": {"content": "<pad>"}, "bos_token": "other"})");
+  WriteTestFile(model / "special_tokens_map.json",
+                R"({"pad_token": {"content": "<pad>"}, "bos_token": "other"})");
   EXPECT_EQ(RenderFolder(model, OneMessage()), "<s></s>Hi<pad>");
   WriteTestFile(model / "chat_template.jinja", "file {{ add_generation_prompt }}\n");
   EXPECT_EQ(RenderFolder(model, OneMessage(true)), "file True");
@@ -150,8 +156,9 @@ TEST_F(ChatTemplates, AreFoundWhereModelsKeepThem) {
 TEST_F(ChatTemplates, OfSeveralTheNamedOneIsTaken) {
   const TempDir model;
   const auto write = [&](const std::string& first) {
-    WriteTestFile(model / "tokenizer_config.json", R"({"chat_template": [{"name": ")" + first +
-                                                       R"(", "template": "A"}, {"name": "tool_use", "template": "B"}]})");
+    WriteTestFile(model / "tokenizer_config.json",
+                  R"({"chat_template": [{"name": ")" + first +
+                      R"(", "template": "A"}, {"name": "tool_use", "template": "B"}]})");
   };
   write("default");
   ChatInput input = OneMessage();
@@ -160,24 +167,28 @@ TEST_F(ChatTemplates, OfSeveralTheNamedOneIsTaken) {
   EXPECT_EQ(RenderFolder(model, input), "B");
   write("rag");
   EXPECT_EQ(RenderFolder(model, input), "B");
-  EXPECT_NE(RenderFolder(model, OneMessage()).find("several chat templates (rag, tool_use) and none named default"),
-            std::string::npos);
+  EXPECT_NE(
+      RenderFolder(model, OneMessage()).find("several chat templates (rag, tool_use) and none named default"),
+      std::string::npos);
 }
 
 TEST_F(ChatTemplates, RefuseVariablesOfTheRenderer) {
   const TempDir model;
   WriteTestFile(model / "chat_template.jinja", "{{ enable_thinking }}{{ bos_token }}");
-  for (const char* name : {"messages", "tools", "documents", "tokenize", "add_generation_prompt", "chat_template"}) {
+  for (const char* name :
+       {"messages", "tools", "documents", "tokenize", "add_generation_prompt", "chat_template"}) {
     ChatInput input = OneMessage();
     input.extra = {{Value::String(name), Value::Bool(true)}};
-    EXPECT_NE(RenderFolder(model, input).find(std::string(name) + ": the name is reserved"), std::string::npos);
+    EXPECT_NE(RenderFolder(model, input).find(std::string(name) + ": the name is reserved"),
+              std::string::npos);
   }
   ChatInput input = OneMessage();
   input.extra = {{Value::String("enable_thinking"), Value::Bool(false)},
                  {Value::String("bos_token"), Value::String("<b>")}};
   EXPECT_EQ(RenderFolder(model, input), "False<b>");
   input.messages = Value::List({});
-  EXPECT_NE(RenderFolder(model, input).find("messages: wanted a list of at least one dict"), std::string::npos);
+  EXPECT_NE(RenderFolder(model, input).find("messages: wanted a list of at least one dict"),
+            std::string::npos);
 }
 
 TEST_F(ChatTemplates, GiveMessagesAsTransformersDoes) {
@@ -191,13 +202,14 @@ TEST_F(ChatTemplates, GiveMessagesAsTransformersDoes) {
   EXPECT_EQ(message(R"({"role": "user", "content": null, "x": 1})"), "{'role': 'user', 'x': 1}");
   EXPECT_EQ(message(R"({"a": 1, "reasoning": "r", "thinking": "t"})"),
             "{'thinking': 't', 'a': 1, 'reasoning': 'r', 'reasoning_content': 't'}");
-  EXPECT_EQ(message(R"({"reasoning_content": "r", "b": 2})"), "{'thinking': 'r', 'reasoning_content': 'r', 'b': 2}");
+  EXPECT_EQ(message(R"({"reasoning_content": "r", "b": 2})"),
+            "{'thinking': 'r', 'reasoning_content': 'r', 'b': 2}");
 }
 
 TEST(JinjaLimits, ArePrinted) {
   const std::string text = jinja::Limits{}.ToString();
-  for (const char* line : {"source_bytes 1048576\n", "steps 10000000\n", "turns 1000000\n", "string_bytes 16777216\n",
-                           "calls 256\n", "nesting 128\n", "range 100000\n"})
+  for (const char* line : {"source_bytes 1048576\n", "steps 10000000\n", "turns 1000000\n",
+                           "string_bytes 16777216\n", "calls 256\n", "nesting 128\n", "range 100000\n"})
     EXPECT_NE(text.find(line), std::string::npos) << line;
 }
 

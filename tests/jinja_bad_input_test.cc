@@ -41,11 +41,16 @@ const std::vector<BadTemplate> kBad = {
     {"append", "{{ [].append(1) }}", "access to attribute 'append' of 'list' object is unsafe"},
     {"dict pop", "{{ {}.pop('a') }}", "unsafe"},
     {"range", "{% for i in range(1000000000) %}x{% endfor %}", "range of 1000000000 numbers, at most 100000"},
-    {"nested ranges", "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}", "1000000 loop turns"},
-    {"filtered loop", "{% for i in range(90000) %}{% for j in range(90000) if false %}{% endfor %}{% endfor %}", "loop turns"},
-    {"recursive macro", "{% macro m() %}\n{{ m() }}{% endmacro %}{{ m() }}", "line 2: macros call each other more than 256 deep"},
-    {"mutual macros", "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}", "256 deep"},
-    {"deep macro", "{% macro m() %}{{ " + Repeat("[", 20) + "m()" + Repeat("]", 20) + " }}{% endmacro %}{{ m() }}", "deep"},
+    {"nested ranges", "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+     "1000000 loop turns"},
+    {"filtered loop",
+     "{% for i in range(90000) %}{% for j in range(90000) if false %}{% endfor %}{% endfor %}", "loop turns"},
+    {"recursive macro", "{% macro m() %}\n{{ m() }}{% endmacro %}{{ m() }}",
+     "line 2: macros call each other more than 256 deep"},
+    {"mutual macros", "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
+     "256 deep"},
+    {"deep macro",
+     "{% macro m() %}{{ " + Repeat("[", 20) + "m()" + Repeat("]", 20) + " }}{% endmacro %}{{ m() }}", "deep"},
     {"parentheses", "{{ " + Repeat("(", 100'000), "128 deep"},
     {"brackets", "{{ " + Repeat("[", 100'000) + "1", "128 deep"},
     {"ifs", Repeat("{% if 1 %}", 100'000), "nested more than 128 deep"},
@@ -58,12 +63,14 @@ const std::vector<BadTemplate> kBad = {
     {"conditionals", "{{ 1" + Repeat(" if 1 else 1", 50'000) + " }}", "nested more than 128 deep"},
     {"prints", Repeat("{{ 1 }}", 100'000), "more than 100000 nodes"},
     {"elifs", "{% if 0 %}" + Repeat("{% elif 0 %}", 60'000), "more than"},
-    {"branches of names", [] {
+    {"branches of names",
+     [] {
        std::string text;
        for (int i = 0; i < 9000; ++i) text += "{% if s %}{% set a" + std::to_string(i) + " = 1 %}{% endif %}";
        return text;
-     }(), "too many names and branches"},
-    {"power of text", "{{ 'a' * 10**9 }}", "a text of 1000000000 bytes, at most 16777216"},
+     }(),
+     "too many names and branches"},
+    {"power of text", "{{ 'a' * 10**9 }}", "1000000000 times 1 bytes"},
     {"text times", "{{ 'a' * 9223372036854775807 }}", "times"},
     {"list times", "{{ [1, 2] * 9223372036854775807 }}", "times"},
     {"list times less", "{{ [1, 2] * 100000000 }}", "more than"},
@@ -76,21 +83,53 @@ const std::vector<BadTemplate> kBad = {
     {"percent precision", "{{ '%.999999999f' % 1.0 }}", "digits"},
     {"brace width", "{{ '{:999999999}'.format(1) }}", "at most 16777216"},
     {"brace precision", "{{ '{:.999999999f}'.format(1.0) }}", "digits"},
-    {"doubling", "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "16777216"},
-    {"doubling list", "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}", "more than"},
-    {"doubling replace", "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x|replace('a', 'aa') %}{% endfor %}", "16777216"},
+    {"doubling",
+     "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+     "16777216"},
+    {"doubling list",
+     "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+     "more than"},
+    {"doubling replace",
+     "{% set ns = namespace(x='aa') %}{% for i in range(99) %}{% set ns.x = ns.x|replace('a', 'aa') %}{% "
+     "endfor %}",
+     "16777216"},
     {"join", "{{ range(100000)|join('a' * 100000) }}", "16777216"},
     {"output", "{% set x = 'a' * 10000000 %}{{ x }}{{ x }}", "16777216"},
-    {"hoard", "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x|length, 'a' * 10000 ~ i] + ns.x %}{% endfor %}", "more than"},
-    {"growing loop", "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = ns.x + [i] %}{% endfor %}", "more than"},
-    {"nested value", "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}", "values nested more than 100 deep"},
-    {"nested batch", "{% set ns = namespace(x=[1]) %}{% for i in range(90000) %}{% set ns.x = [ns.x]|batch(1)|list %}{% endfor %}", "values nested more than 100 deep"},
-    {"nested dict", "{% set ns = namespace(x={}) %}{% for i in range(90000) %}{% set ns.x = dict(a=ns.x) %}{% endfor %}", "values nested more than 100 deep"},
-    {"tree of two", "{% set ns = namespace(x=['a']) %}{% for i in range(90) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}", "more than"},
-    {"json of two", "{% set ns = namespace(x=['a']) %}{% for i in range(90) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}", "more than"},
-    {"compare two", "{% set a = namespace(x=[0]) %}{% set b = namespace(x=[0]) %}{% for i in range(90) %}{% set a.x = [a.x, a.x] %}{% set b.x = [b.x, b.x] %}{% endfor %}{{ a.x == b.x }}", "steps"},
-    {"namespace in itself", "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", "nested more than 2000 deep"},
-    {"many keys", "{% set ns = namespace() %}{% for i in range(90000) %}{% set d = dict(range(2000)|batch(2)) %}{% endfor %}", "more than"},
+    {"hoard",
+     "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x|length, 'a' * 10000 ~ i] "
+     "+ ns.x %}{% endfor %}",
+     "more than"},
+    {"growing loop",
+     "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = ns.x + [i] %}{% endfor %}",
+     "more than"},
+    {"nested value",
+     "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}",
+     "values nested more than 100 deep"},
+    {"nested batch",
+     "{% set ns = namespace(x=[1]) %}{% for i in range(90000) %}{% set ns.x = [ns.x]|batch(1)|list %}{% "
+     "endfor %}",
+     "values nested more than 100 deep"},
+    {"nested dict",
+     "{% set ns = namespace(x={}) %}{% for i in range(90000) %}{% set ns.x = dict(a=ns.x) %}{% endfor %}",
+     "values nested more than 100 deep"},
+    {"tree of two",
+     "{% set ns = namespace(x=['a']) %}{% for i in range(90) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ "
+     "ns.x }}",
+     "at most 16777216"},
+    {"json of two",
+     "{% set ns = namespace(x=['a']) %}{% for i in range(90) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ "
+     "ns.x|tojson }}",
+     "at most 16777216"},
+    {"compare two",
+     "{% set a = namespace(x=[0]) %}{% set b = namespace(x=[0]) %}{% for i in range(90) %}{% set a.x = [a.x, "
+     "a.x] %}{% set b.x = [b.x, b.x] %}{% endfor %}{{ a.x == b.x }}",
+     "steps"},
+    {"namespace in itself", "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+     "nested more than 2000 deep"},
+    {"many keys",
+     "{% set ns = namespace() %}{% for i in range(90000) %}{% set d = dict(range(2000)|batch(2)) %}{% endfor "
+     "%}",
+     "more than"},
     {"unique", "{{ range(90000)|unique|list|length }}", "steps"},
     {"sorting", "{% for i in range(1000) %}{% set x = range(90000)|sort %}{% endfor %}", "more than"},
     {"include", "{% include '/etc/passwd' %}", "the tag include is not supported"},
@@ -105,7 +144,7 @@ const std::vector<BadTemplate> kBad = {
     {"open if", "{% if 1 %}\n\na", "line 3: the template ends before endif"},
     {"open for", "{% for i in s %}", "the template ends before endfor"},
     {"mismatch", "{{ (1] }}", "unexpected ']', wanted ')'"},
-    {"raise", "{{ raise_exception('only \"user\"\n\xE2\x80\xAE') }}", "line 1: only \\\"user\\\"\\n"},
+    {"raise", "{{ raise_exception('only \"user\"\n\xE2\x80\xAE') }}", "line 1: only \"user\"\\x0a\\xe2"},
     {"overflow", "{{ 9223372036854775807 + 1 }}", "leaves 64 bits"},
     {"overflow of minimum", "{{ (-9223372036854775807 - 1) // -1 }}", "leaves 64 bits"},
     {"negate minimum", "{{ -(-9223372036854775807 - 1) }}", "leaves 64 bits"},
@@ -134,7 +173,8 @@ TEST(JinjaBadInput, EachIsRefusedInOneLine) {
     limits.growth = size_t{400} << 20;  // twice Limits::bytes, less the program
     limits.addresses = size_t{1} << 30;
     if (std::string_view(bad.id) == "map of map") continue;  // below: accepted or refused, but it ends
-    family.Refused(bad.id, [&] { return Render(bad.text); }, {"chat.jinja", bad.says}, limits);
+    family.Refused(
+        bad.id, [&] { return Render(bad.text); }, {"chat.jinja", bad.says}, limits);
   }
   family.Settled("map of map", [&] { return Render("{{ [[1]]|map('map', 'map', 'nofilter')|list }}"); });
 }
@@ -143,7 +183,8 @@ TEST(JinjaBadInput, GoodOnesPassTheSameCheck) {
   Family family("good templates");
   family.Accepted("loop", [] { return Render("{% for i in range(100) %}{{ i * 2 }}{% endfor %}"); });
   family.Accepted("long text", [] { return Render(std::string(size_t{1} << 20, 'a')); });
-  family.Accepted("deep enough", [] { return Render("{{ " + Repeat("(", 60) + "1" + Repeat(")", 60) + " }}"); });
+  family.Accepted("deep enough",
+                  [] { return Render("{{ " + Repeat("(", 60) + "1" + Repeat(")", 60) + " }}"); });
 }
 
 // The broken variant: with larger limits what was refused is rendered, so it was the limit that refused it.
@@ -181,11 +222,66 @@ class Random {
 
 // A template with pieces cut, doubled, swapped with those of another one, or replaced by words that matter.
 std::string Broken(const std::vector<std::string>& from, Random& random) {
-  static const std::vector<std::string> kWords = {
-      "{%", "%}", "{{", "}}", "-%}", "{%-", "{#", "#}", "(", ")", "[", "]", "'", "\"", "|", ".", ",", "~", "**", "//", "is", "not",
-      "if", "else", "endif", "for", "in", "endfor", "set", "endset", "macro", "endmacro", "loop", "namespace", "0", "-1",
-      "9223372036854775807", "1e308", "none", "true", "messages", "[::-1]", "|tojson(indent=2)", "|map('upper')", "|list", "|sort",
-      "|join", "%", "\\", "\xC3\xA9", "\xF0\x9F\x99\x82", "\n", "range(", "|batch(2)", "caller()", "loop.length", "**x", "*y", ":", "="};
+  static const std::vector<std::string> kWords = {"{%",
+                                                  "%}",
+                                                  "{{",
+                                                  "}}",
+                                                  "-%}",
+                                                  "{%-",
+                                                  "{#",
+                                                  "#}",
+                                                  "(",
+                                                  ")",
+                                                  "[",
+                                                  "]",
+                                                  "'",
+                                                  "\"",
+                                                  "|",
+                                                  ".",
+                                                  ",",
+                                                  "~",
+                                                  "**",
+                                                  "//",
+                                                  "is",
+                                                  "not",
+                                                  "if",
+                                                  "else",
+                                                  "endif",
+                                                  "for",
+                                                  "in",
+                                                  "endfor",
+                                                  "set",
+                                                  "endset",
+                                                  "macro",
+                                                  "endmacro",
+                                                  "loop",
+                                                  "namespace",
+                                                  "0",
+                                                  "-1",
+                                                  "9223372036854775807",
+                                                  "1e308",
+                                                  "none",
+                                                  "true",
+                                                  "messages",
+                                                  "[::-1]",
+                                                  "|tojson(indent=2)",
+                                                  "|map('upper')",
+                                                  "|list",
+                                                  "|sort",
+                                                  "|join",
+                                                  "%",
+                                                  "\\",
+                                                  "\xC3\xA9",
+                                                  "\xF0\x9F\x99\x82",
+                                                  "\n",
+                                                  "range(",
+                                                  "|batch(2)",
+                                                  "caller()",
+                                                  "loop.length",
+                                                  "**x",
+                                                  "*y",
+                                                  ":",
+                                                  "="};
   std::string text = from[random.Below(from.size())];
   for (size_t n = 1 + random.Below(4); n > 0; --n) {
     const size_t at = random.Below(text.size() + 1), size = std::min(random.Below(12), text.size() - at);
@@ -224,7 +320,8 @@ TEST(JinjaBadInput, RandomlyBrokenTemplatesSettle) {
   const auto conversations = Json::ReadFile(NIBBLE_SOURCE_DIR "/tests/golden/chat/conversations.json", {});
   ASSERT_TRUE(conversations.ok());
   Entries variables = Value::FromJson(*golden->root().Find("context"))->entries();
-  variables.emplace_back(Value::String("messages"), *Value::FromJson(*conversations->root()[9].Find("messages")));
+  variables.emplace_back(Value::String("messages"),
+                         *Value::FromJson(*conversations->root()[9].Find("messages")));
   variables.emplace_back(Value::String("tools"), *Value::FromJson(*conversations->root()[9].Find("tools")));
   const jinja::Limits limits{.steps = 100'000, .turns = 10'000, .bytes = 16u << 20, .string_bytes = 1u << 20};
   const char* rounds_text = std::getenv("NIBBLE_FUZZ_ROUNDS");

@@ -5,6 +5,7 @@
 #include "text/jinja/methods.h"
 #include "text/jinja/operators.h"
 #include "text/jinja/print.h"
+#include "text/jinja/pystr.h"
 #include "text/jinja/renderer.h"
 
 namespace nibble::jinja {
@@ -12,6 +13,16 @@ namespace {
 
 enum Function : int { kRange, kNamespace, kRaiseException, kStrftimeNow, kDict, kFunctions };
 constexpr const char* kNames[kFunctions] = {"range", "namespace", "raise_exception", "strftime_now", "dict"};
+
+// What a template says when it gives up: in one line, with its quotes, which Printable would escape.
+std::string OneLine(std::string_view text) {
+  constexpr size_t kMost = 1000;
+  std::string out;
+  for (const std::string_view piece : Split(text.substr(0, kMost), "\"", -1))
+    out += Printable(piece, kMost) + '"';
+  out.pop_back();
+  return out;
+}
 
 Value Popped(Args* args, std::string_view name) {
   const auto found = std::find_if(args->named.begin(), args->named.end(),
@@ -121,9 +132,9 @@ bool Renderer::BindMacro(const Node& node, Args* args, Frame& frame) {
   const size_t without_default = node.items.size() - node.defaults.size();
   for (size_t i = 0; i < node.items.size() && !run_.failed(); ++i) {
     if (!slot(node.items[i]->slot).is_missing()) continue;
-    Value value = i >= without_default
-                      ? Evaluate(*node.defaults[i - without_default], frame)
-                      : Value::Undefined(fmt::format("parameter '{}' was not provided", Printable(node.items[i]->name)));
+    Value value = i >= without_default ? Evaluate(*node.defaults[i - without_default], frame)
+                                       : Value::Undefined(fmt::format("parameter '{}' was not provided",
+                                                                      Printable(node.items[i]->name)));
     slot(node.items[i]->slot) = std::move(value);
   }
   return !run_.failed();
@@ -158,8 +169,7 @@ Value Renderer::CallFunction(int id, const Args& args) {
     }
     default: {
       Bound b(run_, "raise_exception", args, {"message"}, 1);
-      constexpr size_t kMostMessage = 1000;
-      return b.ok() ? run_.Fail("{}", Printable(b.Text(0, ""), kMostMessage)) : Value::None();
+      return b.ok() ? run_.Fail("{}", OneLine(b.Text(0, ""))) : Value::None();
     }
   }
 }

@@ -158,7 +158,8 @@ class Parser : public ExpressionParser {
       Node* parameter = Make(NodeKind::kName, Current().line);
       parameter->name = TakeName();
       for (const Node* other : node->items)
-        if (other->name == parameter->name) Fail(fmt::format("two parameters named {}", Printable(parameter->name)));
+        if (other->name == parameter->name)
+          Fail(fmt::format("two parameters named {}", Printable(parameter->name)));
       node->items.push_back(parameter);
       if (SkipOperator("=")) {
         node->defaults.push_back(Expression());
