@@ -172,6 +172,7 @@ Value GroupBy(Run& run, const Value& input, const Args& args) {
 // ---- walking ----
 Value LengthFilter(Run& run, const Value& input, const Args& args) {
   if (!Bound(run, "length", args, {}).ok()) return Value::None();
+  if (input.is_string() && !run.Scan(input.text().size())) return Value::None();
   const int64_t n = LengthOf(input);
   return n < 0 ? run.Fail("length of a {}", TypeName(input)) : Value::Int(n);
 }
@@ -181,7 +182,7 @@ Value First(Run& run, const Value& input, const Args& args) {
   Value item;
   if (input.is(Type::kIterator)) {
     if (input.TakeNext(&item)) return item;
-  } else if (input.is_string() && !input.text().empty()) {
+  } else if (input.is_list() ? !input.items().empty() : input.is_string() && !input.text().empty()) {
     return GetItem(run, input, Value::Int(0));
   } else if (const Values items = WalkedOrFail(run, "first", input); !items.empty()) {
     return items[0];
@@ -192,6 +193,7 @@ Value First(Run& run, const Value& input, const Args& args) {
 Value Last(Run& run, const Value& input, const Args& args) {
   if (!Bound(run, "last", args, {}).ok()) return Value::None();
   if (input.is(Type::kIterator)) return run.Fail("last of a generator");  // reversed() needs a sequence
+  if (input.is_list() && !input.items().empty()) return input.items().back();
   const Values items = WalkedOrFail(run, "last", input);
   if (run.failed()) return Value::None();
   return items.empty() ? Value::Undefined("no last item, sequence was empty") : items.back();

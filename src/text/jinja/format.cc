@@ -160,6 +160,7 @@ class Percent {
     const Value key = run_.String(std::string(format_.substr(pos_ + 1, close - pos_ - 1)));
     pos_ = close + 1;
     if (!values_.is(Type::kDict)) return run_.Fail("%: names need a dict");
+    if (run_.failed()) return Value::None();
     const Value* found = Lookup(run_, values_.entries(), key);
     return found ? *found : run_.Fail("%: no value named {}", Printable(key.text()));
   }

@@ -107,6 +107,7 @@ Value HasEnd(Run& run, const Value& self, const Args& args) {
   for (const Value& end : b[0].is(Type::kTuple) ? b[0].items() : one) {
     if (!end.is_string())
       return run.Fail("startswith: wanted a str or a tuple of str, found {}", TypeName(end));
+    if (!run.Scan(end.text().size())) return Value::None();
     if (part && (at_end ? part->ends_with(end.text()) : part->starts_with(end.text())))
       return Value::Bool(true);
   }
@@ -181,6 +182,7 @@ Value Justified(Run& run, const Value& self, const Args& args) {
 
 Value ZeroFilled(Run& run, const Value& self, const Args& args) {
   Bound b(run, "zfill", args, {""}, 1);
+  if (!run.Scan(self.text().size())) return Value::None();
   const int64_t pad = std::max<int64_t>(b.Int(0, 0) - Length(self.text()), 0);
   if (run.failed() || !run.AllowText(static_cast<size_t>(pad))) return Value::None();
   const bool sign = self.text().starts_with('-') || self.text().starts_with('+');
@@ -192,7 +194,7 @@ template <bool suffix>
 Value WithoutEnd(Run& run, const Value& self, const Args& args) {
   const Bound b(run, "removeprefix", args, {""}, 1);
   const auto end = TextAt(run, b, 0);
-  if (run.failed()) return Value::None();
+  if (run.failed() || !run.Scan(end->size())) return Value::None();
   const Text text = self.text();
   if (suffix ? !text.ends_with(*end) : !text.starts_with(*end)) return self;
   return run.String(

@@ -265,10 +265,13 @@ bool Contains(Run& run, const Value& container, const Value& item) {
       if (Equal(run, next, item)) return true;
     return false;
   }
-  for (const Value& v : Walked(run, container))
-    if (v.identity() == item.identity() && item.identity() != nullptr ? true : Equal(run, v, item))
-      return true;
-  return false;
+  const auto is_item = [&](const Value& v) {
+    const bool same = v.identity() != nullptr && v.identity() == item.identity();
+    return same || Equal(run, v, item);
+  };
+  if (container.is_list()) return std::any_of(container.items().begin(), container.items().end(), is_item);
+  const Values items = Walked(run, container);
+  return std::any_of(items.begin(), items.end(), is_item);
 }
 
 bool Compare(Run& run, Operator op, const Value& a, const Value& b) {

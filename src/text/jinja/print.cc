@@ -285,7 +285,7 @@ std::string Repr(Run& run, const Value& v) {
 }
 
 std::string Str(Run& run, const Value& v) {
-  if (v.is_string()) return v.text();
+  if (v.is_string()) return run.Scan(v.text().size()) ? v.text() : std::string();
   if (v.is_undefined() || v.is_missing()) return {};
   return Repr(run, v);
 }

@@ -132,7 +132,12 @@ size_t FindKey(Run& run, const Entries& entries, const Value& key) {
   size_t i = 0;
   for (; i < entries.size(); ++i) {
     const Value& name = entries[i].first;
-    if (name.is_string() && key.is_string() ? name.text() == key.text() : Equal(run, name, key)) break;
+    if (!name.is_string() || !key.is_string()) {
+      if (Equal(run, name, key)) break;
+    } else if (name.text().size() == key.text().size()) {  // others take no time
+      run.Scan(key.text().size());
+      if (name.text() == key.text()) break;
+    }
   }
   return i;
 }
@@ -159,7 +164,10 @@ int64_t LengthOf(const Value& v) {
   }
 }
 
-bool CanWalk(const Value& v) { return LengthOf(v) >= 0 || v.is(Type::kIterator) || v.is(Type::kLoop); }
+bool CanWalk(const Value& v) {
+  return v.is_undefined() || v.is_string() || v.is_list() || v.is(Type::kDict) || v.is(Type::kRange) ||
+         v.is(Type::kView) || v.is(Type::kIterator);
+}
 
 Values Walked(Run& run, const Value& v) {
   Values out;
