@@ -4,10 +4,9 @@
 // Limits::chain deep.
 #include "text/jinja/scopes.h"
 
-#include <functional>
-#include <map>
-#include <set>
+#include <algorithm>
 #include <string>
+#include <unordered_map>
 
 #include "base/printable.h"
 #include "text/jinja/filters.h"
@@ -16,15 +15,26 @@ namespace nibble::jinja {
 namespace {
 
 constexpr int64_t kMaxCopies =
-    10'000'000;  // names copied at branches: each `if` copies those known before it
+    20'000'000;  // entries below copied at branches: each `if` copies those before it
 
-// The names of a scope, as far as a walk has come. Copies of it walk the branches of an `if`.
+// What is known of a name in a scope.
+struct Binding {
+  bool known = false, stored = false;
+  Load load = Load::kUnset;
+  int outer_hops = 0, outer_slot = 0;  // kOuter
+};
+
+// The names of a scope by number, as far as a walk has come. Copies of it walk the branches of an `if`.
 struct Names {
   Scope* scope = nullptr;
   const Names* parent = nullptr;
-  std::map<std::string, int>* slots = nullptr;  // of all copies together
-  std::map<std::string, Slot> known;
-  std::set<std::string> stored;
+  std::unordered_map<int, int>* slots = nullptr;  // of names by number, for all copies together
+  std::vector<Binding> bindings;
+
+  const Binding& at(int id) const {
+    static const Binding kNothing;
+    return static_cast<size_t>(id) < bindings.size() ? bindings[static_cast<size_t>(id)] : kNothing;
+  }
 };
 
 struct Place {
@@ -36,10 +46,10 @@ class Resolver {
   explicit Resolver(std::string_view source) : source_(source) {}
 
   Status Run(Tree* tree) {
-    std::map<std::string, int> slots;
+    std::unordered_map<int, int> slots;
     Names names{.scope = &tree->scope, .slots = &slots};
     Declare(tree->body, &names);
-    Finish(&names);
+    Finish(names);
     BindAll(tree->body, names);
     return status_;
   }
@@ -50,60 +60,79 @@ class Resolver {
   }
 
   // ---- names of one scope ----
-  static int SlotOf(const Names* names, const std::string& name) {
-    const auto [at, is_new] = names->slots->emplace(name, static_cast<int>(names->scope->slots.size()));
-    if (is_new) names->scope->slots.push_back({name, Load::kUnset});
-    return at->second;
+  int Id(const std::string& name) { return ids_.emplace(name, static_cast<int>(ids_.size())).first->second; }
+
+  Binding& At(Names* names, int id) {
+    if (static_cast<size_t>(id) >= names->bindings.size()) {
+      copies_ += id;
+      names->bindings.resize(static_cast<size_t>(id) + 1);
+    }
+    return names->bindings[static_cast<size_t>(id)];
   }
 
-  static Place Find(const Names* names, const std::string& name) {
+  static Place Find(const Names* names, int id) {
     for (int hops = 0; names; names = names->parent, ++hops)
-      if (names->known.count(name)) return {hops, SlotOf(names, name)};
+      if (names->at(id).known) return {hops, names->slots->at(id)};
     return {};
   }
+  Place Find(const Names* names, const std::string& name) { return Find(names, Id(name)); }
 
-  void Define(Names* names, const std::string& name, Load load, Place outer = {}) {
-    SlotOf(names, name);
-    names->known[name] = {name, load, outer.hops, outer.slot};
+  void Define(Names* names, int id, const std::string& name, Load load, Place outer = {}) {
+    const auto slot = static_cast<int>(names->scope->slots.size());
+    if (names->slots->emplace(id, slot).second) names->scope->slots.push_back({name, Load::kUnset});
+    Binding& binding = At(names, id);
+    binding = {true, binding.stored, load, outer.hops, outer.slot};
   }
 
   void Loaded(Names* names, const std::string& name) {
-    if (Find(names, name).slot < 0) Define(names, name, Load::kContext);
+    const int id = Id(name);
+    if (Find(names, id).slot < 0) Define(names, id, name, Load::kContext);
   }
 
   void Parameter(Names* names, const std::string& name) {
-    names->stored.insert(name);
-    Define(names, name, Load::kParameter);
+    const int id = Id(name);
+    At(names, id).stored = true;
+    Define(names, id, name, Load::kParameter);
   }
 
   void Stored(Names* names, const std::string& name) {
-    names->stored.insert(name);
-    if (names->known.count(name)) return;
-    Place outer = Find(names->parent, name);
-    if (outer.slot < 0) return Define(names, name, Load::kUnset);
+    const int id = Id(name);
+    At(names, id).stored = true;
+    if (names->at(id).known) return;
+    Place outer = Find(names->parent, id);
     ++outer.hops;
-    Define(names, name, Load::kOuter, outer);
+    Define(names, id, name, outer.slot < 0 ? Load::kUnset : Load::kOuter, outer);
   }
 
   // What only some branches set has outside the value it had before.
   void Merge(Names* names, const std::vector<Names>& branches) {
-    std::set<std::string> stored;
-    for (const Names& branch : branches)
-      for (const std::string& name : branch.stored)
-        if (!names->stored.count(name)) stored.insert(name);
     for (const Names& branch : branches) {
-      for (const auto& [name, slot] : branch.known) names->known[name] = slot;
-      names->stored.insert(branch.stored.begin(), branch.stored.end());
+      for (size_t i = 0; i < branch.bindings.size(); ++i) {
+        const Binding& from = branch.bindings[i];
+        Binding& to = At(names, static_cast<int>(i));
+        if (to.stored || !from.known) continue;
+        to = {true, false, from.load, from.outer_hops, from.outer_slot};
+      }
     }
-    for (const std::string& name : stored) {
-      Place outer = Find(names->parent, name);
-      ++outer.hops;
-      Define(names, name, outer.slot < 0 ? Load::kContext : Load::kOuter, outer);
+    for (size_t i = 0; i < names->bindings.size(); ++i) {
+      const int id = static_cast<int>(i);
+      const bool stored =
+          std::any_of(branches.begin(), branches.end(), [id](const Names& b) { return b.at(id).stored; });
+      Binding& binding = names->bindings[i];
+      if (!stored || binding.stored) continue;
+      Place outer = Find(names->parent, id);
+      binding = {true, true, outer.slot < 0 ? Load::kContext : Load::kOuter, outer.hops + 1, outer.slot};
     }
   }
 
-  void Finish(Names* names) {
-    for (Slot& slot : names->scope->slots) slot = names->known[slot.name];
+  void Finish(const Names& names) {
+    for (const auto& [id, slot] : *names.slots) {
+      const Binding& binding = names.at(id);
+      Slot& to = names.scope->slots[static_cast<size_t>(slot)];
+      to.load = binding.load;
+      to.outer_hops = binding.outer_hops;
+      to.outer_slot = binding.outer_slot;
+    }
   }
 
   // ---- first walk ----
@@ -156,7 +185,7 @@ class Resolver {
 
   void DeclareIf(const Node* node, Names* names) {
     Declare(node->left, names);
-    copies_ += 3 * static_cast<int64_t>(names->known.size() + names->stored.size());
+    copies_ += 6 * static_cast<int64_t>(names->bindings.size());
     if (copies_ > kMaxCopies) return Fail(node->line, "too many names and branches");
     std::vector<Names> branches(3, *names);
     Declare(node->body, &branches[0]);
@@ -234,10 +263,10 @@ class Resolver {
   template <class DeclareIn, class BindIn>
   std::unique_ptr<Scope> Open(const Names& names, DeclareIn declare, BindIn bind) {
     auto scope = std::make_unique<Scope>();
-    std::map<std::string, int> slots;
+    std::unordered_map<int, int> slots;
     Names inner{.scope = scope.get(), .parent = &names, .slots = &slots};
     declare(&inner);
-    Finish(&inner);
+    Finish(inner);
     const bool soft = std::exchange(soft_, false);
     bind(inner);
     soft_ = soft;
@@ -256,7 +285,7 @@ class Resolver {
         },
         [&](const Names& inner) {
           BindTarget(node->left, inner);
-          if (inner.stored.count("loop")) node->loop_slot = Find(&inner, "loop").slot;
+          if (inner.at(Id("loop")).stored) node->loop_slot = Find(&inner, "loop").slot;
           BindAll(node->body, inner);
         });
     if (node->other) {
@@ -319,7 +348,7 @@ class Resolver {
 
   void BindSpecials(Node* macro, const Names& inner) {
     const auto slot = [&](const char* name) {
-      return !Declares(macro, name) && inner.stored.count(name) ? Find(&inner, name).slot : -1;
+      return !Declares(macro, name) && inner.at(Id(name)).stored ? Find(&inner, name).slot : -1;
     };
     macro->caller_slot = slot("caller");
     macro->kwargs_slot = slot("kwargs");
@@ -346,6 +375,7 @@ class Resolver {
 
   std::string_view source_;
   Status status_;
+  std::unordered_map<std::string, int> ids_;
   int64_t copies_ = 0;
   int loops_ = 0;
   bool soft_ = false;  // directly inside an if or a conditional expression
