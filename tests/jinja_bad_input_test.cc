@@ -3,6 +3,11 @@
 // bounded time and memory. And templates broken at random.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <filesystem>
+#include <iterator>
+#include <sstream>
+
 #include "base/json.h"
 #include "base/utf8.h"
 #include "tests/support/bad_inputs.h"
@@ -220,68 +225,20 @@ class Random {
   uint64_t state_;
 };
 
+// Words that matter to a template, apart by blanks.
+std::vector<std::string> Words() {
+  std::istringstream in(
+      "{% %} {{ }} -%} {%- {# #} ( ) [ ] ' \" | . , ~ ** // : = % \\ is not if else endif for in endfor set "
+      "endset macro "
+      "endmacro loop namespace 0 -1 9223372036854775807 1e308 none true messages [::-1] |tojson(indent=2) "
+      "|map('upper') "
+      "|list |sort |join |batch(2) range( caller() loop.length *x **y \xC3\xA9 \xF0\x9F\x99\x82");
+  return {std::istream_iterator<std::string>(in), std::istream_iterator<std::string>()};
+}
+
 // A template with pieces cut, doubled, swapped with those of another one, or replaced by words that matter.
 std::string Broken(const std::vector<std::string>& from, Random& random) {
-  static const std::vector<std::string> kWords = {"{%",
-                                                  "%}",
-                                                  "{{",
-                                                  "}}",
-                                                  "-%}",
-                                                  "{%-",
-                                                  "{#",
-                                                  "#}",
-                                                  "(",
-                                                  ")",
-                                                  "[",
-                                                  "]",
-                                                  "'",
-                                                  "\"",
-                                                  "|",
-                                                  ".",
-                                                  ",",
-                                                  "~",
-                                                  "**",
-                                                  "//",
-                                                  "is",
-                                                  "not",
-                                                  "if",
-                                                  "else",
-                                                  "endif",
-                                                  "for",
-                                                  "in",
-                                                  "endfor",
-                                                  "set",
-                                                  "endset",
-                                                  "macro",
-                                                  "endmacro",
-                                                  "loop",
-                                                  "namespace",
-                                                  "0",
-                                                  "-1",
-                                                  "9223372036854775807",
-                                                  "1e308",
-                                                  "none",
-                                                  "true",
-                                                  "messages",
-                                                  "[::-1]",
-                                                  "|tojson(indent=2)",
-                                                  "|map('upper')",
-                                                  "|list",
-                                                  "|sort",
-                                                  "|join",
-                                                  "%",
-                                                  "\\",
-                                                  "\xC3\xA9",
-                                                  "\xF0\x9F\x99\x82",
-                                                  "\n",
-                                                  "range(",
-                                                  "|batch(2)",
-                                                  "caller()",
-                                                  "loop.length",
-                                                  "**x",
-                                                  "*y",
-                                                  ":",
-                                                  "="};
+  static const std::vector<std::string> kWords = Words();
   std::string text = from[random.Below(from.size())];
   for (size_t n = 1 + random.Below(4); n > 0; --n) {
     const size_t at = random.Below(text.size() + 1), size = std::min(random.Below(12), text.size() - at);
