@@ -60,7 +60,7 @@ void Group(std::string* digits, char separator) {
 }
 
 // `body` has no sign and no padding yet.
-Value Padded(Run& run, const Spec& s, std::string sign, std::string body, char default_align) {
+Value Padded(Run& run, const Spec& s, const std::string& sign, const std::string& body, char default_align) {
   const int64_t pad = s.width - Length(body) - static_cast<int64_t>(sign.size());
   const char align = s.align ? s.align : s.zero ? '=' : default_align;
   const std::string fill = s.zero && s.fill == " " ? "0" : s.fill;
@@ -83,7 +83,7 @@ Value FormatInteger(Run& run, const Spec& s, int64_t n) {
   if (s.grouping) Group(&digits, s.grouping);
   std::string sign = SignOf(s, n < 0);
   if (s.alternate && s.type && s.type != 'd') sign += {'0', s.type};
-  return Padded(run, s, std::move(sign), std::move(digits), '>');
+  return Padded(run, s, sign, digits, '>');
 }
 
 Value FormatReal(Run& run, const Spec& s, double d) {
@@ -102,7 +102,7 @@ Value FormatReal(Run& run, const Spec& s, double d) {
     if (digits.find_first_of(".e") == std::string::npos) digits += ".0";
   }
   if (s.grouping) Group(&digits, s.grouping);
-  return Padded(run, s, SignOf(s, std::signbit(d) && !std::isnan(d)), std::move(digits), '>');
+  return Padded(run, s, SignOf(s, std::signbit(d) && !std::isnan(d)), digits, '>');
 }
 
 Value FormatText(Run& run, const Spec& s, Text text) {

@@ -50,7 +50,7 @@ class Lexer {
   }
 
   Token& Add(TokenKind kind, std::string text) {
-    // Twice the nodes: a node takes few tokens, and none of them is large.
+    // More than any tree of that many nodes has: what follows would be refused by the parser.
     if (tokens_.size() > 8 * limits_.nodes) Fail("too many tokens");
     return tokens_.emplace_back(Token{kind, line_, std::move(text)});
   }

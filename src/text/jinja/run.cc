@@ -46,7 +46,7 @@ bool Run::AllowItems(size_t n) {
   return !failed() && Scan(n);
 }
 
-Value Run::Kept(Value v) {
+Value Run::Kept(const Value& v) {
   if (v.depth() > limits_.value_depth) return Fail("values nested more than {} deep", limits_.value_depth);
   return failed() ? Value::None() : v;
 }

@@ -55,7 +55,7 @@ class Run {
 
  private:
   void SetError(std::string what);
-  Value Kept(Value v);
+  Value Kept(const Value& v);
 
   Limits limits_;
   std::string source_;
