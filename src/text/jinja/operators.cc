@@ -41,6 +41,12 @@ Value Overflow(Run& run, Operator op) { return run.Fail("{} leaves 64 bits", Sym
 
 int64_t FloorDivide(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 
+// REQUIRES b is neither 0 nor -1.
+int64_t FloorRemainder(int64_t a, int64_t b) {
+  const int64_t r = a % b;  // a quotient times b may leave 64 bits
+  return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+
 // Python's float %: the sign of the divisor.
 double FloorMod(double a, double b) {
   double r = std::fmod(a, b);
@@ -94,8 +100,7 @@ Value Integers(Run& run, Operator op, int64_t a, int64_t b) {
       if (a == INT64_MIN && b == -1) return Overflow(run, op);
       return Value::Int(FloorDivide(a, b));
     case Operator::kMod:
-      if (b == -1) return Value::Int(0);
-      return Value::Int(a - FloorDivide(a, b) * b);
+      return Value::Int(b == -1 ? 0 : FloorRemainder(a, b));
     default:
       return IntegerPower(run, a, b);
   }
