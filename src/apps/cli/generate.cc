@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "apps/cli/chat.h"
 #include "apps/cli/common.h"
 
 namespace nibble::cli {
@@ -16,6 +17,7 @@ constexpr int kMaxPrompts = 1024;  // one ragged batch holds all of them
 
 struct Options {
   CommonOptions common;
+  ChatOptions chat;
   std::string model;
   std::vector<std::string> prompts, files, stop;
   int64_t prefill_tokens = -1;  // -1: the whole prompt
@@ -39,6 +41,13 @@ Result<std::vector<Prompt>> ReadPrompts(const Options& o) {
     if (text.empty()) return Error(Code::kInvalidArgument, "{}: empty, expected a prompt", file);
     prompts.push_back({file, std::move(text)});
   }
+  if (!o.chat.chat) return prompts;
+  NIBBLE_ASSIGN(const ChatPrompts chat, ChatPrompts::Load(o.chat, o.model));
+  for (Prompt& prompt : prompts) {
+    auto text = chat.Text(prompt.text);
+    if (!text.ok()) return Error(text.status().code(), "{}: {}", prompt.name, text.status().message());
+    prompt.text = *std::move(text);
+  }
   return prompts;
 }
 
@@ -46,7 +55,9 @@ Result<std::vector<Request>> MakeRequests(const Options& o, const std::vector<Pr
                                           const Engine& engine) {
   std::vector<Request> requests;
   for (const Prompt& prompt : prompts) {
-    auto ids = engine.tokenizer().Encode(prompt.text, SpecialTokens::kAdd);
+    // A chat template writes the special tokens itself.
+    const SpecialTokens special = o.chat.chat ? SpecialTokens::kOmit : SpecialTokens::kAdd;
+    auto ids = engine.tokenizer().Encode(prompt.text, special);
     if (!ids.ok()) return Error(ids.status().code(), "{}: {}", prompt.name, ids.status().message());
     Request& request = requests.emplace_back();
     request.prompt = *std::move(ids);
@@ -219,6 +230,7 @@ Command AddGenerate(CLI::App& app) {
       ->check(CLI::Range(1, kMaxTokens).description(""))
       ->type_name("K");
   AddSampling(*parser, o->sampling);
+  AddChat(*parser, o->chat);
   AddCommon(*parser, o->common);
   parser->callback([o] { CheckOptions(*o); });
   parser->footer(
