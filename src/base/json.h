@@ -35,6 +35,7 @@ class JsonRef {
   bool is_string() const { return type() == JsonType::kString; }
 
   std::string Where() const;  // "config.json: rope_scaling.factor", for messages
+  const void* id() const { return node_; }  // tells the values of a document apart
 
   // Typed values. kInvalidArgument with Where(), the wanted type and range, and what was found.
   Result<bool> Bool() const;
