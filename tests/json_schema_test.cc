@@ -64,14 +64,13 @@ TEST(JsonSchema, AChangedSchemaIsCaught) {
       {R"("maxItems": 3)", R"("maxItems": 2)"},
       {R"("exclusiveMinimum": -1.25)", R"("minimum": -1.25)"},
       {R"(, "required": ["c"])", ""},
-      {R"("additionalProperties": {"type": "string"})", R"("additionalProperties": true)"},
-      {R"(x)", R"(x)"}};
+      {R"("additionalProperties": {"type": "string"})", R"("additionalProperties": true)"}};
   int caught = 0;
   for (const json& c : golden) {
     for (const auto& [from, to] : changes) {
       std::string schema = c["schema"];
       const size_t at = schema.find(from);
-      if (at == std::string::npos || from == to) continue;
+      if (at == std::string::npos) continue;
       schema.replace(at, from.size(), to);
       caught += Differences(schema, c, false) > 0 ? 1 : 0;
     }

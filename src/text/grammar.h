@@ -68,6 +68,7 @@ class Grammar {
   std::string_view LiteralOf(const Node& n) const;
   std::span<const ByteRun> RunsOf(const Node& n) const;
   std::span<const NodeId> PartsOf(const Node& n) const;
+  size_t nodes() const { return nodes_.size(); }
   int rules() const { return static_cast<int>(rules_.size()); }
   NodeId body(int rule) const { return rules_[static_cast<size_t>(rule)].body; }
   const std::string& name(int rule) const { return rules_[static_cast<size_t>(rule)].name; }
