@@ -88,10 +88,12 @@ Wrong Compare(const Grammar& grammar, const std::shared_ptr<Constraint>& constra
     if (!read) continue;
     const std::span<const uint64_t> mask = state.Mask();
     for (int32_t token = 0; token < trie.vocab(); ++token) {
-      const bool expected =
+      const std::optional<bool> expected =
           token == trie.ends()[0] ? slow.Accepts(prefix) : possible(prefix + std::string(trie.Bytes(token)));
-      wrong.masks += Has(mask, token) != expected ? 1 : 0;
-      wrong.spoiled += (Has(mask, token) != (token == flip)) != expected ? 1 : 0;
+      wrong.unknown += expected ? 0 : 1;
+      if (!expected) continue;
+      wrong.masks += Has(mask, token) != *expected ? 1 : 0;
+      wrong.spoiled += (Has(mask, token) != (token == flip)) != *expected ? 1 : 0;
     }
   }
   return wrong;

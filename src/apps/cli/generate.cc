@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "apps/cli/common.h"
+#include "apps/cli/constraint.h"
 
 namespace nibble::cli {
 namespace {
@@ -21,6 +22,7 @@ struct Options {
   int64_t prefill_tokens = -1;  // -1: the whole prompt
   int tokens = -1;              // -1: kDefaultTokens, or what the context leaves
   SamplingParams sampling;
+  ConstraintOptions constraint;
   bool ignore_eos = false, stream = false, json = false;
   int logits_top = 0;
 };
@@ -44,6 +46,7 @@ Result<std::vector<Prompt>> ReadPrompts(const Options& o) {
 
 Result<std::vector<Request>> MakeRequests(const Options& o, const std::vector<Prompt>& prompts,
                                           const Engine& engine) {
+  NIBBLE_ASSIGN(const std::shared_ptr<Constraint> constraint, MakeConstraint(o.constraint, engine, o.common));
   std::vector<Request> requests;
   for (const Prompt& prompt : prompts) {
     auto ids = engine.tokenizer().Encode(prompt.text, SpecialTokens::kAdd);
@@ -57,6 +60,7 @@ Result<std::vector<Request>> MakeRequests(const Options& o, const std::vector<Pr
     request.sampling = o.sampling;
     request.ignore_eos = o.ignore_eos;
     request.stop = o.stop;
+    request.constraint = constraint;
     request.logits_top = o.logits_top;
     // Without -n a prompt near the end of the context gets what is left; with -n too much is an error.
     const int64_t room = engine.config().max_position - int64_t(request.prompt.size());
@@ -143,6 +147,7 @@ void CheckOptions(const Options& o) {
   if (const Status status = CheckSampling(o.sampling); !status.ok())
     throw CLI::ValidationError("sampling", status.message());
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
+  CheckConstraint(o.constraint);
 }
 
 // The parser would take -1 for 2^64 - 1.
@@ -211,7 +216,8 @@ Command AddGenerate(CLI::App& app) {
       ->expected(1)
       ->take_all()
       ->allow_extra_args(false);
-  parser->add_flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token");
+  AddConstraint(*parser, o->constraint,
+                parser->add_flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token"));
   CLI::Option* stream =
       parser->add_flag("--stream", o->stream, "Print text as it comes (the default for one prompt)");
   parser->add_flag("--json", o->json, "Print one JSON object a prompt, a line each")->excludes(stream);
@@ -225,7 +231,8 @@ Command AddGenerate(CLI::App& app) {
       "Examples:\n"
       "  nibble generate -m models/novelist-10m -p \"It was a dark and stormy night\" -n 64\n"
       "  nibble generate -m models/novelist-10m -f prompt.txt --temp 0.8 --top-p 0.95 --seed 7\n"
-      "  nibble generate -m models/novelist-10m -p One -p Two --recipe qserve --json");
+      "  nibble generate -m models/novelist-10m -p One -p Two --recipe qserve --json\n"
+      "  nibble generate -m models/novelist-10m -p \"He said: \" --regex \"[A-Z][a-z ]{5,40}\\.\"");
   return {parser, [o] { return Run(*o); }};
 }
 
