@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Constraints from end to end on a trained model: what `generate` prints is what was asked for, alone and in a batch,
-// greedy and drawn; what cannot be compiled is refused with the reason.
+// Constraints from end to end on a trained model: what `generate` prints is what was asked for, alone and in
+// a batch, greedy and drawn; what cannot be compiled is refused with the reason.
 #include <gtest/gtest.h>
 
 #include <fstream>
@@ -39,8 +39,9 @@ std::vector<json> Generate(Args args) {
 
 TEST(Constraint, TheModelWritesJsonOfTheSchema) {
   const SchemaValidator validator(json::parse(kPerson));
-  for (const Args& how : {Args{}, Args{"--temp", "1", "--seed", "3"}, Args{"--temp", "2", "--top-k", "50", "--seed", "4"},
-                          Args{"--temp", "3", "--top-p", "0.9", "--min-p", "0.001", "--repeat-penalty", "1.3"}}) {
+  for (const Args& how :
+       {Args{}, Args{"--temp", "1", "--seed", "3"}, Args{"--temp", "2", "--top-k", "50", "--seed", "4"},
+        Args{"--temp", "3", "--top-p", "0.9", "--min-p", "0.001", "--repeat-penalty", "1.3"}}) {
     Args args = {"-p", "The man said his name was", "-j", kPerson};
     args.insert(args.end(), how.begin(), how.end());
     const json got = Generate(args)[0];
@@ -59,9 +60,11 @@ TEST(Constraint, GrammarAndRegexFromTextAndFile) {
   const std::string gbnf = "root ::= (word \" \"){3} word \".\"\nword ::= [a-z]{2,8}\n";
   const std::string file = WriteFile(dir.path() + "/words.gbnf", gbnf);
   const std::string schema = WriteFile(dir.path() + "/schema.json", kPerson);
-  const json by_text = Generate({"-p", "Once", "--grammar", gbnf})[0], by_file = Generate({"-p", "Once", "--grammar-file", file})[0];
+  const json by_text = Generate({"-p", "Once", "--grammar", gbnf})[0],
+             by_file = Generate({"-p", "Once", "--grammar-file", file})[0];
   EXPECT_EQ(by_text["token_ids"], by_file["token_ids"]);
-  EXPECT_TRUE(std::regex_match(by_text["text"].get<std::string>(), std::regex("([a-z]{2,8} ){3}[a-z]{2,8}\\.")))
+  EXPECT_TRUE(
+      std::regex_match(by_text["text"].get<std::string>(), std::regex("([a-z]{2,8} ){3}[a-z]{2,8}\\.")))
       << by_text["text"];
   EXPECT_EQ(Generate({"-p", "x", "-j", kPerson})[0]["token_ids"],
             Generate({"-p", "x", "--json-schema-file", schema})[0]["token_ids"]);
@@ -107,7 +110,8 @@ TEST(Constraint, RefusalsNameOptionAndReason) {
     const RunResult r = RunNibble(args);
     EXPECT_EQ(r.exit_code, c.exit_code) << r.err;
     EXPECT_EQ(r.out, "");
-    for (const std::string& word : c.says) EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
+    for (const std::string& word : c.says)
+      EXPECT_NE(r.err.find(word), std::string::npos) << word << " in " << r.err;
   }
 }
 
@@ -130,9 +134,10 @@ class EngineConstraint : public testing::Test {
 
 TEST_F(EngineConstraint, EndsWithTheTextWhetherOrNotThereIsAnEndToken) {
   const auto& eos = engine_->config().eos_tokens;
-  std::vector<Request> requests = {Make(ParseGbnf("root ::= \"ab\""), eos), Make(ParseGbnf("root ::= \"ab\""), {}),
-                                   Make(ParseGbnf("root ::= \"\""), {}), Make(ParseGbnf("root ::= \"\""), eos),
-                                   Make(ParseGbnf("root ::= [a-z]*"), eos)};
+  std::vector<Request> requests = {
+      Make(ParseGbnf("root ::= \"ab\""), eos), Make(ParseGbnf("root ::= \"ab\""), {}),
+      Make(ParseGbnf("root ::= \"\""), {}), Make(ParseGbnf("root ::= \"\""), eos),
+      Make(ParseGbnf("root ::= [a-z]*"), eos)};
   const auto done = engine_->Generate(requests);
   ASSERT_TRUE(done.ok()) << done.status().message();
   EXPECT_EQ((*done)[0].text, "ab");

@@ -30,7 +30,7 @@ bool Has(std::span<const uint64_t> mask, int32_t token) {
 }
 
 std::shared_ptr<const TokenTrie> Vocabulary(std::vector<std::string> tokens, std::vector<int32_t> ends) {
-  TokenBytes bytes{tokens, tokens};
+  TokenSpellings bytes{tokens, tokens};
   return std::make_shared<const TokenTrie>(std::move(bytes), ends);
 }
 
@@ -192,7 +192,7 @@ TEST(TokenMask, BytesOfTokensAreWhatDecodingAdds) {
   for (const std::string& file : TokenizerFiles()) {
     const auto tokenizer = TokenizerAt(file);
     if (!tokenizer) continue;  // one that loading refuses
-    const auto bytes = tokenizer->Bytes();
+    const auto bytes = tokenizer->Spellings();
     if (!bytes.ok()) {
       EXPECT_EQ(bytes.status().code(), Code::kUnsupported) << file;
       continue;
@@ -257,7 +257,7 @@ TEST(TokenMask, TextsDrawnUnderMasksAreValid) {
   int texts = 0;
   for (const std::string& file : TokenizerFiles()) {
     const auto tokenizer = TokenizerAt(file);
-    if (!tokenizer || !tokenizer->Bytes().ok()) continue;
+    if (!tokenizer || !tokenizer->Spellings().ok()) continue;
     const int32_t end = tokenizer->vocab_size();  // one more row: the end token
     const auto trie = TokenTrie::Make(*tokenizer, end + 1, {&end, 1});
     ASSERT_TRUE(trie.ok());

@@ -8,13 +8,13 @@ namespace nibble {
 
 Result<std::shared_ptr<const TokenTrie>> TokenTrie::Make(const Tokenizer& tokenizer, int vocab,
                                                          std::span<const int32_t> ends) {
-  NIBBLE_ASSIGN(TokenBytes tokens, tokenizer.Bytes());
+  NIBBLE_ASSIGN(TokenSpellings tokens, tokenizer.Spellings());
   tokens.anywhere.resize(static_cast<size_t>(vocab));
   tokens.first.resize(static_cast<size_t>(vocab));
   return std::make_shared<const TokenTrie>(std::move(tokens), ends);
 }
 
-TokenTrie::TokenTrie(TokenBytes tokens, std::span<const int32_t> ends) : tokens_(std::move(tokens)) {
+TokenTrie::TokenTrie(TokenSpellings tokens, std::span<const int32_t> ends) : tokens_(std::move(tokens)) {
   for (const int32_t id : ends) {
     if (id < 0 || id >= vocab()) continue;
     ends_.push_back(id);

@@ -30,7 +30,7 @@ class TokenTrie {
   // of a token depend on others.
   static Result<std::shared_ptr<const TokenTrie>> Make(const Tokenizer& tokenizer, int vocab,
                                                        std::span<const int32_t> ends);
-  TokenTrie(TokenBytes tokens, std::span<const int32_t> ends);
+  TokenTrie(TokenSpellings tokens, std::span<const int32_t> ends);
 
   std::span<const Node> nodes() const { return {nodes_.data(), nodes_.size() - 1}; }
   std::span<const int32_t> TokensAt(int32_t node) const {
@@ -49,7 +49,7 @@ class TokenTrie {
  private:
   void AddNodes(const std::vector<int32_t>& sorted);
 
-  TokenBytes tokens_;
+  TokenSpellings tokens_;
   std::vector<int32_t> by_bytes_;  // ids, sorted by bytes
   std::vector<Node> nodes_;        // and one behind the last
   std::vector<int32_t> ends_;

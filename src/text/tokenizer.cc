@@ -89,8 +89,8 @@ bool BpeTokenizer::IsSpecial(int32_t id) const {
   return id >= 0 && id < vocab_size() && entries_[static_cast<size_t>(id)].special;
 }
 
-Result<TokenBytes> BpeTokenizer::Bytes() const {
-  TokenBytes bytes;
+Result<TokenSpellings> BpeTokenizer::Spellings() const {
+  TokenSpellings bytes;
   for (size_t i = 0; i < entries_.size(); ++i) {
     const TokenEntry& entry = entries_[i];
     std::string& anywhere = bytes.anywhere.emplace_back();

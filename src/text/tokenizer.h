@@ -17,7 +17,7 @@ enum class SpecialTokens : uint8_t { kAdd, kOmit };   // whether the post-proces
 enum class SpecialText : uint8_t { kParse, kPlain };  // whether "</s>" in the text becomes the special token
 
 // What each token adds to a text, by id; "" for a special token and an id without a token.
-struct TokenBytes {
+struct TokenSpellings {
   std::vector<std::string> anywhere;
   std::vector<std::string> first;  // where no token is before it: a decoder may drop a space there
 };
@@ -42,7 +42,7 @@ class Tokenizer {
   virtual bool IsSpecial(int32_t id) const = 0;
   virtual int vocab_size() const = 0;  // largest id + 1, added tokens included
   // kUnsupported when the bytes of a token depend on its neighbours.
-  virtual Result<TokenBytes> Bytes() const = 0;
+  virtual Result<TokenSpellings> Spellings() const = 0;
   virtual std::unique_ptr<DecodeRun> StartDecode(bool skip_special) const = 0;  // for StreamDecoder
 };
 
