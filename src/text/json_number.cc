@@ -13,7 +13,8 @@ namespace {
 
 using NodeId = Grammar::NodeId;
 
-constexpr int kMostDigits = 40;  // of a bound, before or behind the point
+constexpr size_t kMostDigits =
+    96;  // of a bound: 30 before the point, 20 zeros and 17 digits behind it, and room
 
 // The bounds of a magnitude.
 struct Magnitudes {
@@ -232,7 +233,7 @@ Result<Decimal> Decimal::From(JsonRef number) {
                    value);
     }
     // The shortest decimal that reads as this double is the one that was written, up to 15 digits.
-    char digits[kMostDigits * 2];
+    char digits[kMostDigits];
     const auto end = std::to_chars(digits, digits + sizeof digits, value, std::chars_format::fixed).ptr;
     text.assign(digits, end);
   }

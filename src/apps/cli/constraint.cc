@@ -54,21 +54,22 @@ Status Read(const ConstraintOptions& o, Given* given) {
   return is_grammar ? Take(ParseGbnf(text), given) : TakeSchema(text, given);
 }
 
-bool None(const ConstraintOptions& o) {
-  return (o.grammar + o.grammar_file + o.schema + o.schema_file + o.regex).empty();
+int Count(const ConstraintOptions& o) {
+  int count = 0;
+  for (const std::string* text : {&o.grammar, &o.grammar_file, &o.schema, &o.schema_file, &o.regex}) {
+    count += text->empty() ? 0 : 1;
+  }
+  return count;
 }
 
 }  // namespace
 
-void AddConstraint(CLI::App& parser, ConstraintOptions& options, CLI::Option* against) {
-  std::vector<CLI::Option*> all = {against};
+void AddConstraint(CLI::App& parser, ConstraintOptions& options) {
   const auto add = [&](const char* names, std::string& value, const char* help, const char* type) {
-    CLI::Option* option =
-        parser.add_option(names, value, help)->type_name(type)->group("Constraint (one of)");
-    option->check(
-        [](const std::string& text) { return text.empty() ? std::string("empty") : std::string(); });
-    for (CLI::Option* other : all) option->excludes(other);
-    all.push_back(option);
+    parser.add_option(names, value, help)
+        ->type_name(type)
+        ->group("Constraint, one of")
+        ->check([](const std::string& text) { return text.empty() ? std::string("empty") : std::string(); });
   };
   add("--grammar", options.grammar, "The text is one of this GBNF grammar", "TEXT");
   add("--grammar-file", options.grammar_file, "The same from a file", "FILE");
@@ -77,8 +78,15 @@ void AddConstraint(CLI::App& parser, ConstraintOptions& options, CLI::Option* ag
   add("--regex", options.regex, "This pattern matches the whole text", "PATTERN");
 }
 
-void CheckConstraint(const ConstraintOptions& o) {
-  if (None(o) || !(o.grammar_file + o.schema_file).empty()) return;
+void CheckConstraint(const ConstraintOptions& o, bool ignore_eos) {
+  if (Count(o) > 1) {
+    throw CLI::ValidationError(
+        "give one of --grammar, --grammar-file, --json-schema, --json-schema-file and --regex");
+  }
+  if (Count(o) == 1 && ignore_eos) {
+    throw CLI::ValidationError("--ignore-eos: a constraint says where the text ends");
+  }
+  if (Count(o) == 0 || !(o.grammar_file + o.schema_file).empty()) return;
   Given given;
   Status status = Read(o, &given);
   TokenShape every_byte;  // what no vocabulary could help
@@ -89,7 +97,7 @@ void CheckConstraint(const ConstraintOptions& o) {
 
 Result<std::shared_ptr<Constraint>> MakeConstraint(const ConstraintOptions& o, const Engine& engine,
                                                    const CommonOptions& common) {
-  if (None(o)) return std::shared_ptr<Constraint>();
+  if (Count(o) == 0) return std::shared_ptr<Constraint>();
   Given given;
   NIBBLE_RETURN_IF_ERROR(Read(o, &given));
   PrintNotes(given.notes, common);

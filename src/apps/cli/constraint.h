@@ -14,10 +14,11 @@ namespace nibble::cli {
 struct ConstraintOptions {
   std::string grammar, grammar_file, schema, schema_file, regex;
 };
-void AddConstraint(CLI::App& parser, ConstraintOptions& options, CLI::Option* against);  // not with `against`
+void AddConstraint(CLI::App& parser, ConstraintOptions& options);
 
-// Throws CLI::ValidationError when a text on the command line cannot be used.
-void CheckConstraint(const ConstraintOptions& options);
+// Throws CLI::ValidationError when a text on the command line cannot be used, or options go against each
+// other.
+void CheckConstraint(const ConstraintOptions& options, bool ignore_eos);
 
 // Null when no option is given. The message of an error names the option or the file. Notes go to standard
 // error.

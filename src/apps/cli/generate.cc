@@ -147,7 +147,7 @@ void CheckOptions(const Options& o) {
   if (const Status status = CheckSampling(o.sampling); !status.ok())
     throw CLI::ValidationError("sampling", status.message());
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
-  CheckConstraint(o.constraint);
+  CheckConstraint(o.constraint, o.ignore_eos);
 }
 
 // The parser would take -1 for 2^64 - 1.
@@ -216,14 +216,14 @@ Command AddGenerate(CLI::App& app) {
       ->expected(1)
       ->take_all()
       ->allow_extra_args(false);
-  AddConstraint(*parser, o->constraint,
-                parser->add_flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token"));
+  parser->add_flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token");
   CLI::Option* stream =
       parser->add_flag("--stream", o->stream, "Print text as it comes (the default for one prompt)");
   parser->add_flag("--json", o->json, "Print one JSON object a prompt, a line each")->excludes(stream);
   parser->add_option("--logits-top", o->logits_top, "Also give the K largest logits after the prompt")
       ->check(CLI::Range(1, kMaxTokens).description(""))
       ->type_name("K");
+  AddConstraint(*parser, o->constraint);
   AddSampling(*parser, o->sampling);
   AddCommon(*parser, o->common);
   parser->callback([o] { CheckOptions(*o); });
