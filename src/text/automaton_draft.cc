@@ -264,14 +264,15 @@ std::vector<uint8_t> ReachesEnd(const Draft& draft, const ByteSet* bytes) {
     }
     for (const int32_t i : into[static_cast<size_t>(state)]) {
       const Draft::Step& step = draft.steps[static_cast<size_t>(i)];
-      if (step.kind == Draft::Step::kFree) {
+      const bool call = step.kind == Draft::Step::kCall;
+      const auto rule = static_cast<size_t>(call ? step.rule : 0);
+      const bool passes =
+          call ? reaches[static_cast<size_t>(draft.start[rule])] != 0
+               : step.kind == Draft::Step::kFree || (bytes != nullptr && Readable(step, *bytes));
+      if (passes) {
         reach(step.from);
-      } else if (step.kind == Draft::Step::kBytes) {
-        if (bytes != nullptr && Readable(step, *bytes)) reach(step.from);
-      } else if (reaches[static_cast<size_t>(draft.start[static_cast<size_t>(step.rule)])] != 0) {
-        reach(step.from);
-      } else {
-        waiting[static_cast<size_t>(step.rule)].push_back(step.from);
+      } else if (call) {
+        waiting[rule].push_back(step.from);
       }
     }
   }

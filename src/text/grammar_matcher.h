@@ -14,7 +14,10 @@ namespace nibble {
 // A state and the set of places to go on from when its rule ends.
 struct Place {
   int32_t state, callers;
-  auto operator<=>(const Place&) const = default;
+  bool operator==(const Place&) const = default;
+  bool operator<(const Place& other) const {
+    return state != other.state ? state < other.state : callers < other.callers;
+  }
 };
 
 // Sets of places by number, each kept once. Open addressing.

@@ -18,8 +18,9 @@ constexpr std::string_view kAssertions[] = {"properties", "required",         "a
                                             "uniqueItems"};
 constexpr std::string_view kApplicators[] = {"type",  "enum", "const", "anyOf",      "oneOf",
                                              "allOf", "$ref", "$defs", "definitions"};
-constexpr std::string_view kAnnotations[] = {"title",    "description", "default",  "examples", "deprecated",
-                                             "readOnly", "writeOnly",   "$comment", "$schema"};
+constexpr std::string_view kAnnotations[] = {"title",         "description", "default",   "examples",
+                                             "deprecated",    "readOnly",    "writeOnly", "$comment",
+                                             "discriminator", "$schema"};
 constexpr std::string_view kRefusedWords[] = {"not",
                                               "if",
                                               "then",
