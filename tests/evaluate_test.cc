@@ -113,6 +113,7 @@ class ByteTokenizer final : public Tokenizer {  // one id a character, 'a' is 2
   std::string TokenText(int32_t) const override { return ""; }
   bool IsSpecial(int32_t) const override { return false; }
   int vocab_size() const override { return kVocab; }
+  Result<TokenSpellings> Spellings() const override { return TokenSpellings(); }
   std::unique_ptr<DecodeRun> StartDecode(bool) const override { std::abort(); }
 
  private:

@@ -14,6 +14,8 @@
 #include "engine/sampler.h"
 #include "model/model.h"
 #include "recipe/attention_recipe.h"
+#include "text/gbnf.h"
+#include "text/token_mask.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define NIBBLE_TEST_COUNTS_MALLOC 0
@@ -155,6 +157,29 @@ TEST(NoAlloc, TheCounterSeesAnAllocation) {
   std::vector<int> v(100);
   EXPECT_EQ(v[99], 0);
   EXPECT_EQ(allocations - before, 1);
+}
+
+// Once a constraint has seen a place of the grammar, masks and tokens there allocate nothing.
+TEST(NoAlloc, StepsOfAWarmConstraint) {
+  TokenSpellings tokens{{"", "[", "]", "1", ",", "1,", "]]"}, {}};
+  tokens.first = tokens.anywhere;
+  const std::vector<int32_t> ends = {0};
+  const auto trie = std::make_shared<const TokenTrie>(tokens, ends);
+  const auto constraint =
+      *Constraint::Make(*ParseGbnf("root ::= \"[\" (root (\",\" root)*)? \"]\" | \"1\""), trie);
+  ConstraintState state(constraint);
+  const auto step = [&] {
+    for (const int32_t token : {1, 5, 3, 2, 4}) {
+      state.Mask();
+      ASSERT_TRUE(state.Accept(token));
+    }
+  };
+  ASSERT_TRUE(state.Accept(1));
+  step();
+  step();
+  const int64_t before = allocations;
+  for (int i = 0; i < 200; ++i) step();
+  EXPECT_EQ(allocations - before, 0);
 }
 
 // The whole engine step on the embedded model: cache, forward pass and sampler.

@@ -34,7 +34,8 @@ class JsonRef {
   bool is_array() const { return type() == JsonType::kArray; }
   bool is_string() const { return type() == JsonType::kString; }
 
-  std::string Where() const;  // "config.json: rope_scaling.factor", for messages
+  std::string Where() const;                // "config.json: rope_scaling.factor", for messages
+  const void* id() const { return node_; }  // tells the values of a document apart
 
   // Typed values. kInvalidArgument with Where(), the wanted type and range, and what was found.
   Result<bool> Bool() const;

@@ -184,6 +184,8 @@ const char* ToString(FinishReason reason) {
       return "length";
     case FinishReason::kCancelled:
       return "cancelled";
+    case FinishReason::kConstraint:
+      return "constraint";
   }
   return "?";
 }

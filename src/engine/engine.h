@@ -16,6 +16,7 @@
 #include "engine/sampler.h"
 #include "model/model.h"
 #include "recipe/plan.h"
+#include "text/token_mask.h"
 #include "text/tokenizer.h"
 
 namespace nibble {
@@ -31,7 +32,8 @@ struct EngineOptions {
   int64_t max_tokens = 0;     // KV tokens over all sequences; 0: what the requests of a call need
 };
 
-enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
+// kConstraint: the constraint left no token to choose from, or the model's logits none that it allows.
+enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kConstraint };
 const char* ToString(FinishReason);
 
 struct Request {
@@ -43,7 +45,10 @@ struct Request {
   int64_t prefill_tokens = -1;
   bool ignore_eos = false;
   std::vector<std::string> stop{};  // text that ends generation and is not returned
-  int logits_top = 0;               // how many of the last prompt position's logits to return
+  // What the answer must be; null: anything. Made for this engine's tokenizer, shared by requests that want
+  // the same. The answer ends when nothing can follow it. Not with ignore_eos.
+  std::shared_ptr<Constraint> constraint{};
+  int logits_top = 0;  // how many of the last prompt position's logits to return
   std::function<void(std::string_view text)> on_text{};  // streamed text, complete UTF-8 characters only
 };
 

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <optional>
 
+#include "base/check.h"
 #include "engine/text_stream.h"
 
 namespace nibble {
@@ -26,6 +27,7 @@ struct Running {
   size_t fed = 0;               // tokens the model has seen
   int step_rows = 0;            // rows in the current step
   TextStream text;
+  std::optional<ConstraintState> constraint;
   Clock::time_point start{}, first_token{};
 
   bool DoneWithPrompt() const { return fed >= request->prompt.size(); }
@@ -99,6 +101,10 @@ Status Generation::Init() {
   return {};
 }
 
+std::optional<ConstraintState> Constrain(const Request& r) {
+  return r.constraint ? std::optional<ConstraintState>(r.constraint) : std::nullopt;
+}
+
 Status Generation::Admit() {
   for (auto& slot : running_) {
     if (slot.has_value() || next_ == requests_.size()) continue;
@@ -112,6 +118,7 @@ Status Generation::Admit() {
                          .seq = seq,
                          .tokens = r.prompt,
                          .text = TextStream(c_.tokenizer, r.stop),
+                         .constraint = Constrain(r),
                          .start = Clock::now()});
     slot->tokens.reserve(static_cast<size_t>(TokensOf(r)));
     slot->completion->token_ids.reserve(static_cast<size_t>(r.max_tokens));
@@ -180,7 +187,15 @@ void Generation::TakeToken(Running* r, std::span<float> logits) {
     if (request.logits_top > 0) TopLogits(logits, request.logits_top, &r->completion->last_prompt_logits);
     if (request.max_tokens == 0) return Finish(r, FinishReason::kLength);
   }
+  if (r->constraint) {
+    const std::span<const uint64_t> allowed = r->constraint->Mask();
+    if (std::all_of(allowed.begin(), allowed.end(), [](uint64_t word) { return word == 0; })) {
+      return Finish(r, r->constraint->MayEnd() ? FinishReason::kStop : FinishReason::kConstraint);
+    }
+    MaskLogits(logits, allowed);
+  }
   const int32_t id = sampler_.Sample(logits, r->tokens, request.sampling, index);
+  if (r->constraint && !r->constraint->Accept(id)) return Finish(r, FinishReason::kConstraint);
   r->tokens.push_back(id);
   r->completion->token_ids.push_back(id);
 
@@ -191,6 +206,7 @@ void Generation::TakeToken(Running* r, std::span<float> logits) {
   const std::string_view text = r->text.Push(id);
   if (request.on_text && !text.empty()) request.on_text(text);
   if (r->text.stopped()) return Finish(r, FinishReason::kStop);
+  if (r->constraint && r->constraint->Finished()) return Finish(r, FinishReason::kStop);
   if (r->NewTokens() == static_cast<size_t>(request.max_tokens)) Finish(r, FinishReason::kLength);
 }
 
@@ -253,6 +269,11 @@ Result<std::vector<Completion>> RunGeneration(const GenerationContext& context,
     if (r.max_tokens < 0)
       return Error(Code::kInvalidArgument, "max_tokens is {}, must be >= 0", r.max_tokens);
     NIBBLE_RETURN_IF_ERROR(CheckPrompt(r.prompt, context.model.config(), r.max_tokens));
+    if (!r.constraint) continue;
+    if (r.ignore_eos)
+      return Error(Code::kInvalidArgument, "ignore_eos goes against a constraint, which ends the text");
+    NIBBLE_CHECK(r.constraint->trie().vocab() == context.model.config().vocab,
+                 "a constraint of another model");
   }
   std::vector<Completion> completions(requests.size());
   if (requests.empty()) return completions;

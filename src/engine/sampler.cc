@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace nibble {
 namespace {
@@ -37,6 +38,12 @@ Status CheckSampling(const SamplingParams& p) {
     return bad("repetition_penalty", p.repetition_penalty, "> 0");
   }
   return {};
+}
+
+void MaskLogits(std::span<float> logits, std::span<const uint64_t> allowed) {
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if ((allowed[i / 64] >> (i % 64) & 1) == 0) logits[i] = -std::numeric_limits<float>::infinity();
+  }
 }
 
 Sampler::Sampler(int vocab) : candidates_(static_cast<size_t>(vocab)), seen_(static_cast<size_t>(vocab)) {}

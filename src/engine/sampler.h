@@ -20,6 +20,10 @@ struct SamplingParams {
 
 Status CheckSampling(const SamplingParams&);  // kInvalidArgument names the parameter, its value and its range
 
+// Takes the tokens away that `allowed` (a bit a token) does not hold: their logits become minus infinity,
+// which every later step leaves out. Before Sample.
+void MaskLogits(std::span<float> logits, std::span<const uint64_t> allowed);
+
 class Sampler {
  public:
   explicit Sampler(int vocab);  // sizes its buffers: Sample allocates nothing

@@ -29,6 +29,7 @@ class BpeTokenizer final : public Tokenizer {
   std::string TokenText(int32_t id) const override;
   bool IsSpecial(int32_t id) const override;
   int vocab_size() const override { return static_cast<int>(entries_.size()); }
+  Result<TokenSpellings> Spellings() const override;
   std::unique_ptr<DecodeRun> StartDecode(bool skip_special) const override;
 
  private:

@@ -17,6 +17,11 @@ namespace {
 
 using Stage = std::unique_ptr<DecodeStage>;
 
+Status NotByToken(std::string_view decoder) {
+  return Error(Code::kUnsupported,
+               "the tokenizer's decoder {} makes what a token adds depend on its neighbours", decoder);
+}
+
 // A stage that needs whole tokens: parts of a fused one are collected until the end.
 class TokenStage : public DecodeStage {
  public:
@@ -43,6 +48,7 @@ class TokenStage : public DecodeStage {
 class JoinStage final : public TokenStage {
  public:
   using TokenStage::TokenStage;
+  static Status ToBytes(bool, std::string*) { return NotByToken("(none: joined by spaces)"); }
 
  private:
   void Take(std::string_view token) override {
@@ -57,19 +63,29 @@ class JoinStage final : public TokenStage {
 class ByteLevelStage final : public TokenStage {
  public:
   using TokenStage::TokenStage;
+  static Status ToBytes(bool fused, std::string* token) {
+    if (fused) return NotByToken("ByteLevel behind Fuse");
+    std::string bytes;
+    AppendBytes(*token, &bytes);
+    *token = std::move(bytes);
+    return {};
+  }
 
  private:
-  void Take(std::string_view token) override {
-    const size_t before = bytes_.size();
+  static void AppendBytes(std::string_view token, std::string* bytes) {
+    const size_t before = bytes->size();
     for (size_t pos = 0; pos < token.size();) {
       const char32_t c = NextChar(token, &pos);
       const int byte = c < kByteAlphabet.to_byte.size() ? kByteAlphabet.to_byte[c] : -1;
       if (byte < 0) {
-        bytes_.replace(before, std::string::npos, token);
+        bytes->replace(before, std::string::npos, token);
         break;
       }
-      bytes_.push_back(static_cast<char>(byte));
+      bytes->push_back(static_cast<char>(byte));
     }
+  }
+  void Take(std::string_view token) override {
+    AppendBytes(token, &bytes_);
     EmitWhole();
   }
 
@@ -98,6 +114,11 @@ class ByteLevelStage final : public TokenStage {
 class ByteFallbackStage final : public TokenStage {
  public:
   using TokenStage::TokenStage;
+  static Status ToBytes(bool fused, std::string* token) {
+    if (fused) return NotByToken("ByteFallback behind Fuse");
+    if (const int byte = ByteOf(*token); byte >= 0) token->assign(1, static_cast<char>(byte));
+    return {};
+  }
 
  private:
   static int HexDigit(char c) {
@@ -155,25 +176,33 @@ class MetaspaceStage final : public DecodeStage {
  public:
   MetaspaceStage(Stage next, bool fused, const Metaspace& options)
       : next_(std::move(next)), fused_(fused), options_(options) {}
+  static Status ToBytes(const Metaspace& options, bool fused, std::string* token) {
+    if (fused && options.scheme != PrependScheme::kNever) return NotByToken("Metaspace behind Fuse");
+    *token = WithSpaces(options, *token, false);
+    return {};
+  }
   void Push(std::string_view token) override {
-    const bool drop = first_ && options_.scheme != PrependScheme::kNever;
-    std::string text;
-    for (size_t pos = 0; pos < token.size();) {
-      const size_t begin = pos;
-      NextChar(token, &pos);
-      const std::string_view c = token.substr(begin, pos - begin);
-      if (c != options_.mark) {
-        text.append(c);
-      } else if (!drop) {
-        text.push_back(' ');
-      }
-    }
+    const std::string text = WithSpaces(options_, token, first_ && options_.scheme != PrependScheme::kNever);
     first_ = first_ && fused_;
     next_->Push(text);
   }
   void Finish() override { next_->Finish(); }
 
  private:
+  static std::string WithSpaces(const Metaspace& options, std::string_view token, bool drop) {
+    std::string text;
+    for (size_t pos = 0; pos < token.size();) {
+      const size_t begin = pos;
+      NextChar(token, &pos);
+      const std::string_view c = token.substr(begin, pos - begin);
+      if (c != options.mark) {
+        text.append(c);
+      } else if (!drop) {
+        text.push_back(' ');
+      }
+    }
+    return text;
+  }
   Stage next_;
   bool fused_, first_ = true;
   const Metaspace& options_;
@@ -183,15 +212,21 @@ class ReplaceStage final : public TokenStage {
  public:
   ReplaceStage(Stage next, bool fused, const Replacement& replacement)
       : TokenStage(std::move(next), fused), replacement_(replacement) {}
+  static Status ToBytes(const Replacement& replacement, bool fused, std::string* token) {
+    if (fused) return NotByToken("Replace behind Fuse");
+    *token = Replaced(replacement, *token);
+    return {};
+  }
 
  private:
-  void Take(std::string_view token) override {
+  static std::string Replaced(const Replacement& replacement, std::string_view token) {
     std::string text(token);
     std::vector<Span> matches;
     // A literal pattern has no choices, so it stays within its budget; the token is kept if memory did not.
-    if (!replacement_.Apply(&text, &matches).ok()) text = token;
-    Emit(text);
+    if (!replacement.Apply(&text, &matches).ok()) text = token;
+    return text;
   }
+  void Take(std::string_view token) override { Emit(Replaced(replacement_, token)); }
   const Replacement& replacement_;
 };
 
@@ -205,6 +240,16 @@ class StripStage final : public DecodeStage {
  public:
   StripStage(Stage next, bool fused, const StripOptions& options)
       : next_(std::move(next)), fused_(fused), options_(options), start_left_(options.start) {}
+  // Fused, one content at the beginning concerns the first token alone.
+  static Status ToBytes(const StripOptions& options, bool fused, std::string* token) {
+    if (fused && (options.start > 1 || options.stop > 0)) return NotByToken("Strip behind Fuse");
+    if (fused) return {};
+    auto sink = std::make_unique<DecodeSink>();
+    DecodeSink* out = sink.get();
+    StripStage(std::move(sink), false, options).Push(*token);
+    *token = out->Take();
+    return {};
+  }
   void Push(std::string_view token) override {
     for (size_t pos = 0; pos < token.size();) {
       const size_t begin = pos;
@@ -258,12 +303,16 @@ class PlainDecoder final : public TextDecoder {
     return std::make_unique<TokenStageType>(std::move(next), fused);
   }
   bool Fuses(bool) const override { return kFuses; }
+  Status ToBytes(bool fused, std::string* token) const override {
+    return TokenStageType::ToBytes(fused, token);
+  }
 };
 
 class FuseDecoder final : public TextDecoder {
  public:
   Stage Start(Stage next, bool) const override { return std::make_unique<PassStage>(std::move(next)); }
   bool Fuses(bool) const override { return true; }
+  Status ToBytes(bool, std::string*) const override { return {}; }
 };
 
 template <class StageType, class Options>
@@ -272,6 +321,9 @@ class OptionsDecoder final : public TextDecoder {
   explicit OptionsDecoder(Options options) : options_(std::move(options)) {}
   Stage Start(Stage next, bool fused) const override {
     return std::make_unique<StageType>(std::move(next), fused, options_);
+  }
+  Status ToBytes(bool fused, std::string* token) const override {
+    return StageType::ToBytes(options_, fused, token);
   }
 
  private:
@@ -293,6 +345,13 @@ class SequenceDecoder final : public TextDecoder {
   bool Fuses(bool fused) const override {
     for (const auto& part : parts_) fused = part->Fuses(fused);
     return fused;
+  }
+  Status ToBytes(bool fused, std::string* token) const override {
+    for (const auto& part : parts_) {
+      NIBBLE_RETURN_IF_ERROR(part->ToBytes(fused, token));
+      fused = part->Fuses(fused);
+    }
+    return {};
   }
 
  private:

@@ -41,6 +41,9 @@ class TextDecoder {
   virtual std::unique_ptr<DecodeStage> Start(std::unique_ptr<DecodeStage> next, bool fused) const = 0;
   // Whether such a stage emits parts of one token.
   virtual bool Fuses(bool fused) const { return fused; }
+  // Replaces a token by the bytes that it adds to a text behind other tokens. kUnsupported when these bytes
+  // depend on the tokens around it.
+  virtual Status ToBytes(bool fused, std::string* token) const = 0;
 };
 
 // `section` may be null: then tokens are joined by spaces, as the reference does.

@@ -89,6 +89,22 @@ bool BpeTokenizer::IsSpecial(int32_t id) const {
   return id >= 0 && id < vocab_size() && entries_[static_cast<size_t>(id)].special;
 }
 
+Result<TokenSpellings> BpeTokenizer::Spellings() const {
+  TokenSpellings bytes;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const TokenEntry& entry = entries_[i];
+    std::string& anywhere = bytes.anywhere.emplace_back();
+    std::string& first = bytes.first.emplace_back();
+    if (!entry.exists || entry.special || entry.skip_special) continue;
+    anywhere = entry.form;
+    NIBBLE_RETURN_IF_ERROR(decoder_->ToBytes(false, &anywhere));
+    const auto id = static_cast<int32_t>(i);
+    // Decoding alone would replace a part of a character; what it drops at the beginning is whole.
+    first = FindInvalidUtf8(anywhere) == std::string_view::npos ? Decode({&id, 1}, true) : anywhere;
+  }
+  return bytes;
+}
+
 std::unique_ptr<DecodeRun> BpeTokenizer::StartDecode(bool skip_special) const {
   return std::make_unique<DecodeRun>(entries_, *decoder_, skip_special);
 }

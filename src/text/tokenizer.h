@@ -16,6 +16,12 @@ namespace nibble {
 enum class SpecialTokens : uint8_t { kAdd, kOmit };   // whether the post-processor (e.g. <s>) runs
 enum class SpecialText : uint8_t { kParse, kPlain };  // whether "</s>" in the text becomes the special token
 
+// What each token adds to a text, by id; "" for a special token and an id without a token.
+struct TokenSpellings {
+  std::vector<std::string> anywhere;
+  std::vector<std::string> first;  // where no token is before it: a decoder may drop a space there
+};
+
 class DecodeRun;  // text/decode_run.h: a decoding under way
 
 class Tokenizer {
@@ -35,6 +41,8 @@ class Tokenizer {
   virtual std::string TokenText(int32_t id) const = 0;  // the vocabulary entry as tokenizer.json spells it
   virtual bool IsSpecial(int32_t id) const = 0;
   virtual int vocab_size() const = 0;  // largest id + 1, added tokens included
+  // kUnsupported when the bytes of a token depend on its neighbours.
+  virtual Result<TokenSpellings> Spellings() const = 0;
   virtual std::unique_ptr<DecodeRun> StartDecode(bool skip_special) const = 0;  // for StreamDecoder
 };
 

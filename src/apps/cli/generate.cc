@@ -7,6 +7,7 @@
 
 #include "apps/cli/chat.h"
 #include "apps/cli/common.h"
+#include "apps/cli/constraint.h"
 
 namespace nibble::cli {
 namespace {
@@ -23,6 +24,7 @@ struct Options {
   int64_t prefill_tokens = -1;  // -1: the whole prompt
   int tokens = -1;              // -1: kDefaultTokens, or what the context leaves
   SamplingParams sampling;
+  ConstraintOptions constraint;
   bool ignore_eos = false, stream = false, json = false;
   int logits_top = 0;
 };
@@ -53,6 +55,7 @@ Result<std::vector<Prompt>> ReadPrompts(const Options& o) {
 
 Result<std::vector<Request>> MakeRequests(const Options& o, const std::vector<Prompt>& prompts,
                                           const Engine& engine) {
+  NIBBLE_ASSIGN(const std::shared_ptr<Constraint> constraint, MakeConstraint(o.constraint, engine, o.common));
   std::vector<Request> requests;
   for (const Prompt& prompt : prompts) {
     // A chat template writes the special tokens itself.
@@ -68,6 +71,7 @@ Result<std::vector<Request>> MakeRequests(const Options& o, const std::vector<Pr
     request.sampling = o.sampling;
     request.ignore_eos = o.ignore_eos;
     request.stop = o.stop;
+    request.constraint = constraint;
     request.logits_top = o.logits_top;
     // Without -n a prompt near the end of the context gets what is left; with -n too much is an error.
     const int64_t room = engine.config().max_position - int64_t(request.prompt.size());
@@ -154,6 +158,7 @@ void CheckOptions(const Options& o) {
   if (const Status status = CheckSampling(o.sampling); !status.ok())
     throw CLI::ValidationError("sampling", status.message());
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
+  CheckConstraint(o.constraint, o.ignore_eos);
 }
 
 // The parser would take -1 for 2^64 - 1.
@@ -229,6 +234,7 @@ Command AddGenerate(CLI::App& app) {
   parser->add_option("--logits-top", o->logits_top, "Also give the K largest logits after the prompt")
       ->check(CLI::Range(1, kMaxTokens).description(""))
       ->type_name("K");
+  AddConstraint(*parser, o->constraint);
   AddSampling(*parser, o->sampling);
   AddChat(*parser, o->chat);
   AddCommon(*parser, o->common);
@@ -237,7 +243,8 @@ Command AddGenerate(CLI::App& app) {
       "Examples:\n"
       "  nibble generate -m models/novelist-10m -p \"It was a dark and stormy night\" -n 64\n"
       "  nibble generate -m models/novelist-10m -f prompt.txt --temp 0.8 --top-p 0.95 --seed 7\n"
-      "  nibble generate -m models/novelist-10m -p One -p Two --recipe qserve --json");
+      "  nibble generate -m models/novelist-10m -p One -p Two --recipe qserve --json\n"
+      "  nibble generate -m models/novelist-10m -p \"He said: \" --regex \"[A-Z][a-z ]{5,40}\\.\"");
   return {parser, [o] { return Run(*o); }};
 }
 
