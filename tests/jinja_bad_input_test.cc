@@ -137,6 +137,14 @@ const std::vector<BadTemplate> kBad = {
      "more than"},
     {"unique", "{{ range(90000)|unique|list|length }}", "steps"},
     {"sorting", "{% for i in range(1000) %}{% set x = range(90000)|sort %}{% endfor %}", "more than"},
+    {"find in vain",
+     "{% set x = 'a' * 8000000 %}{% set y = 'a' * 4000000 ~ 'b' %}{% for i in range(99) %}{% if y in x %}{% "
+     "endif %}{% endfor %}",
+     "steps"},
+    {"find back in vain",
+     "{% set x = 'a' * 8000000 %}{% set y = 'b' ~ 'a' * 4000000 %}{% for i in range(99) %}{% if x.rfind(y) "
+     "%}{% endif %}{% endfor %}",
+     "steps"},
     {"include", "{% include '/etc/passwd' %}", "the tag include is not supported"},
     {"import", "{% import 'x' as y %}", "the tag import is not supported"},
     {"extends", "{% extends 'x' %}", "the tag extends is not supported"},
