@@ -171,7 +171,8 @@ Value Round(Run& run, const Value& input, const Args& args) {
   const double value = input.is(Type::kFloat) ? input.real() : static_cast<double>(input.integer());
   const double scaled = value * unit;
   if (!std::isfinite(scaled)) return run.Fail("round: {} has no integer", scaled);
-  return Value::Float((method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) / unit);
+  // + 0.0: Python's ceil and floor are integers, which have no -0.
+  return Value::Float(((method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) + 0.0) / unit);
 }
 
 Value FormatFilter(Run& run, const Value& input, const Args& args) {

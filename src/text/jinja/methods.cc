@@ -121,7 +121,7 @@ Value FindText(Run& run, const Value& self, const Args& args) {
   if (run.failed() || !run.Scan(self.text().size())) return Value::None();
   int64_t first = 0;
   const auto part = Part(run, self, b, &first);
-  const size_t at = !part ? Text::npos : last ? part->rfind(*what) : part->find(*what);
+  const size_t at = !part ? Text::npos : last ? SearchBack(*part, *what) : Search(*part, *what);
   if (at != Text::npos) return Value::Int(first + Length(part->substr(0, at)));
   return must ? run.Fail("index: the text is not there") : Value::Int(-1);
 }
@@ -208,7 +208,7 @@ Value Partition(Run& run, const Value& self, const Args& args) {
   if (separator && separator->empty()) run.Fail("partition: the separator is empty");
   if (run.failed() || !run.Scan(self.text().size())) return Value::None();
   const Text text = self.text();
-  const size_t at = last ? text.rfind(*separator) : text.find(*separator);
+  const size_t at = last ? SearchBack(text, *separator) : Search(text, *separator);
   Text parts[3] = {last ? Text() : text, Text(), last ? text : Text()};
   if (at != Text::npos) {
     parts[0] = text.substr(0, at);

@@ -258,7 +258,7 @@ bool Contains(Run& run, const Value& container, const Value& item) {
       Unsupported(run, Operator::kIn, item, container);
       return false;
     }
-    return run.Scan(container.text().size()) && container.text().find(item.text()) != std::string::npos;
+    return run.Scan(container.text().size()) && Search(container.text(), item.text()) != Text::npos;
   }
   if (container.is(Type::kDict)) {
     if (!Hashable(item)) run.Fail("a {} cannot be a key", TypeName(item));

@@ -2,6 +2,7 @@
 // Floor 5. Python's str methods. Letters and case come from utf8proc, whose Unicode is Python's or newer.
 #include "text/jinja/pystr.h"
 
+#include <string.h>
 #include <utf8proc.h>
 
 #include <algorithm>
@@ -122,6 +123,32 @@ size_t OffsetOf(Text s, int64_t index) {
   return pos;
 }
 
+size_t Search(Text s, Text part, size_t from) {
+  if (from > s.size()) return Text::npos;
+  if (part.empty()) return from;
+  const void* at = memmem(s.data() + from, s.size() - from, part.data(), part.size());  // two-way: linear
+  return at ? static_cast<size_t>(static_cast<const char*>(at) - s.data()) : Text::npos;
+}
+
+// Knuth, Morris and Pratt, from the end.
+size_t SearchBack(Text s, Text part) {
+  if (part.empty()) return s.size();
+  if (part.size() > s.size()) return Text::npos;
+  const auto last = [](Text t, size_t i) { return t[t.size() - 1 - i]; };
+  std::vector<size_t> shorter(part.size(),
+                              0);  // the longest end of part that is also an end of its end [0, i]
+  for (size_t i = 1, n = 0; i < part.size(); ++i) {
+    while (n > 0 && last(part, i) != last(part, n)) n = shorter[n - 1];
+    shorter[i] = n += last(part, i) == last(part, n);
+  }
+  for (size_t i = 0, n = 0; i < s.size(); ++i) {
+    while (n > 0 && last(s, i) != last(part, n)) n = shorter[n - 1];
+    n += last(s, i) == last(part, n);
+    if (n == part.size()) return s.size() - 1 - i;
+  }
+  return Text::npos;
+}
+
 Text Strip(Text s, std::optional<Text> chars, Ends ends) {
   const auto drop = [&](Text c, char32_t code) {
     return chars ? chars->find(c) != Text::npos : IsSpace(code);
@@ -231,7 +258,7 @@ std::vector<Text> Split(Text s, std::optional<Text> separator, int64_t max) {
     size_t begin = Text::npos, end = 0;
     if (max < 0 || static_cast<int64_t>(parts.size()) < max) {
       if (separator) {
-        begin = s.find(*separator);
+        begin = Search(s, *separator);
         end = begin + separator->size();
       } else {
         for (size_t pos = 0; pos < s.size() && begin == Text::npos;) {
@@ -258,7 +285,7 @@ std::vector<Text> SplitRight(Text s, std::optional<Text> separator, int64_t max)
     size_t begin = Text::npos, end = 0;
     if (max < 0 || static_cast<int64_t>(parts.size()) < max) {
       if (separator) {
-        begin = s.rfind(*separator);
+        begin = SearchBack(s, *separator);
         end = begin + separator->size();
       } else {
         for (size_t pos = s.size(); pos > 0 && begin == Text::npos;) {
@@ -297,7 +324,7 @@ std::vector<Text> SplitLines(Text s, bool keep_ends) {
 int64_t Count(Text s, Text part) {
   if (part.empty()) return Length(s) + 1;
   int64_t n = 0;
-  for (size_t pos = s.find(part); pos != Text::npos; pos = s.find(part, pos + part.size())) ++n;
+  for (size_t pos = Search(s, part); pos != Text::npos; pos = Search(s, part, pos + part.size())) ++n;
   return n;
 }
 
@@ -315,7 +342,7 @@ std::string Replace(Text s, Text old, Text with, int64_t max) {
     return out += s.substr(pos);
   }
   for (int64_t n = 0; max < 0 || n < max; ++n) {
-    const size_t at = s.find(old, pos);
+    const size_t at = Search(s, old, pos);
     if (at == Text::npos) break;
     out += s.substr(pos, at - pos);
     out += with;

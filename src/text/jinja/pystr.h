@@ -17,6 +17,11 @@ int64_t Length(Text s);
 // Byte offset of character `index`. REQUIRES: 0 <= index <= Length(s).
 size_t OffsetOf(Text s, int64_t index);
 
+// Offset of the first occurrence at or after `from`, and of the last one; npos without. Linear, unlike those
+// of std::string, also for texts that mean harm.
+size_t Search(Text s, Text part, size_t from = 0);
+size_t SearchBack(Text s, Text part);
+
 enum class Ends : uint8_t { kBoth, kLeft, kRight };
 Text Strip(Text s, std::optional<Text> chars = std::nullopt, Ends ends = Ends::kBoth);
 

@@ -32,8 +32,8 @@ struct Names {
   std::vector<Binding> bindings;
 
   const Binding& at(int id) const {
-    static const Binding kNothing;
-    return static_cast<size_t>(id) < bindings.size() ? bindings[static_cast<size_t>(id)] : kNothing;
+    static const Binding nothing;
+    return static_cast<size_t>(id) < bindings.size() ? bindings[static_cast<size_t>(id)] : nothing;
   }
 };
 
