@@ -316,6 +316,19 @@ TEST(TokenMask, MemoryStaysBoundedHoweverDeepTheText) {
   EXPECT_TRUE(state.Finished());
 }
 
+// Work grows with the square of such a text, so that a step could take seconds: it ends before.
+TEST(TokenMask, AVeryAmbiguousTextEndsInsteadOfSlowingDown) {
+  const auto trie = Vocabulary({"", "a", "aa", "aaaaaaaa"}, {0});
+  const auto constraint = *Constraint::Make(*ParseGbnf("root ::= s\ns ::= \"a\" s s | \"a\""), trie);
+  ConstraintState state(constraint);
+  int steps = 0;
+  do {
+    state.Mask();
+  } while (state.Accept(1) && ++steps < 5000);
+  EXPECT_GE(steps, 200);
+  EXPECT_LT(steps, 5000);
+}
+
 // A vocabulary of 32,000 words of a novel and the time of a mask; the figure is printed, and only a mistake
 // of an order of magnitude fails.
 TEST(TokenMask, IsQuick) {
