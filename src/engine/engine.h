@@ -32,7 +32,8 @@ struct EngineOptions {
   int64_t max_tokens = 0;     // KV tokens over all sequences; 0: what the requests of a call need
 };
 
-// kConstraint: the constraint left no token to choose from, or the model's logits none that it allows.
+// kConstraint: the constraint cannot go on, which takes a long text of a very ambiguous grammar, or logits
+// that are no numbers.
 enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kConstraint };
 const char* ToString(FinishReason);
 

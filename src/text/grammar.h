@@ -23,7 +23,7 @@ struct GrammarLimits {
   int max_enum = 10000;                 // values of one enum
   size_t max_nodes = size_t{1} << 20;   // of the grammar
   size_t max_states = size_t{1} << 18;  // of its automaton, repetitions written out
-  size_t max_edges = size_t{1} << 21;
+  size_t max_edges = size_t{1} << 19;   // the work that one byte of a text can take
 };
 
 class Grammar {

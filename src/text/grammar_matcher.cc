@@ -10,7 +10,8 @@
 namespace nibble {
 namespace {
 
-constexpr size_t kFirstSlots = 256;  // of a hash table; powers of two
+constexpr size_t kFirstSlots = 256;           // of a hash table; powers of two
+constexpr size_t kMaxWork = size_t{1} << 16;  // places and callers of one configuration; some milliseconds
 
 uint64_t Mix(uint64_t h, Place p) {
   h ^= static_cast<uint64_t>(static_cast<uint32_t>(p.state)) << 32 | static_cast<uint32_t>(p.callers);
@@ -103,8 +104,16 @@ void GrammarMatcher::Clear() {
   callers_.Intern(&reading_);  // kPartSeen
 }
 
+void GrammarMatcher::Begin() {
+  reached_.clear();
+  filter_.Clear();
+  work_ = 0;
+}
+
 void GrammarMatcher::Reach(Place place) {
-  if (filter_.Insert(place)) reached_.push_back(place);
+  if (!filter_.Insert(place)) return;
+  reached_.push_back(place);
+  ++work_;
 }
 
 void GrammarMatcher::Call(const Automaton::Call& call, int32_t callers) {
@@ -118,15 +127,17 @@ void GrammarMatcher::Call(const Automaton::Call& call, int32_t callers) {
   if (a_.tail[static_cast<size_t>(call.back)] != 0) {  // a last call returns to the caller's callers
     const std::span<const Place> places = callers_[callers];
     pending.insert(pending.end(), places.begin(), places.end());
+    work_ += places.size();
   } else {
     pending.push_back({call.back, callers});
+    ++work_;
   }
 }
 
 // From what was reached to the configuration: rules that end return, rules that are called begin.
 GrammarMatcher::Config GrammarMatcher::Close() {
   reading_.clear();
-  for (size_t i = 0; i < reached_.size(); ++i) {
+  for (size_t i = 0; i < reached_.size() && work_ <= kMaxWork; ++i) {
     const Place p = reached_[i];
     const bool bottom = p.state == Automaton::kAccept || p.state == Automaton::kEscape;
     if (bottom || !a_.edges[p.state].empty()) reading_.push_back(p);
@@ -143,12 +154,42 @@ GrammarMatcher::Config GrammarMatcher::Close() {
     });
     const auto rule = static_cast<size_t>(called_.back());
     called_.pop_back();
+    if (work_ > kMaxWork) {
+      pending_[rule].clear();
+      continue;
+    }
     const Place begin = {a_.start[rule], callers_.Intern(&pending_[rule])};
     pending_[rule].clear();
     if (!a_.edges[begin.state].empty()) reading_.push_back(begin);
     for (const Automaton::Call& call : a_.calls[begin.state]) Call(call, begin.callers);
   }
+  exhausted_ |= work_ > kMaxWork;
+  if (exhausted_) return kDead;
+  JoinCallers();
   return Intern(&reading_);
+}
+
+// A state that was reached for several sets of callers goes on for all of them together: so a configuration
+// has a place a state at most, however ambiguous the text.
+void GrammarMatcher::JoinCallers() {
+  std::sort(reading_.begin(), reading_.end());
+  size_t kept = 0;
+  for (size_t i = 0, end = 0; i < reading_.size(); i = end) {
+    const int32_t state = reading_[i].state;
+    for (end = i + 1; end < reading_.size() && reading_[end].state == state;) ++end;
+    Place joined = reading_[i];
+    if (reading_[end - 1].callers != joined.callers) {
+      std::vector<Place>& all = reached_;  // no longer needed
+      all.clear();
+      for (size_t k = i; k < end; ++k) {
+        const std::span<const Place> callers = callers_[reading_[k].callers];
+        all.insert(all.end(), callers.begin(), callers.end());
+      }
+      joined.callers = callers_.Intern(&all);
+    }
+    reading_[kept++] = joined;
+  }
+  reading_.resize(kept);
 }
 
 GrammarMatcher::Config GrammarMatcher::Intern(std::vector<Place>* places) {
@@ -166,8 +207,7 @@ GrammarMatcher::Config GrammarMatcher::Intern(std::vector<Place>* places) {
 }
 
 GrammarMatcher::Config GrammarMatcher::Start() {
-  reached_.clear();
-  filter_.Clear();
+  Begin();
   const int32_t start = a_.start[static_cast<size_t>(a_.root)];
   Reach({start, kWholeText});
   return Close();
@@ -183,8 +223,7 @@ GrammarMatcher::Config GrammarMatcher::Return(int32_t callers) {
     returned_.resize(static_cast<size_t>(callers_.size()), kUnknown);
   }
   if (returned_[static_cast<size_t>(callers)] == kUnknown) {
-    reached_.clear();
-    filter_.Clear();
+    Begin();
     for (const Place& back : callers_[callers]) Reach(back);
     const Config config = Close();
     returned_[static_cast<size_t>(callers)] = config;
@@ -196,8 +235,7 @@ GrammarMatcher::Config GrammarMatcher::Step(Config at, uint8_t byte) {
   if (at == kDead) return kDead;
   const size_t slot = static_cast<size_t>(at) * static_cast<size_t>(a_.byte_classes) + a_.byte_class[byte];
   if (next_[slot] != kUnknown) return next_[slot];
-  reached_.clear();
-  filter_.Clear();
+  Begin();
   for (const Place& p : sets_[at]) {
     for (const Automaton::Edge& edge : a_.edges[p.state]) {
       if (edge.lo <= byte && byte <= edge.hi) Reach({edge.to, p.callers});

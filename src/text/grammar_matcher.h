@@ -71,6 +71,9 @@ class GrammarMatcher {
   // Places that read a byte next; those in kAccept and kEscape read none.
   std::span<const Place> Places(Config at) const { return sets_[at]; }
 
+  // A configuration took more work than one may; from then on all steps that are new are dead. Only texts of
+  // very ambiguous grammars come to that.
+  bool exhausted() const { return exhausted_; }
   size_t bytes() const;          // that the tables hold, about
   Config Shrink(Config in_use);  // drops all other configurations; returns the new number of this one
 
@@ -81,9 +84,11 @@ class GrammarMatcher {
   static constexpr int32_t kWholeText = 0, kPartSeen = 1;  // callers: the bottoms of a stack of calls
 
   void Clear();
+  void Begin();
   void Reach(Place place);
   void Call(const Automaton::Call& call, int32_t callers);
   Config Close();
+  void JoinCallers();
   Config Intern(std::vector<Place>* places);
 
   const Automaton& a_;
@@ -97,7 +102,9 @@ class GrammarMatcher {
   std::vector<Place> reached_, reading_;
   PlaceFilter filter_;                       // what was reached
   std::vector<std::vector<Place>> pending_;  // by rule: who calls it here
-  std::vector<int32_t> called_;              // heap of rules with pending calls, lowest rank on top
+  size_t work_ = 0;
+  bool exhausted_ = false;
+  std::vector<int32_t> called_;  // heap of rules with pending calls, lowest rank on top
 };
 
 }  // namespace nibble

@@ -10,8 +10,9 @@
 namespace nibble {
 namespace {
 
-constexpr size_t kMaxLocalBytes = size_t{64} << 20;    // of what states read; dropped beyond
-constexpr size_t kMaxMatcherBytes = size_t{16} << 20;  // of configurations; all but the current are dropped
+constexpr size_t kMaxLocalBytes = size_t{64} << 20;  // of what states read; dropped beyond
+constexpr size_t kMaxMatcherBytes = size_t{16}
+                                    << 20;  // of configurations; then all but the current are dropped
 
 size_t Words(int vocab) { return (static_cast<size_t>(vocab) + 63) / 64; }
 
@@ -97,15 +98,22 @@ std::span<const uint64_t> ConstraintState::Mask() {
     MaskFirst();
     return mask_;
   }
-  const size_t places = matcher_.Places(at_).size();
-  for (size_t i = 0; i < places; ++i) {
-    const Place place = matcher_.Places(at_)[i];  // by value: walking moves the tables
+  // Places by value: walking moves the tables. A twin differs from what is joined at most in its callers.
+  places_.clear();
+  for (const Place& place : matcher_.Places(at_)) {
     if (place.state == Automaton::kAccept) continue;
-    const Constraint::Local& local = constraint_->At(place.state);
-    for (size_t w = 0; w < local.many.size(); ++w) mask_[w] |= local.many[w];
-    for (const int32_t token : local.few) Set(mask_, token);
+    places_.push_back({constraint_->automaton().twin[static_cast<size_t>(place.state)], place.callers});
+  }
+  std::sort(places_.begin(), places_.end());
+  places_.erase(std::unique(places_.begin(), places_.end()), places_.end());
+  for (size_t i = 0; i < places_.size(); ++i) {
+    const Constraint::Local& local = constraint_->At(places_[i].state);
+    if (i == 0 || places_[i].state != places_[i - 1].state) {
+      for (size_t w = 0; w < local.many.size(); ++w) mask_[w] |= local.many[w];
+      for (const int32_t token : local.few) Set(mask_, token);
+    }
     if (local.escapes.empty()) continue;
-    const GrammarMatcher::Config outside = matcher_.Return(place.callers);
+    const GrammarMatcher::Config outside = matcher_.Return(places_[i].callers);
     for (const int32_t node : local.escapes) {
       constraint_->Walk(&matcher_, outside, node + 1, trie.nodes()[static_cast<size_t>(node)].after, mask_,
                         nullptr);
@@ -135,11 +143,12 @@ bool ConstraintState::Accept(int32_t token) {
   if (std::find(trie.ends().begin(), trie.ends().end(), token) != trie.ends().end()) return MayEnd();
   if (trie.Bytes(token).empty()) return false;
   const GrammarMatcher::Config at = Read(first_ ? trie.FirstBytes(token) : trie.Bytes(token));
-  if (at == GrammarMatcher::kDead) return false;
+  if (at == GrammarMatcher::kDead || matcher_.exhausted() || constraint_->exhausted()) return false;
   at_ = at;
   first_ = false;
-  if (matcher_.bytes() > kMaxMatcherBytes) at_ = matcher_.Shrink(at_);
-  return true;
+  if (matcher_.bytes() <= kMaxMatcherBytes) return true;
+  at_ = matcher_.Shrink(at_);
+  return matcher_.bytes() <= kMaxMatcherBytes;
 }
 
 bool ConstraintState::Finished() const {

@@ -32,7 +32,9 @@ class Constraint {
     std::vector<int32_t> few;      // the tokens, when these take less memory
     std::vector<int32_t> escapes;  // nodes of the trie where the rule may end
   };
-  const Local& At(int32_t state);
+  const Local& At(int32_t state);  // the same for twins; valid until the next call
+
+  bool exhausted() const { return parts_.exhausted(); }  // some Local is not whole: no text can go on
 
   // Sets the bits of all tokens in nodes [first, last) that `from` can read, the node before `first` being
   // where it stands. Appends nodes where the matcher escapes.
@@ -59,7 +61,9 @@ class ConstraintState {
   // and the end tokens where it is one. Valid until the next call. Never empty before Accept has taken an end
   // token, unless Finished and the vocabulary has no end token.
   std::span<const uint64_t> Mask();
-  // Takes a token. False, without any change, for one that Mask does not hold.
+  // Takes a token. False for one that Mask does not hold, without any change; and when what may be under way
+  // takes more work or memory than it may, as in long texts of very ambiguous grammars: the text cannot go
+  // on.
   bool Accept(int32_t token);
   bool MayEnd() const { return matcher_.MayEnd(at_); }  // the text is one of the grammar
   bool Finished() const;                                // and no longer one begins with it
@@ -71,7 +75,8 @@ class ConstraintState {
   std::shared_ptr<Constraint> constraint_;
   GrammarMatcher matcher_;
   GrammarMatcher::Config at_;
-  bool first_ = true;  // no token yet
+  bool first_ = true;          // no token yet
+  std::vector<Place> places_;  // scratch of Mask
   std::vector<uint64_t> mask_;
 };
 

@@ -21,8 +21,9 @@ Status Named(const std::string& name, const Status& status) {
 }
 
 Status Take(Result<Grammar> from, Given* to) {
-  if (from.ok()) to->grammar = *std::move(from);
-  return Named(to->name, from.status());
+  if (!from.ok()) return Named(to->name, from.status());
+  to->grammar = *std::move(from);
+  return {};
 }
 
 Status TakeSchema(std::string_view text, Given* to) {
