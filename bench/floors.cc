@@ -2,11 +2,14 @@
 // Rates of register-only loops, in assembler: a compiler folds what has no effect.
 #include "bench/floors.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <memory>
 #include <vector>
+
+#include "base/check.h"
 
 namespace nibble::bench {
 namespace {
@@ -14,7 +17,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double Since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-constexpr int kRepeats = 40;
+constexpr int kRepeats = 40, kReadRepeats = 10;
 constexpr int64_t kLoops = 1 << 18;        // a millisecond or so a call
 constexpr size_t kReadBytes = 512u << 20;  // many times any cache in use
 
@@ -91,26 +94,41 @@ Loops LoopsOf(const std::string& isa) {
 Loops LoopsOf(const std::string&) { return {}; }
 #endif
 
-// Sums the buffer in one part a thread.
+// The sum of a part of the buffer, asking for what lies kAhead words ahead or leaving that to the processor.
+template <size_t kAhead>
+uint64_t SumWords(const uint64_t* from, size_t words) {
+  uint64_t sum[8] = {};
+  for (size_t w = 0; w + 8 <= words; w += 8) {
+    if constexpr (kAhead > 0) __builtin_prefetch(from + w + kAhead);
+    for (size_t lane = 0; lane < 8; ++lane) sum[lane] += from[w + lane];
+  }
+  return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
+}
+
+// Each thread reads a part of the buffer. The better of two ways: without the prefetches a virtual Xeon core
+// got 5 GB/s and with them 14, a Zen 4 core 37 and 34.
 double ReadBandwidth(ThreadPool& pool) {
   const size_t words = kReadBytes / sizeof(uint64_t), part = words / size_t(pool.threads());
-  const auto buffer = std::make_unique_for_overwrite<uint64_t[]>(words);
+  // In huge pages, as the backend keeps weights.
+  void* const memory = mmap(nullptr, kReadBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  NIBBLE_CHECK(memory != MAP_FAILED, "no memory to read");
+  (void)madvise(memory, kReadBytes, MADV_HUGEPAGE);
+  auto* const buffer = static_cast<uint64_t*>(memory);
   std::vector<uint64_t> sums(size_t(pool.threads()) * 8);  // a cache line each
   pool.Run(pool.threads(),
            [&](int64_t i, int) { std::fill_n(&buffer[size_t(i) * part], part, uint64_t(i)); });
   double best = 0;
-  for (int i = 0; i < kRepeats; ++i) {
-    const auto start = Clock::now();
-    pool.Run(pool.threads(), [&](int64_t item, int) {
-      const uint64_t* from = &buffer[size_t(item) * part];
-      uint64_t sum[8] = {};
-      for (size_t w = 0; w + 8 <= part; w += 8)
-        for (size_t lane = 0; lane < 8; ++lane) sum[lane] += from[w + lane];
-      for (uint64_t s : sum) sums[size_t(item) * 8] += s;
-    });
-    best = std::max(best, double(part * size_t(pool.threads()) * sizeof(uint64_t)) / Since(start));
+  for (int i = 0; i < kReadRepeats; ++i) {
+    for (const auto sum_words : {&SumWords<0>, &SumWords<256>}) {
+      const auto start = Clock::now();
+      pool.Run(pool.threads(), [&](int64_t item, int) {
+        sums[size_t(item) * 8] += sum_words(&buffer[size_t(item) * part], part);
+      });
+      best = std::max(best, double(part * size_t(pool.threads()) * sizeof(uint64_t)) / Since(start));
+    }
   }
   asm volatile("" : : "r"(sums.data()) : "memory");
+  munmap(memory, kReadBytes);
   return best;
 }
 

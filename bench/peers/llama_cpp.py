@@ -27,7 +27,7 @@ VOCAB, BATCH = 32000, 512
 def python_of(folder):
     """The interpreter of the virtual environment, made if it is missing."""
     python = folder / "bin" / "python"
-    if subprocess.run([python, "-c", "import llama_cpp, gguf"], capture_output=True).returncode == 0 if python.exists() else False:
+    if python.exists() and subprocess.run([python, "-c", "import llama_cpp, gguf"], capture_output=True).returncode == 0:
         return python
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     env = {**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count())}
@@ -177,10 +177,12 @@ def main():
     parser.add_argument("--depth", default="0", help="comma-separated list")
     parser.add_argument("--nibble", default=str(ROOT / "out/release/nibble"))
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "out/peers")
+    parser.add_argument("--python", help="an interpreter that has llama_cpp and gguf; nothing is installed then")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
 
-    python = python_of(args.folder / "llama-cpp")
+    python = args.python or python_of(args.folder / "llama-cpp")
+    args.folder.mkdir(parents=True, exist_ok=True)
     gguf_file = args.folder / f"llama-{args.shape}-q4_0.gguf"
     if not gguf_file.exists():
         subprocess.run([python, __file__, "--write-gguf", gguf_file, args.shape], check=True)
@@ -220,6 +222,7 @@ def machine():
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this file has the name of the package
     if sys.argv[1:2] == ["--write-gguf"]:
         write_gguf(*sys.argv[2:4])
     elif sys.argv[1:2] == ["--worker"]:

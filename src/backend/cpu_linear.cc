@@ -2,8 +2,6 @@
 // Floor 5. CPU backend: weights and matrix products. A product is cut into panels of outputs times blocks of
 // rows; the panels of all products that share an input form one list, so that small K and V projections fill
 // the gaps of a large Q.
-#include <sys/mman.h>
-
 #include "backend/cpu_backend.h"
 #include "base/check.h"
 #include "quant/weight/pack.h"
@@ -13,9 +11,9 @@ namespace {
 
 // Rows of one work item. Their input block stays in the second-level cache while the item walks its panels;
 // inputs of integer products are a quarter as large.
-constexpr int kRowBlock = 64, kIntRowBlock = 128;
-// Weights lie in slabs of huge pages: with small ones a stream of weights waits for an address translation
-// every 4 KiB, where the processor's prefetching stops, too.
+constexpr int kRowBlock = 64, kIntRowBlock = 256;
+// Weights lie in slabs, which Alloc takes from huge pages: with small ones a stream of weights waits for an
+// address translation every 4 KiB, where the processor's prefetching stops, too.
 constexpr size_t kHugePage = 2 << 20, kSlab = 64 << 20;
 // Multiply-adds below which an item is not worth handing out: a microsecond or so.
 constexpr int64_t kMinMacs = 65536;
@@ -46,8 +44,6 @@ Result<std::byte*> CpuBackend::TakeWeights(size_t bytes) {
     const size_t skip = -reinterpret_cast<uintptr_t>(memory.data) % kHugePage;
     weights_next_ = memory.data + skip;
     weights_left_ = slab - skip;
-    // A refusal, where the system has no huge pages to give, only costs speed.
-    (void)madvise(weights_next_, weights_left_, MADV_HUGEPAGE);
   }
   weights_left_ -= bytes;
   return std::exchange(weights_next_, weights_next_ + bytes);

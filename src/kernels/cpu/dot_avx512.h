@@ -85,6 +85,9 @@ constexpr int kUnpackedRows = 12, kUnpackedPanels = 2, kBlockPanels = 4, kUnpack
 constexpr int kChunk = 512;       // what a tile reads of them takes a third of the first-level cache
 constexpr bool kUnpackS8 = true;  // their top bit is flipped once and not in every tile of rows
 
-constexpr int kTileRows = 8, kTilePanels = 2, kRowPanels = 1, kRowChains = 4;
+constexpr int kTileRows = 8, kTilePanels = 2;
+// A single row is read from memory: one stream of weights, asked for ahead (on a virtual Xeon core 10.5 GB/s
+// without that, 13.8 with it), and four chains, as vpdpbusd takes five cycles.
+constexpr int kRowPanels = 1, kRowChains = 4, kRowPrefetchBytes = 2048;
 constexpr const char* kIntNames[] = {"i4-group/vpdpbusd", "i4-channel/vpdpbusd", "i8-channel/vpdpbusd"};
 constexpr const char* kS8DotName = "vpdpbusd";

@@ -160,7 +160,10 @@ constexpr int kUnpackedRows = 4, kUnpackedPanels = 1, kBlockPanels = 4, kUnpackF
 constexpr int kChunk = 256;
 constexpr bool kUnpackS8 = false;
 
-// Tile of linear_int.h that fits the registers: kTileRows x kTilePanels, and 1 x kRowPanels for single rows.
-constexpr int kTileRows = 4, kTilePanels = 1, kRowPanels = 2, kRowChains = 1;
+// Tile of linear_int.h that fits the registers: kTileRows x kTilePanels. Single rows, which wait for memory:
+// panels at once, chains of sums a panel, and how far ahead weights are asked for (0: that is left to the
+// processor).
+constexpr int kTileRows = 4, kTilePanels = 1;
+constexpr int kRowPanels = 2, kRowChains = 1, kRowPrefetchBytes = 0;
 constexpr const char* kIntNames[] = {"i4-group/c", "i4-channel/c", "i8-channel/c"};
 constexpr const char* kS8DotName = "c";

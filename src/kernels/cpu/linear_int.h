@@ -110,6 +110,8 @@ static NIBBLE_HD void DotBlocksI4(const IntInputs& in, int block, TileDots<kRows
   for (int first = 0; first < kBlocks; first += kTurn) {
 #pragma GCC unroll 4
     for (int b = 0; b < kTurn; ++b) {
+      if constexpr (kRows == 1 && kRowPrefetchBytes > 0)
+        __builtin_prefetch(codes + (first + b) * 64 + kRowPrefetchBytes);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {  // low nibbles, then high ones
         Weights4 w[kPanels];
@@ -190,6 +192,8 @@ static void TileI8Channel(const LinearArgs& a, IntTile t) {
   DotS8 acc[kChains][kPanels][kRows];
   const auto step = [&](int block, DotS8(&to)[kPanels][kRows]) __attribute__((always_inline)) {
     Weights4 w[kPanels];
+    if constexpr (kRows == 1 && kRowPrefetchBytes > 0)
+      __builtin_prefetch(in.codes + int64_t{block} * 64 + kRowPrefetchBytes);
 #pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) w[p] = LoadS8(in.codes + p * in.panel_bytes + int64_t{block} * 64);
     Step(w, in.x + int64_t{block} * 4, in.k, to);

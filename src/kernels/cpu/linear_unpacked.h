@@ -4,7 +4,7 @@
 // zero points cost is shared by the rows. The same integers as in linear_int.h, added up in another order.
 
 // Rows that share an unpacking: with more the sums leave the second-level cache, with fewer unpacking shows.
-static constexpr int kBlockRows = 128, kChunkGroups = kChunk / weight::kGroup, kChunkPairs = kChunkGroups / 2;
+static constexpr int kBlockRows = 256, kChunkGroups = kChunk / weight::kGroup, kChunkPairs = kChunkGroups / 2;
 // A constant, so that one pointer and displacements reach all rows; no multiple of 4096, which would put the
 // rows of a tile into one set of the cache.
 static constexpr int kXStride = kChunk + 64;
@@ -18,18 +18,46 @@ struct UnpackedBlock {
   int32_t group_sum[kUnpackedRows][kChunkPairs];  // the sums of two groups of inputs, likewise
 };
 
-// Inputs [begin, begin + count) of a chunk.
+// Inputs [begin, begin + count) of panels [panel, panel + panels), and where the codes lie that come next.
 struct Chunk {
-  int begin, count;
+  int panel, panels, begin, count;
+  const std::byte* next;            // of the first panel, or null
+  int64_t panel_bytes, next_bytes;  // from a panel to the next, of a panel
   int groups() const { return (count + weight::kGroup - 1) / weight::kGroup; }
 };
 
-static void UnpackI4(const LinearArgs& a, int panel, Chunk c, int p, UnpackedBlock& b) {
+static Chunk ChunkAt(const LinearArgs& a, int panel, int begin) {
+  const auto at_most = [](int n, int most) { return n < most ? n : most; };
+  Chunk c{};
+  c.panel = panel, c.panels = at_most(a.panel_end - panel, kBlockPanels);
+  c.begin = begin, c.count = at_most(a.w.k - begin, kChunk);
+  const int64_t halves =
+      a.w.layout == weight::Layout::kI8Channel ? 2 : 1;  // of a byte, for a panel and input
+  c.panel_bytes = a.w.k * halves * 8;
+  const bool last = begin + kChunk >= a.w.k;
+  const int next_begin = last ? 0 : begin + kChunk, next_panel = last ? panel + kBlockPanels : panel;
+  if (next_panel + kBlockPanels > a.panel_end) return c;
+  c.next = a.w.codes + next_panel * c.panel_bytes + next_begin * halves * 8;
+  c.next_bytes = at_most(a.w.k - next_begin, kChunk) * halves * 8;
+  return c;
+}
+
+// Part `part` of `parts` of what comes next, towards the second-level cache: unpacking would wait for memory.
+static void Prefetch(const Chunk& c, int part, int parts) {
+  if (c.next == nullptr) return;
+  const int64_t lines = c.next_bytes / 64;
+  for (int p = 0; p < kBlockPanels; ++p)
+    for (int64_t i = lines * part / parts; i < lines * (part + 1) / parts; ++i)
+      __builtin_prefetch(c.next + p * c.panel_bytes + i * 64, 0, 2);
+}
+
+static void UnpackI4(const LinearArgs& a, const Chunk& c, int p, UnpackedBlock& b) {
+  const int64_t panel = c.panel + p;
   static constexpr uint8_t kOnes[weight::kPanel] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   const bool grouped = a.w.layout == weight::Layout::kI4Group;
-  const std::byte* codes = a.w.codes + (int64_t{panel} * a.w.k + c.begin) * 8;
+  const std::byte* codes = a.w.codes + (panel * a.w.k + c.begin) * 8;
   for (int g = 0; g < c.groups(); ++g) {
-    const int64_t group = int64_t{panel} * (a.w.k / weight::kGroup) + c.begin / weight::kGroup + g;
+    const int64_t group = panel * (a.w.k / weight::kGroup) + c.begin / weight::kGroup + g;
     const uint8_t* s2 = grouped ? a.w.group_scale + group * weight::kPanel : kOnes;
     b.factor[p][g] = GroupFactor::Load(s2);
     if (grouped) {  // z * s2 <= 240
@@ -46,16 +74,17 @@ static void UnpackI4(const LinearArgs& a, int panel, Chunk c, int p, UnpackedBlo
   }
 }
 
-static void UnpackI8(const LinearArgs& a, int panel, Chunk c, int p, UnpackedBlock& b) {
-  const std::byte* codes = a.w.codes + (int64_t{panel} * a.w.k + c.begin) * weight::kPanel;
+static void UnpackI8(const LinearArgs& a, const Chunk& c, int p, UnpackedBlock& b) {
+  const int64_t panel = c.panel + p;
+  const std::byte* codes = a.w.codes + (panel * a.w.k + c.begin) * weight::kPanel;
   for (int i = 0; i < c.count * weight::kPanel; i += 64) StoreWeights4(LoadS8(codes + i), b.codes[p] + i);
 }
 
-static void Unpack(const LinearArgs& a, int panel, Chunk c, int p, UnpackedBlock& b) {
+static void Unpack(const LinearArgs& a, const Chunk& c, int p, UnpackedBlock& b) {
   if (a.w.layout == weight::Layout::kI8Channel) {
-    UnpackI8(a, panel, c, p, b);
+    UnpackI8(a, c, p, b);
   } else {
-    UnpackI4(a, panel, c, p, b);
+    UnpackI4(a, c, p, b);
   }
   const int from = c.count * weight::kPanel, to = c.groups() * weight::kGroup * weight::kPanel;
   memset(b.codes[p] + from, 0, size_t(to - from));  // so that every group is a whole one
@@ -63,7 +92,7 @@ static void Unpack(const LinearArgs& a, int panel, Chunk c, int p, UnpackedBlock
 
 // The inputs of each row, zeros after the last one, and their sums.
 template <int kRows>
-static void CopyInputs(const LinearArgs& a, int row, Chunk c, UnpackedBlock& b) {
+static void CopyInputs(const LinearArgs& a, int row, const Chunk& c, UnpackedBlock& b) {
   const int64_t groups = (a.w.k + weight::kGroup - 1) / weight::kGroup;
   for (int r = 0; r < kRows; ++r) {
     const int8_t* x = a.xq + int64_t{row + r} * a.w.k + c.begin;
@@ -146,17 +175,18 @@ static __attribute__((noinline)) void DotTile(UnpackedBlock& b, int groups, int 
 // Rows [at, rows) of the block, the first of which is row `first` of the call: tiles of kRows rows while they
 // last, then smaller ones.
 template <bool kGrouped, int kRows>
-static void DotRows(const LinearArgs& a, UnpackedBlock& b, Chunk c, int first, int at, int rows, int panels) {
+static void DotRows(const LinearArgs& a, UnpackedBlock& b, const Chunk& c, int first, int at, int rows) {
   for (; at + kRows <= rows; at += kRows) {
     CopyInputs<kRows>(a, first + at, c, b);
+    if constexpr (kRows == kUnpackedRows) Prefetch(c, at / kRows, rows / kRows);
     int p = 0;
-    for (; p + kUnpackedPanels <= panels; p += kUnpackedPanels)
+    for (; p + kUnpackedPanels <= c.panels; p += kUnpackedPanels)
       DotTile<kGrouped, kRows, kUnpackedPanels>(b, c.groups(), at, p);
     if constexpr (kUnpackedPanels > 1)
-      for (; p < panels; ++p) DotTile<kGrouped, kRows, 1>(b, c.groups(), at, p);
+      for (; p < c.panels; ++p) DotTile<kGrouped, kRows, 1>(b, c.groups(), at, p);
   }
   constexpr int kNext = kRows > 8 ? 8 : kRows / 2;
-  if constexpr (kNext > 0) DotRows<kGrouped, kNext>(a, b, c, first, at, rows, panels);
+  if constexpr (kNext > 0) DotRows<kGrouped, kNext>(a, b, c, first, at, rows);
 }
 
 // What is left to subtract from a row's sums once all inputs are in them.
@@ -167,20 +197,20 @@ static NIBBLE_HD I32x16 RowOffset(const LinearArgs& a, int row, int panel) {
   return I32x16::Mul(I32x16::FromU8(a.w.zero + panel * weight::kPanel), row_sum);
 }
 
-// Rows [first, first + rows), panels [panel, panel + panels).
-static void UnpackedRows(const LinearArgs& a, UnpackedBlock& b, int first, int rows, int panel, int panels) {
+// Rows [first, first + rows) of a block of panels.
+static void UnpackedRows(const LinearArgs& a, UnpackedBlock& b, int first, int rows, int panel) {
   memset(b.sums, 0, size_t(rows) * sizeof(b.sums[0]));
   for (int begin = 0; begin < a.w.k; begin += kChunk) {
-    const Chunk c{begin, a.w.k - begin < kChunk ? a.w.k - begin : kChunk};
-    for (int p = 0; p < panels; ++p) Unpack(a, panel + p, c, p, b);
+    const Chunk c = ChunkAt(a, panel, begin);
+    for (int p = 0; p < c.panels; ++p) Unpack(a, c, p, b);
     if (a.w.layout == weight::Layout::kI4Group) {
-      DotRows<true, kUnpackedRows>(a, b, c, first, 0, rows, panels);
+      DotRows<true, kUnpackedRows>(a, b, c, first, 0, rows);
     } else {
-      DotRows<false, kUnpackedRows>(a, b, c, first, 0, rows, panels);
+      DotRows<false, kUnpackedRows>(a, b, c, first, 0, rows);
     }
   }
   for (int r = 0; r < rows; ++r)
-    for (int p = 0; p < panels; ++p) {
+    for (int p = 0; p < kBlockPanels && panel + p < a.panel_end; ++p) {
       int32_t* sum = b.sums[r][p];
       I32x16::Sub(I32x16::Load(sum), RowOffset(a, first + r, panel + p)).Store(sum);
       StorePanel(a, sum, first + r, panel + p);
@@ -195,9 +225,7 @@ static void LinearUnpacked(const LinearArgs& a) {
   UnpackedBlock b;
   for (int first = 0; first < a.rows; first += kBlockRows) {
     const int rows = a.rows - first < kBlockRows ? a.rows - first : kBlockRows;
-    for (int panel = a.panel_begin; panel < a.panel_end; panel += kBlockPanels) {
-      const int left = a.panel_end - panel;
-      UnpackedRows(a, b, first, rows, panel, left < kBlockPanels ? left : kBlockPanels);
-    }
+    for (int panel = a.panel_begin; panel < a.panel_end; panel += kBlockPanels)
+      UnpackedRows(a, b, first, rows, panel);
   }
 }
