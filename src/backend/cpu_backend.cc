@@ -14,8 +14,8 @@ namespace nibble {
 namespace {
 
 constexpr size_t kAlign = 64;
-// From here on memory is asked for in huge pages: activations and KV pages are read and written in short pieces
-// far apart, each of which would need an address translation of its own.
+// From here on memory is asked for in huge pages: activations and KV pages are read and written in short
+// pieces far apart, each of which would need an address translation of its own.
 constexpr size_t kHugeFrom = 4 << 20;
 size_t AlignUp(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
