@@ -205,13 +205,17 @@ def main():
             print(f"{name:16} {ours:9.2f} {theirs:9.2f} {ours / theirs:5.2f}", flush=True)
             rows.append({"test": name, "depth": depth, "nibble": ours, "llama_cpp": theirs, "ratio": ours / theirs,
                          "pairs": pairs, "weight_bytes": row["weight_bytes"]})
+            if args.json:
+                write_json(args, row["device"], rows)
     peer.close()
-    if args.json:
-        commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
-        args.json.write_text(json.dumps({
-            "machine": machine(), "commit": commit.stdout.strip(), "device": row["device"], "shape": args.shape,
-            "weights": args.weights, "recipe": args.recipe, "llama_cpp": VERSION, "llama_cache": args.cache,
-            "threads": args.threads, "rows": rows}, indent=1) + "\n")
+
+
+def write_json(args, device, rows):
+    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    args.json.write_text(json.dumps({
+        "machine": machine(), "commit": commit.stdout.strip(), "device": device, "shape": args.shape, "weights": args.weights,
+        "recipe": args.recipe, "llama_cpp": VERSION, "llama_cache": args.cache, "threads": args.threads, "rows": rows},
+        indent=1) + "\n")
 
 
 def machine():
