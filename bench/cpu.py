@@ -122,8 +122,8 @@ def peer_section():
 def ops_section():
     if not load("ops"):
         return ""
-    text = "\n## Matmuls\n\n`ops_bench`: the op with the quantization of its input, weights that no cache holds. Above 100%: the kernel "
-            "reads faster than the loop that measured the floor did.\n"
+    text = ("\n## Matmuls\n\n`ops_bench`: the op with the quantization of its input, weights that no cache holds. Above 100%: the "
+            "kernel reads faster than the loop that measured the floor did.\n")
     for data in load("ops").values():
         f = data["floors"]
         text += (f"\n{where(data)}. Floors: {f['read_bytes'] * 1e-9:.0f} GB/s; GOP/s {f['u4_dot'] * 1e-9:.0f} u4 x s8, "
