@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <set>
@@ -56,7 +57,7 @@ Args Eval(Args rest) {
 
 TEST(Cli, VersionAndHelp) {
   EXPECT_EQ(RunNibble({"--version"}).out.rfind("nibble ", 0), 0u);
-  for (const char* command : {"generate", "quantize", "eval", "tokenize", "inspect"}) {
+  for (const char* command : {"generate", "quantize", "eval", "bench", "tokenize", "inspect"}) {
     const RunResult help = RunNibble({command, "--help"});
     EXPECT_EQ(help.exit_code, 0);
     EXPECT_EQ(help.err, "");
@@ -66,6 +67,38 @@ TEST(Cli, VersionAndHelp) {
       EXPECT_NE(help.out.find(option), std::string::npos) << command << option;
     EXPECT_EQ(RunNibble({command, "--version"}).out.rfind("nibble ", 0), 0u);
   }
+}
+
+// One object a test, in the order depth, prompt, generation; rates are of this machine.
+TEST(Cli, Bench) {
+  const RunResult r = RunNibble({"bench", "-m", Model10m(), "-p", "70,0", "-n", "3", "-d", "0,130", "-r", "2",
+                                 "--recipe", "qserve", "-o", "json"});
+  EXPECT_EQ(r.exit_code, 0) << r.err;
+  const json tests = json::parse(r.out, nullptr, false);
+  ASSERT_EQ(tests.size(), 4u);
+  const char* const names[] = {"pp70", "tg3", "pp70 @ d130", "tg3 @ d130"};
+  for (size_t i = 0; i < tests.size(); ++i) {
+    const json& t = tests[i];
+    EXPECT_EQ(t["test"], names[i]);
+    EXPECT_EQ(t["n_depth"], i < 2 ? 0 : 130);
+    EXPECT_EQ(t["samples_ts"].size(), 2u);
+    EXPECT_GT(t["median_ts"], 0.0);
+    EXPECT_EQ(t["weights"], "float");
+    EXPECT_EQ(t["random_weights"], false);
+    EXPECT_EQ(t["random_depth"], i >= 2);
+  }
+  EXPECT_GT(tests[2]["kv_bytes"], tests[0]["kv_bytes"]);
+  // Through token selection that keeps scores, the depth comes from a prefill.
+  const RunResult h2o = RunNibble({"bench", "-m", Model10m(), "-p", "0", "-n", "2", "-d", "70", "-r", "1",
+                                   "--recipe", "h2o", "-o", "json"});
+  EXPECT_EQ(h2o.exit_code, 0) << h2o.err;
+  EXPECT_EQ(json::parse(h2o.out, nullptr, false)[0]["random_depth"], false);
+  const RunResult csv = RunNibble({"bench", "-m", Model10m(), "-p", "8", "-n", "2", "-r", "1", "-o", "csv"});
+  EXPECT_EQ(std::count(csv.out.begin(), csv.out.end(), '\n'), 3);
+  EXPECT_EQ(csv.out.rfind("version,device,model,", 0), 0u);
+  const RunResult deep = RunNibble({"bench", "-m", Model10m(), "-d", "4000"});
+  EXPECT_EQ(deep.exit_code, 1);
+  EXPECT_NE(deep.err.find("tokens of context, the model has 4096"), std::string::npos) << deep.err;
 }
 
 TEST(Cli, GenerateMatchesGolden) {

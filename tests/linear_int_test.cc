@@ -194,6 +194,30 @@ TEST(LinearInt, EveryIsaGivesTheDefinitionsBits) {
   }
 }
 
+// Rows enough for the kernels that unpack: every size of tile, blocks of rows and what is left of them;
+// chunks of inputs whole and cut, and panels that fill no block.
+TEST(LinearInt, ManyRowsOfOddSizes) {
+  for (Storage s : kStorages) {
+    const std::vector<int> sizes = s == Storage::kW4A8Group     ? std::vector{128, 512, 1152}
+                                   : s == Storage::kW4A8Channel ? std::vector{8, 264, 1000}
+                                                                : std::vector{4, 252, 1028};
+    for (int k : sizes) {
+      for (int n : {16, 81, 112}) {
+        const Weights w = Weights::Random(s, n, k, uint32_t(n + k));
+        const Inputs x = Inputs::Random(263, k, uint32_t(k));
+        const Output want = Multiply(&ref::LinearInt, w, x, {.rows = 263, .panel_end = Panels(n)});
+        for (int rows : {7, 8, 9, 11, 12, 15, 16, 23, 24, 37, 127, 128, 129, 263}) {
+          for (const auto* isa : Isas()) {
+            const Output got = Multiply(isa->linear, w, x, {.rows = rows, .panel_end = Panels(n)});
+            ASSERT_TRUE(SameBits(want, got) && GuardIntact(got))
+                << isa->isa << " " << Name(s) << " " << rows << "x" << n << "x" << k;
+          }
+        }
+      }
+    }
+  }
+}
+
 // The definition reads packed weights; this loop reads what was packed.
 TEST(LinearInt, DefinitionAgreesWithStoredCodes) {
   for (Storage s : kStorages) {
@@ -283,12 +307,12 @@ TEST(LinearInt, LargestSums) {
     for (uint8_t& v : w.group_scale) v = 16;
     for (uint8_t& v : w.zero) v = c.zero;
     w.Pack();
-    Inputs x(9, c.k);
+    Inputs x(40, c.k);
     for (int8_t& v : x.q) v = int8_t(c.x);
     x.SumGroups();
     const double want = double(w.Value(0, 0)) * c.x * c.k * 0.25;
     ASSERT_LT(std::abs(want) * 4, 2147483648.0);
-    for (int rows : {1, 9}) {
+    for (int rows : {1, 9, 40}) {
       for (const auto* isa : Isas()) {
         const Output got = Multiply(isa->linear, w, x, {.rows = rows, .panel_end = Panels(n)});
         EXPECT_EQ(got.at(rows - 1, n - 1), float(want)) << isa->isa << " " << Name(c.storage) << " k " << c.k;
@@ -362,27 +386,28 @@ TEST(LinearInt, RowSumsBeyondHalfPrecision) {
 
 // Mistakes that a kernel could make; the comparison of the first test must see each of them.
 TEST(LinearInt, BrokenVariantsAreCaught) {
-  const int n = 40, k = 256, rows = 3;
-  const Options o{.rows = rows, .panel_end = Panels(n)};
-  for (Storage s : kStorages) {
-    const Weights w = Weights::Random(s, n, k, 13);
-    const Inputs x = Inputs::Random(rows, k, 14);
-    const Output want = Multiply(&ref::LinearInt, w, x, o);
-    for (const auto* isa : Isas()) {
-      ASSERT_TRUE(SameBits(want, Multiply(isa->linear, w, x, o))) << isa->isa;
-      Inputs moved = x;  // two inputs of one step swapped
-      std::swap(moved.q[1], moved.q[2]);
-      EXPECT_FALSE(SameBits(want, Multiply(isa->linear, w, moved, o))) << isa->isa;
-      if (s == Storage::kW8A8) continue;
-      Inputs ignored = x;  // the zero point of one group ignored, in the last row
-      ignored.group_sum.back() = 0;
-      EXPECT_FALSE(SameBits(want, Multiply(isa->linear, w, ignored, o))) << isa->isa;
-      Weights off = w;  // one zero point of the last output off by one
-      off.zero.back() ^= 1;
-      off.Pack();
-      EXPECT_FALSE(SameBits(want, Multiply(isa->linear, off, x, o))) << isa->isa;
+  const int n = 40, k = 256;
+  for (int rows : {3, 29})
+    for (Storage s : kStorages) {
+      const Options o{.rows = rows, .panel_end = Panels(n)};
+      const Weights w = Weights::Random(s, n, k, 13);
+      const Inputs x = Inputs::Random(rows, k, 14);
+      const Output want = Multiply(&ref::LinearInt, w, x, o);
+      for (const auto* isa : Isas()) {
+        ASSERT_TRUE(SameBits(want, Multiply(isa->linear, w, x, o))) << isa->isa;
+        Inputs moved = x;  // two inputs of one step swapped
+        std::swap(moved.q[1], moved.q[2]);
+        EXPECT_FALSE(SameBits(want, Multiply(isa->linear, w, moved, o))) << isa->isa;
+        if (s == Storage::kW8A8) continue;
+        Inputs ignored = x;  // the zero point of one group ignored, in the last row
+        ignored.group_sum.back() = 0;
+        EXPECT_FALSE(SameBits(want, Multiply(isa->linear, w, ignored, o))) << isa->isa;
+        Weights off = w;  // one zero point of the last output off by one
+        off.zero.back() ^= 1;
+        off.Pack();
+        EXPECT_FALSE(SameBits(want, Multiply(isa->linear, off, x, o))) << isa->isa;
+      }
     }
-  }
 }
 
 TEST(LinearInt, NamesSayLayoutAndInstruction) {

@@ -14,6 +14,9 @@ namespace nibble {
 namespace {
 
 constexpr size_t kAlign = 64;
+// From here on memory is asked for in huge pages: activations and KV pages are read and written in short
+// pieces far apart, each of which would need an address translation of its own.
+constexpr size_t kHugeFrom = 4 << 20;
 size_t AlignUp(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 size_t MachineMemory() {
@@ -56,6 +59,8 @@ Result<Buffer> CpuBackend::Alloc(size_t bytes) {
     return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes: this machine has {}", bytes, machine);
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes", bytes);
+  // A refusal, where the system has no huge pages to give, only costs speed.
+  if (bytes >= kHugeFrom) (void)madvise(p, bytes, MADV_HUGEPAGE);
   return Buffer{static_cast<std::byte*>(p), bytes};
 }
 
@@ -86,6 +91,8 @@ Status CpuBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int
   const size_t pages = size_t{3} * kMaxContextPages * sizeof(void*);
   const size_t scores = AlignUp((kMaxContextPages + 1) * sizeof(float*));
   NIBBLE_ASSIGN(Buffer work, Alloc(xq + scale + sums + threads * (tiles + means + pages + scores)));
+  // Of the addresses of pages a context touches the first few: huge pages would waste megabytes a thread.
+  (void)madvise(work.data, work.bytes, MADV_NOHUGEPAGE);
   Free(work_);
   work_ = work;
   wave_.reserve(size_t(rows));

@@ -69,6 +69,7 @@ class CpuBackend final : public Backend {
   // 16 million tokens of context. Only the addresses that are used take memory.
   static constexpr int64_t kMaxContextPages = 1 << 18;
 
+  Result<std::byte*> TakeWeights(size_t bytes);
   void QuantizeRows(const float* x, int64_t x_stride, int rows, int k);
   void CopyOpenRows(const KvView&);
   void AppendSegment(const KvAppendArgs&, const KvSegment&, int head, bool is_v);
@@ -93,7 +94,9 @@ class CpuBackend final : public Backend {
 
   const cpu::CpuKernels& kernels_;
   ThreadPool pool_;
-  std::vector<Buffer> weights_;  // Pack's results
+  std::vector<Buffer> weights_;        // slabs that hold Pack's results
+  std::byte* weights_next_ = nullptr;  // what is left of the last slab
+  size_t weights_left_ = 0;
 
   // Reserve's work buffers.
   int max_rows_ = 0, max_k_ = 0, max_group_ = 0, max_head_dim_ = 0;

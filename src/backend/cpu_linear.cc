@@ -9,8 +9,12 @@
 namespace nibble {
 namespace {
 
-// Rows of one work item. Their input block stays in the second-level cache while the item walks its panels.
-constexpr int kRowBlock = 64;
+// Rows of one work item. Their input block stays in the second-level cache while the item walks its panels;
+// inputs of integer products are a quarter as large.
+constexpr int kRowBlock = 64, kIntRowBlock = 256;
+// Weights lie in slabs, which Alloc takes from huge pages: with small ones a stream of weights waits for an
+// address translation every 4 KiB, where the processor's prefetching stops, too.
+constexpr size_t kHugePage = 2 << 20, kSlab = 64 << 20;
 // Multiply-adds below which an item is not worth handing out: a microsecond or so.
 constexpr int64_t kMinMacs = 65536;
 // Kernels take panels in pairs or fours.
@@ -25,9 +29,24 @@ int Panels(const weight::PackedWeight& w) { return (w.n + weight::kPanel - 1) / 
 Result<weight::PackedWeight> CpuBackend::Pack(const weight::WeightView& view, MatmulArith arith) {
   NIBBLE_RETURN_IF_ERROR(weight::CheckShape(view.storage, view.n, view.k));
   const weight::Layout layout = weight::LayoutFor(view.storage, arith == MatmulArith::kBF16);
-  NIBBLE_ASSIGN(Buffer memory, Alloc(weight::PackedBytes(view, layout)));
-  weights_.push_back(memory);
-  return weight::Pack(view, layout, memory.data);
+  NIBBLE_ASSIGN(std::byte * memory, TakeWeights(weight::PackedBytes(view, layout)));
+  return weight::Pack(view, layout, memory);
+}
+
+// 64-byte aligned, from the last slab or a new one. What a slab has left over is never touched and takes no
+// memory.
+Result<std::byte*> CpuBackend::TakeWeights(size_t bytes) {
+  bytes = (bytes + 63) / 64 * 64;
+  if (bytes > weights_left_) {
+    const size_t slab = std::max(bytes, kSlab) + kHugePage;
+    NIBBLE_ASSIGN(Buffer memory, Alloc(slab));
+    weights_.push_back(memory);
+    const size_t skip = -reinterpret_cast<uintptr_t>(memory.data) % kHugePage;
+    weights_next_ = memory.data + skip;
+    weights_left_ = slab - skip;
+  }
+  weights_left_ -= bytes;
+  return std::exchange(weights_next_, weights_next_ + bytes);
 }
 
 void CpuBackend::QuantizeRows(const float* x, int64_t x_stride, int rows, int k) {
@@ -60,14 +79,15 @@ void CpuBackend::Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith a
   if (rows == 0 || panels == 0) return;
   if (integer) QuantizeRows(x.as<const float>(), x.stride[0], rows, k);
 
-  const int64_t row_blocks = (rows + kRowBlock - 1) / kRowBlock;
-  const int64_t macs = int64_t{std::min(rows, kRowBlock)} * weight::kPanel * k;  // of one panel and row block
+  const int row_block = integer ? kIntRowBlock : kRowBlock;
+  const int64_t row_blocks = (rows + row_block - 1) / row_block;
+  const int64_t macs = int64_t{std::min(rows, row_block)} * weight::kPanel * k;  // of one panel and row block
   const int64_t fair = (panels * row_blocks) / (kItemsPerThread * pool_.threads());
   int64_t chunk = std::clamp<int64_t>(std::max(fair, kMinMacs / macs), 1, panels);
   if (chunk > kPanelStep) chunk -= chunk % kPanelStep;
   const int64_t chunks = (panels + chunk - 1) / chunk;
   pool_.Run(row_blocks * chunks, [&](int64_t item, int) {
-    const int64_t row = item / chunks * kRowBlock;
+    const int64_t row = item / chunks * row_block;
     const int64_t begin = item % chunks * chunk, end = std::min(panels, begin + chunk);
     int64_t first = 0;  // panels of the products before this one
     for (const LinearOut& out : outs) {
@@ -84,7 +104,7 @@ void CpuBackend::Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith a
                        .y = out.y.as<float>() + row * out.y.stride[0],
                        .x_stride = x.stride[0],
                        .y_stride = out.y.stride[0],
-                       .rows = static_cast<int>(std::min<int64_t>(kRowBlock, rows - row)),
+                       .rows = static_cast<int>(std::min<int64_t>(row_block, rows - row)),
                        .panel_begin = static_cast<int>(from),
                        .panel_end = static_cast<int>(to),
                        .arith = arith,

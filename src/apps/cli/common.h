@@ -36,6 +36,7 @@ Command AddCompare(CLI::App& app);
 Command AddTokenize(CLI::App& app);
 Command AddInspect(CLI::App& app);
 Command AddCalibrate(CLI::App& app);
+Command AddBench(CLI::App& app);
 
 struct CommonOptions {
   int threads = 0;  // 0: all available

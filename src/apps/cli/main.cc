@@ -18,6 +18,7 @@ constexpr const char* kExamples =
     "  nibble eval     -m out/novelist-w4a8 --reference models/novelist-10m --text "
     "texts/Doyle_Hound_1902.txt\n"
     "  nibble compare  -m models/novelist-10m --text texts/Doyle_Hound_1902.txt --all -o report.html\n"
+    "  nibble bench    --shape 1b --recipe qserve\n"
     "  nibble inspect  out/novelist-w4a8\n"
     "Every command has its own --help. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.";
 
@@ -60,8 +61,8 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", "nibble " NIBBLE_VERSION)->description("Print the version and exit");
   app.set_help_flag("-h,--help", "Print this help and exit");
   app.footer(kExamples);
-  const Command commands[] = {AddGenerate(app), AddQuantize(app), AddEval(app),   AddCalibrate(app),
-                              AddCompare(app),  AddTokenize(app), AddInspect(app)};
+  const Command commands[] = {AddGenerate(app), AddQuantize(app), AddEval(app),     AddCalibrate(app),
+                              AddCompare(app),  AddBench(app),    AddTokenize(app), AddInspect(app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

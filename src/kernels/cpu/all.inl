@@ -7,6 +7,7 @@ namespace nibble::cpu::NIBBLE_ISA {
 #include "kernels/cpu/vec_math.h"
 #include "kernels/cpu/linear_dense.h"
 #include "kernels/cpu/linear_int.h"
+#include "kernels/cpu/linear_unpacked.h"
 #include "kernels/cpu/embed.h"
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/log_sum_exp.h"
@@ -29,10 +30,12 @@ namespace nibble::cpu::NIBBLE_ISA {
 // clang-format on
 
 static void Linear(const LinearArgs& a) {
-  if (weight::IsInteger(a.w.layout)) {
-    LinearInt(a);
-  } else {
+  if (!weight::IsInteger(a.w.layout)) {
     LinearDense(a);
+  } else if (Unpacks(a)) {
+    LinearUnpacked(a);
+  } else {
+    LinearInt(a);
   }
 }
 static const char* LinearName(weight::Layout layout, MatmulArith arith) {

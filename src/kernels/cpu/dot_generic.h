@@ -16,6 +16,11 @@ struct I32x16 {
     for (int i = 0; i < 16; ++i) c.v[i] = p[i];
     return c;
   }
+  static NIBBLE_HD I32x16 Load(const int32_t* p) {
+    I32x16 c;
+    memcpy(c.v, p, sizeof(c.v));
+    return c;
+  }
   NIBBLE_HD void Store(int32_t* p) const { memcpy(p, v, sizeof(v)); }
   static NIBBLE_HD I32x16 Add(const I32x16& a, const I32x16& b) {
     I32x16 c;
@@ -34,6 +39,12 @@ struct I32x16 {
   }
   // a * b for lanes of a in 0..32767 and b in -32768..32767: cheaper than Mul on vectors.
   static NIBBLE_HD I32x16 MulU15(const I32x16& a, int32_t b) { return Mul(a, Set1(b)); }
+  // Every lane and b as two s16: the sum of the products of the lower and of the upper halves.
+  static NIBBLE_HD I32x16 DotPairs(const I32x16& a, int32_t b) {
+    I32x16 c;
+    for (int i = 0; i < 16; ++i) c.v[i] = int16_t(a.v[i]) * int16_t(b) + (a.v[i] >> 16) * (b >> 16);
+    return c;
+  }
 };
 
 // 4 consecutive inputs of 16 outputs, [16][4]: what one Step multiplies.
@@ -103,7 +114,56 @@ struct DotS8 {
   }
 };
 
-// Tile of linear_int.h that fits the registers: kTileRows x kTilePanels, and 1 x kRowPanels for single rows.
-constexpr int kTileRows = 4, kTilePanels = 1, kRowPanels = 2;
+static NIBBLE_HD void StoreWeights4(const Weights4& w, uint8_t* p) {
+  for (int i = 0; i < 64; ++i) p[i] = uint8_t(w.v[i]);
+}
+
+// s2 of a group and panel, in the form in which UnpackNibbles or DotUnpacked multiplies by it.
+struct GroupFactor {
+  I32x16 s2;
+  static NIBBLE_HD GroupFactor Load(const uint8_t* p) { return {I32x16::FromU8(p)}; }
+};
+
+// 64 bytes of kI4* to 128 bytes, [2][16][4] of consecutive inputs, for DotUnpacked::Load.
+static NIBBLE_HD void UnpackNibbles(const std::byte* codes, const GroupFactor&, uint8_t* out) {
+  for (int half = 0; half < 2; ++half) StoreWeights4(LoadNibbles(codes, half != 0), out + 64 * half);
+}
+
+// The sum over steps of (u * s2) * (4 inputs), less z * s2 times the sum of the inputs. Begin takes the sums
+// so far and End leaves the new ones; in between they are wherever the instruction set likes. A group is cut
+// into stretches of kFlushSteps steps, the first of which is Start, with a Flush by the group's factor after
+// each; 0 says that there is no need.
+struct DotUnpacked {
+  static constexpr int kFlushSteps = DotU4::kFlushSteps;
+  DotU4 part;
+  static NIBBLE_HD Weights4 Load(const uint8_t* p) {
+    Weights4 w;
+    for (int i = 0; i < 64; ++i) w.v[i] = p[i];
+    return w;
+  }
+  NIBBLE_HD void Begin(const int32_t*) {}
+  NIBBLE_HD void Start(const Weights4& w, int32_t x4) { part.Step(w, x4); }
+  NIBBLE_HD void Step(const Weights4& w, int32_t x4) { part.Step(w, x4); }
+  NIBBLE_HD void Flush(const GroupFactor& factor, int32_t* sum) {
+    part.Flush();
+    I32x16::Add(I32x16::Load(sum), I32x16::Mul(part.sum, factor.s2)).Store(sum);
+    part.sum = I32x16::Zero();
+  }
+  NIBBLE_HD void Subtract(const I32x16& z, int32_t group_sums, int32_t* sum) {
+    I32x16::Sub(I32x16::Load(sum), I32x16::DotPairs(z, group_sums)).Store(sum);
+  }
+  NIBBLE_HD void End(int32_t*) {}
+};
+// Tile of linear_unpacked.h; panels and inputs (whole groups) that are unpacked together; the rows from which
+// that pays; whether kI8Channel takes this way too.
+constexpr int kUnpackedRows = 4, kUnpackedPanels = 1, kBlockPanels = 4, kUnpackFromRows = 8;
+constexpr int kChunk = 256;
+constexpr bool kUnpackS8 = false;
+
+// Tile of linear_int.h that fits the registers: kTileRows x kTilePanels. Single rows, which wait for memory:
+// panels at once, chains of sums a panel, and how far ahead weights are asked for (0: that is left to the
+// processor).
+constexpr int kTileRows = 4, kTilePanels = 1;
+constexpr int kRowPanels = 2, kRowChains = 1, kRowPrefetchBytes = 0;
 constexpr const char* kIntNames[] = {"i4-group/c", "i4-channel/c", "i8-channel/c"};
 constexpr const char* kS8DotName = "c";

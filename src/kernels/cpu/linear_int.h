@@ -86,31 +86,59 @@ static NIBBLE_HD void Step(const Weights4 (&w)[kPanels], const int8_t* x, int64_
   }
 }
 
-// Adds blocks [block, end) of 8 inputs of a kI4 layout to every accumulator of the tile.
+// Accumulators of a tile. A single row of one panel has kRowChains of each, taken in turn, because one chain
+// of dependent sums would be slower than memory.
 template <int kRows, int kPanels>
-static NIBBLE_HD void DotI4(const IntInputs& in, int block, int end, DotU4 (&acc)[kPanels][kRows]) {
-  constexpr int kFlushBlocks = DotU4::kFlushSteps / 2;
-  while (block < end) {
-    const int stop = end - block < kFlushBlocks ? end : block + kFlushBlocks;
-// Unrolled further, g++ 12 reorders the s16 sums of vpmaddubsw, runs out of registers and loses a third.
-#pragma GCC unroll 1
-    for (; block < stop; ++block) {
-      const std::byte* codes = in.codes + int64_t{block} * 64;
-      const int8_t* x = in.x + int64_t{block} * 8;
+struct TileDots {
+  static constexpr int kChains = kRows * kPanels == 1 ? kRowChains : 1;
+  DotU4 dots[kChains][kPanels][kRows];
+  NIBBLE_HD I32x16 Sum(int p, int r) const {
+    I32x16 sum = dots[0][p][r].sum;
+    for (int c = 1; c < kChains; ++c) sum = I32x16::Add(sum, dots[c][p][r].sum);
+    return sum;
+  }
+};
+
+// Adds kBlocks blocks of 8 inputs of a kI4 layout to every accumulator of the tile.
+template <int kBlocks, int kRows, int kPanels>
+static NIBBLE_HD void DotBlocksI4(const IntInputs& in, int block, TileDots<kRows, kPanels>& acc) {
+  constexpr int kChains = TileDots<kRows, kPanels>::kChains;
+  constexpr int kTurn = kBlocks == 1 || kChains == 1 ? 1 : kChains / 2;  // blocks until a chain's next turn
+  const std::byte* codes = in.codes + int64_t{block} * 64;
+  const int8_t* x = in.x + int64_t{block} * 8;
+#pragma GCC unroll 4
+  for (int first = 0; first < kBlocks; first += kTurn) {
+#pragma GCC unroll 4
+    for (int b = 0; b < kTurn; ++b) {
+      if constexpr (kRows == 1 && kRowPrefetchBytes > 0)
+        __builtin_prefetch(codes + (first + b) * 64 + kRowPrefetchBytes);
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {  // low nibbles, then high ones
         Weights4 w[kPanels];
 #pragma GCC unroll 8
-        for (int p = 0; p < kPanels; ++p) w[p] = LoadNibbles(codes + p * in.panel_bytes, half != 0);
-        Step(w, x + 4 * half, in.k, acc);
+        for (int p = 0; p < kPanels; ++p)
+          w[p] = LoadNibbles(codes + (first + b) * 64 + p * in.panel_bytes, half != 0);
+        Step(w, x + 8 * (first + b) + 4 * half, in.k, acc.dots[(2 * b + half) % kChains]);
       }
     }
-#pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) {
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) acc[p][r].Flush();
-    }
   }
+#pragma GCC unroll 8
+  for (int p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) acc.dots[0][p][r].Flush();
+  }
+}
+
+// Adds blocks [block, end).
+template <int kRows, int kPanels>
+static NIBBLE_HD void DotI4(const IntInputs& in, int block, int end, TileDots<kRows, kPanels>& acc) {
+  constexpr int kGroupBlocks = weight::kGroup / 8;
+  constexpr int kFlushBlocks = DotU4::kFlushSteps / 2 < kGroupBlocks ? DotU4::kFlushSteps / 2 : kGroupBlocks;
+  static_assert(TileDots<kRows, kPanels>::kChains == 1 || kFlushBlocks == kGroupBlocks);
+#pragma GCC unroll 1
+  for (; block + kFlushBlocks <= end; block += kFlushBlocks) DotBlocksI4<kFlushBlocks>(in, block, acc);
+#pragma GCC unroll 1
+  for (; block < end; ++block) DotBlocksI4<1>(in, block, acc);
 }
 
 template <int kRows, int kPanels>
@@ -123,14 +151,14 @@ static void TileI4Group(const LinearArgs& a, IntTile t) {
     for (int r = 0; r < kRows; ++r) sums[p][r] = I32x16::Zero();
   }
   for (int g = 0; g < groups; ++g) {
-    DotU4 acc[kPanels][kRows];
+    TileDots<kRows, kPanels> acc;
     DotI4(in, g * kGroupBlocks, (g + 1) * kGroupBlocks, acc);
     for (int p = 0; p < kPanels; ++p) {
       const int64_t at = (int64_t{t.panel + p} * groups + g) * weight::kPanel;
       const I32x16 scale = I32x16::FromU8(a.w.group_scale + at), zero = I32x16::FromU8(a.w.zero + at);
       for (int r = 0; r < kRows; ++r) {  // |group_sum| <= 127 * 128 fits s16
         const int32_t group_sum = a.group_sum[int64_t{t.row + r} * groups + g];
-        const I32x16 part = I32x16::Sub(acc[p][r].sum, I32x16::MulU15(zero, group_sum));
+        const I32x16 part = I32x16::Sub(acc.Sum(p, r), I32x16::MulU15(zero, group_sum));
         sums[p][r] = I32x16::Add(sums[p][r], I32x16::Mul(part, scale));
       }
     }
@@ -140,16 +168,19 @@ static void TileI4Group(const LinearArgs& a, IntTile t) {
 
 template <int kRows, int kPanels>
 static void TileI4Channel(const LinearArgs& a, IntTile t) {
+  constexpr int kGroupBlocks = weight::kGroup / 8;
   const IntInputs in = InputsOf(a, t, int64_t{a.w.k} * 8);
-  DotU4 acc[kPanels][kRows];
-  DotI4(in, 0, a.w.k / 8, acc);
   I32x16 sums[kPanels][kRows];
   for (int p = 0; p < kPanels; ++p) {
     const I32x16 zero = I32x16::FromU8(a.w.zero + (t.panel + p) * weight::kPanel);
-    for (int r = 0; r < kRows; ++r) {
-      const I32x16 row_sum = I32x16::Set1(RowSum(a, t.row + r));
-      sums[p][r] = I32x16::Sub(acc[p][r].sum, I32x16::Mul(zero, row_sum));
-    }
+    for (int r = 0; r < kRows; ++r) sums[p][r] = I32x16::Mul(zero, I32x16::Set1(-RowSum(a, t.row + r)));
+  }
+  const int blocks = a.w.k / 8;  // in groups: sums that begin and end with one stay in registers
+  for (int block = 0; block < blocks; block += kGroupBlocks) {
+    TileDots<kRows, kPanels> acc;
+    DotI4(in, block, blocks - block < kGroupBlocks ? blocks : block + kGroupBlocks, acc);
+    for (int p = 0; p < kPanels; ++p)
+      for (int r = 0; r < kRows; ++r) sums[p][r] = I32x16::Add(sums[p][r], acc.Sum(p, r));
   }
   StoreTile(a, t, sums);
 }
@@ -157,20 +188,33 @@ static void TileI4Channel(const LinearArgs& a, IntTile t) {
 template <int kRows, int kPanels>
 static void TileI8Channel(const LinearArgs& a, IntTile t) {
   const IntInputs in = InputsOf(a, t, int64_t{a.w.k} * 16);
-  DotS8 acc[kPanels][kRows];
-#pragma GCC unroll 2
-  for (int b = 0; b < a.w.k / 4; ++b) {
+  constexpr int kChains = kRows * kPanels == 1 ? kRowChains : 1;
+  DotS8 acc[kChains][kPanels][kRows];
+  const auto step = [&](int block, DotS8(&to)[kPanels][kRows]) __attribute__((always_inline)) {
     Weights4 w[kPanels];
+    if constexpr (kRows == 1 && kRowPrefetchBytes > 0)
+      __builtin_prefetch(in.codes + int64_t{block} * 64 + kRowPrefetchBytes);
 #pragma GCC unroll 8
-    for (int p = 0; p < kPanels; ++p) w[p] = LoadS8(in.codes + p * in.panel_bytes + int64_t{b} * 64);
-    Step(w, in.x + int64_t{b} * 4, in.k, acc);
-  }
+    for (int p = 0; p < kPanels; ++p) w[p] = LoadS8(in.codes + p * in.panel_bytes + int64_t{block} * 64);
+    Step(w, in.x + int64_t{block} * 4, in.k, to);
+  };
+  const int blocks = a.w.k / 4;
+  int b = 0;
+#pragma GCC unroll 2
+  for (; b + kChains <= blocks; b += kChains)
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) step(b + c, acc[c]);
+  for (; b < blocks; ++b) step(b, acc[0]);
   I32x16 sums[kPanels][kRows];
   for (int r = 0; r < kRows; ++r) {
     const I32x16 offset = I32x16::Set1(kS8Offset == 0 ? 0 : kS8Offset * RowSum(a, t.row + r));
     for (int p = 0; p < kPanels; ++p) {
-      acc[p][r].Flush();
-      sums[p][r] = I32x16::Sub(acc[p][r].sum, offset);
+      sums[p][r] = I32x16::Zero();
+      for (int c = 0; c < kChains; ++c) {
+        acc[c][p][r].Flush();
+        sums[p][r] = I32x16::Add(sums[p][r], acc[c][p][r].sum);
+      }
+      sums[p][r] = I32x16::Sub(sums[p][r], offset);
     }
   }
   StoreTile(a, t, sums);
