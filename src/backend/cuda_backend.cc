@@ -45,6 +45,11 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend() {
 CudaBackend::CudaBackend(int device, const cudaDeviceProp& properties)
     : device_(device), properties_(properties) {
   CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+  for (Beside& b : beside_) {
+    CheckCuda(cudaStreamCreateWithFlags(&b.stream, cudaStreamNonBlocking), "stream");
+    CheckCuda(cudaEventCreateWithFlags(&b.done, cudaEventDisableTiming), "event");
+  }
+  CheckCuda(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming), "event");
   // Freed memory stays with the process: caches come and go with every scored text.
   cudaMemPool_t pool = nullptr;
   uint64_t keep = UINT64_MAX;
@@ -67,6 +72,11 @@ CudaBackend::~CudaBackend() {
   CheckCuda(cudaFreeAsync(device_counters_, stream_), "counters");
   ring_.reset();
   CheckCuda(cudaStreamSynchronize(stream_), "kernels of this backend");
+  for (const Beside& b : beside_) {
+    CheckCuda(cudaStreamDestroy(b.stream), "stream");
+    CheckCuda(cudaEventDestroy(b.done), "event");
+  }
+  CheckCuda(cudaEventDestroy(forked_), "event");
   CheckCuda(cudaStreamDestroy(stream_), "stream");
 }
 

@@ -54,8 +54,8 @@ class CudaBackend final : public Backend {
   Result<weight::PackedWeight> PackFloats(const weight::WeightView&, MatmulArith);
   Result<weight::PackedWeight> PackIntegers(const weight::WeightView&);
   Result<const std::byte*> SendPart(const void* host, size_t bytes, std::vector<Buffer>* parts);
-  void LinearFloats(Tensor x, const LinearOut& out, MatmulArith);
-  void LinearIntegers(const LinearOut& out, int rows);
+  void LinearFloats(Tensor x, const LinearOut& out, MatmulArith, cudaStream_t);
+  void LinearIntegers(const LinearOut& out, int rows, bool early, cudaStream_t);
 
   cuda::PagedKv PagedOf(const KvView&);
   cuda::Means MeansOf(const KvView&);
@@ -69,6 +69,12 @@ class CudaBackend final : public Backend {
   const int device_;
   const cudaDeviceProp properties_;
   cudaStream_t stream_ = nullptr;
+  struct Beside {  // a second and third product of one input
+    cudaStream_t stream;
+    cudaEvent_t done;
+  };
+  Beside beside_[2] = {};
+  cudaEvent_t forked_ = nullptr;
   std::unique_ptr<SendRing> ring_;
   std::vector<Buffer> weights_;  // Pack's results
 

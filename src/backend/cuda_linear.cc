@@ -11,8 +11,8 @@
 namespace nibble {
 namespace {
 
-// Up to which a product is short enough for its start to count (bench/gpu: linear, "no early start").
-constexpr int kEarlyRows = 64;
+// Up to which a product is short: its start counts (bench/gpu: linear, "no early start").
+constexpr int kFewRows = 64;
 
 using weight::Layout;
 using weight::Storage;
@@ -114,7 +114,7 @@ Result<weight::PackedWeight> CudaBackend::PackIntegers(const weight::WeightView&
                               .bytes = bytes};
 }
 
-void CudaBackend::LinearFloats(Tensor x, const LinearOut& out, MatmulArith arith) {
+void CudaBackend::LinearFloats(Tensor x, const LinearOut& out, MatmulArith arith, cudaStream_t stream) {
   if (OnTensorCores(*out.w, arith))
     return CheckCuda(cuda::DenseBf16({.w = reinterpret_cast<const uint16_t*>(out.w->codes),
                                       .x = x_bf16_,
@@ -125,7 +125,7 @@ void CudaBackend::LinearFloats(Tensor x, const LinearOut& out, MatmulArith arith
                                       .n = out.w->n,
                                       .k = out.w->k,
                                       .accumulate = out.accumulate},
-                                     stream_));
+                                     stream));
   CheckCuda(cuda::Dense({.w = out.w->codes,
                          .type = TypeOf(out.w->layout),
                          .x = x.as<const float>(),
@@ -138,10 +138,10 @@ void CudaBackend::LinearFloats(Tensor x, const LinearOut& out, MatmulArith arith
                          .k = out.w->k,
                          .round_x = arith == MatmulArith::kBF16,
                          .accumulate = out.accumulate},
-                        stream_));
+                        stream));
 }
 
-void CudaBackend::LinearIntegers(const LinearOut& out, int rows) {
+void CudaBackend::LinearIntegers(const LinearOut& out, int rows, bool early, cudaStream_t stream) {
   const weight::PackedWeight& w = *out.w;
   CheckCuda(cuda::LinearInt({.w = {StorageOf(w.layout), w.n, w.k, w.codes, w.scale, w.zero},
                              .x = xq_,
@@ -153,9 +153,9 @@ void CudaBackend::LinearIntegers(const LinearOut& out, int rows) {
                              .y_stride = out.y.stride[0],
                              .rows = rows,
                              .accumulate = out.accumulate,
-                             .early_start = rows <= kEarlyRows,
+                             .early_start = early,
                              .plan = {}},
-                            stream_));
+                            stream));
 }
 
 void CudaBackend::Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith arith) {
@@ -186,8 +186,19 @@ void CudaBackend::Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith 
                                   .k = k},
                                  stream_));
   }
-  for (const LinearOut& out : outs)
-    weight::IsInteger(out.w->layout) ? LinearIntegers(out, rows) : LinearFloats(x, out, arith);
+  // Products of few rows do not fill the device: those that share an input run beside each other.
+  const bool few = rows <= kFewRows, beside = few && outs.size() > 1 && outs.size() <= 1 + std::size(beside_);
+  if (beside) CheckCuda(cudaEventRecord(forked_, stream_), "fork");
+  for (size_t i = 0; i < outs.size(); ++i) {
+    const cudaStream_t stream = beside && i > 0 ? beside_[i - 1].stream : stream_;
+    if (stream != stream_) CheckCuda(cudaStreamWaitEvent(stream, forked_), "fork");
+    weight::IsInteger(outs[i].w->layout) ? LinearIntegers(outs[i], rows, few && !beside, stream)
+                                         : LinearFloats(x, outs[i], arith, stream);
+    if (stream == stream_) continue;
+    CheckCuda(cudaEventRecord(beside_[i - 1].done, stream), "join");
+  }
+  for (size_t i = 1; beside && i < outs.size(); ++i)
+    CheckCuda(cudaStreamWaitEvent(stream_, beside_[i - 1].done), "join");
 }
 
 std::string CudaBackend::ExplainLinear(const weight::PackedWeight& w, MatmulArith arith) const {
