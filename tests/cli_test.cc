@@ -63,7 +63,7 @@ TEST(Cli, VersionAndHelp) {
     EXPECT_EQ(help.err, "");
     EXPECT_NE(help.out.find("Examples:\n  nibble " + std::string(command)), std::string::npos) << help.out;
     for (const char* option :
-         {"--threads", "--recipe", "--dtype", "--explain", "--quiet", "--version", "--help"})
+         {"--threads", "--device", "--recipe", "--dtype", "--explain", "--quiet", "--version", "--help"})
       EXPECT_NE(help.out.find(option), std::string::npos) << command << option;
     EXPECT_EQ(RunNibble({command, "--version"}).out.rfind("nibble ", 0), 0u);
   }

@@ -293,6 +293,9 @@ TEST(CpuRows, GluAndLogSumExpAndEmbed) {
       EXPECT_EQ(argmax[r], std::max_element(row, row + kK) - row);
       EXPECT_EQ(max[r], row[argmax[r]]);
     }
+    std::vector<int32_t> ids(kRows);
+    backend.ArgMax(Matrix(gate, kRows), ids.data());
+    EXPECT_EQ(ids, argmax);
 
     const StoredWeight table(Storage::kF32, 50, kK, 30);
     const auto packed = MustPack(backend, table, MatmulArith::kF32);

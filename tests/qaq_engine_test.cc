@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "backend/cpu_backend.h"
-#include "backend/cpu_kv_view.h"
+#include "backend/kv_view.h"
 #include "cache/kv_cache.h"
 #include "float_kernels.h"
 #include "kernels/cpu/kernels.h"

@@ -15,8 +15,19 @@ for fragment in "${fragments[@]}"; do
   esac
 done
 
+# The headers of the CUDA backend need the toolkit's own; without it they are not compiled either.
+cuda=""
+nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null || true)
+if [ -n "$nvcc" ]; then
+  cuda="-isystem $(dirname "$(dirname "$(readlink -f "$nvcc")")")/include"
+else
+  mapfile -t headers < <(printf '%s\n' "${headers[@]}" | grep -v '^src/backend/cuda_')
+fi
+export cuda
+
 compile_alone() {
-  echo "#include \"$1\"" | "${CXX:-g++}" -std=c++20 -fsyntax-only -Wall -Wextra -Wno-missing-field-initializers -Werror -I. -Isrc -DNIBBLE_SOURCE_DIR='""' \
+  # shellcheck disable=SC2086
+  echo "#include \"$1\"" | "${CXX:-g++}" $cuda -std=c++20 -fsyntax-only -Wall -Wextra -Wno-missing-field-initializers -Werror -I. -Isrc -DNIBBLE_SOURCE_DIR='""' \
     -DNIBBLE_BINARY_DIR='""' -x c++ - ||
     { echo "$1: does not compile alone"; return 1; }
 }

@@ -3,6 +3,7 @@
 // backend's one stream and never fail on valid arguments; NIBBLE_CHECK guards them. No op allocates.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -40,18 +41,6 @@ struct LinearOut {
   bool accumulate = false;
 };
 
-// New tokens of one sequence that lie in one page. Built once a step by the cache, the same for every layer.
-struct KvSegment {
-  int32_t seq = 0;            // slot of the sequence, < max_seqs
-  int32_t row = 0, rows = 0;  // rows of the step's activation matrix
-  int32_t position = 0;       // of the first row
-  int32_t dense_rows = 0;     // the first rows attend to all they may see, whatever the selection
-  int32_t raw_slot = 0;    // raw page that receives and holds these rows: >= 0 tail slot, < 0 scratch ~slot
-  int32_t copy_from = -1;  // tail slot whose first position % page_tokens tokens are copied in, or -1
-  int32_t seal_page = -1;  // page written when this segment completes its page, or -1
-  int32_t table = 0, pages = 0;  // sealed pages before this one: page_table[table .. table + pages)
-};
-
 // Running state of QAQ, by sequence slot and KV head: what the bound of K needs to know of the queries.
 using QaqState = kv::NormHistogram;
 
@@ -72,7 +61,7 @@ struct HeadMix {
 };
 
 // What the cache shows to the ops of one layer. Addresses: page p of KV head h at k_pool + (p * kv_heads + h)
-// * k_page_bytes, under HeadMix at SealedPagesOf (cpu_kv_view.h); tail slot s at k_tail + (s * kv_heads + h)
+// * k_page_bytes, under HeadMix at SealedPagesOf (kv_view.h); tail slot s at k_tail + (s * kv_heads + h)
 // * kv::TailBytes, scratch alike. Under tail=int8 a raw page is a kv::Int8Tail, and the tail slot of a
 // sequence keeps a completed page until the next begins.
 struct KvView {
@@ -106,6 +95,14 @@ struct AttendArgs {
   int heads = 0;
   float scale = 0;
   int64_t window = 0;  // 0: none
+};
+
+// What a step reads that changes from one step to the next: of KvCache's current step.
+struct StepInputs {
+  std::span<const int32_t> tokens, positions, logit_rows;
+  std::span<const KvSegment> segments;
+  std::span<const int32_t> page_table;
+  bool observed = false;  // somebody looks at activations while the ops are queued
 };
 
 struct LogSumExpOut {
@@ -147,6 +144,13 @@ class Backend {
   // The same for rows that select tokens, in contexts of up to `tokens`.
   virtual Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) = 0;
 
+  // kUnsupported, with what is missing, for a recipe or a head size that this device does not compute.
+  virtual Status CheckRecipe(const AttentionRecipe&, int head_dim) const = 0;
+
+  // Calls `ops`, which queue all work of one step of a model. A device may record what they queue and, for a
+  // later step of the same form, send the inputs and replay it instead.
+  virtual void RunStep(const StepInputs&, const std::function<void()>& ops) { ops(); }
+
   virtual void Embed(std::span<const int32_t> tokens, const weight::PackedWeight& table, Tensor y) = 0;
   virtual void Norm(Tensor x, const float* weight, float eps,
                     Tensor y) = 0;  // over the last dimension; y may be x
@@ -161,6 +165,7 @@ class Backend {
   // head_dim]: `repeat` heads share a row. Null: 1, 0.
   virtual void AffineHeads(Tensor x, const float* scale, const float* shift, int repeat) = 0;
   virtual void LogSumExp(Tensor logits, const LogSumExpOut&) = 0;
+  virtual void ArgMax(Tensor logits, int32_t* ids) = 0;  // ids [rows]: the lowest index of each maximum
 
   // Summed over all attention since the last call, which sets them to 0.
   virtual AttentionCounters TakeCounters() = 0;
@@ -175,5 +180,12 @@ class Backend {
 
 // threads <= 0: all available. Fails when NIBBLE_CPU names an ISA that is unknown or that this machine lacks.
 Result<std::unique_ptr<Backend>> MakeCpuBackend(int threads);
+
+// The first CUDA device. kUnsupported where the build has no CUDA or the machine no driver or device.
+Result<std::unique_ptr<Backend>> MakeCudaBackend();
+
+// kAuto: a GPU where MakeCudaBackend finds one, else the CPU. `threads` is of the CPU.
+enum class DeviceChoice : uint8_t { kCpu, kCuda, kAuto };
+Result<std::unique_ptr<Backend>> MakeBackend(DeviceChoice, int threads);
 
 }  // namespace nibble

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "backend/cpu_backend.h"
-#include "backend/cpu_kv_view.h"
 #include "backend/head_choice.h"
+#include "backend/kv_view.h"
 #include "backend/smoothing.h"
 #include "base/check.h"
 #include "quant/kv/qaq.h"

@@ -243,4 +243,15 @@ void CpuBackend::LogSumExp(Tensor logits, const LogSumExpOut& out) {
   });
 }
 
+void CpuBackend::ArgMax(Tensor logits, int32_t* ids) {
+  CheckRows(logits, "ArgMax: logits");
+  NIBBLE_CHECK(logits.rank == 2 && logits.dim[1] > 0, "ArgMax: shape");
+  ForBlocks(logits.dim[0], logits.dim[1], [&](int begin, int end, int) {
+    for (int row = begin; row < end; ++row) {
+      const float* x = logits.as<const float>() + row * logits.stride[0];
+      ids[row] = static_cast<int32_t>(std::max_element(x, x + logits.dim[1]) - x);
+    }
+  });
+}
+
 }  // namespace nibble

@@ -26,6 +26,7 @@ class CpuBackend final : public Backend {
   Result<weight::PackedWeight> Pack(const weight::WeightView&, MatmulArith) override;
   Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) override;
   Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) override;
+  Status CheckRecipe(const AttentionRecipe&, int) const override { return {}; }
 
   void Embed(std::span<const int32_t> tokens, const weight::PackedWeight& table, Tensor y) override;
   void Norm(Tensor x, const float* weight, float eps, Tensor y) override;
@@ -36,6 +37,7 @@ class CpuBackend final : public Backend {
   void KvAppend(const KvAppendArgs&) override;
   void Attention(const AttendArgs&) override;
   void LogSumExp(Tensor logits, const LogSumExpOut&) override;
+  void ArgMax(Tensor logits, int32_t* ids) override;
   void AffineHeads(Tensor x, const float* scale, const float* shift, int repeat) override;
   AttentionCounters TakeCounters() override;
   KvUsage Usage(KvSide side) const override;

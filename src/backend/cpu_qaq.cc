@@ -8,7 +8,7 @@
 #include <cmath>
 
 #include "backend/cpu_backend.h"
-#include "backend/cpu_kv_view.h"
+#include "backend/kv_view.h"
 #include "backend/qaq_pages.h"
 #include "base/check.h"
 #include "quant/kv/qaq_rules.h"

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "backend/cpu_backend.h"
-#include "backend/cpu_kv_view.h"
+#include "backend/kv_view.h"
 #include "base/check.h"
 #include "quant/kv/registry.h"
 

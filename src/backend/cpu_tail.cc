@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 5. CPU backend: new tokens into open pages of INT8 codes (tail=int8, TurboAttention).
 #include "backend/cpu_backend.h"
-#include "backend/cpu_kv_view.h"
+#include "backend/kv_view.h"
 #include "quant/kv/registry.h"
 
 namespace nibble {

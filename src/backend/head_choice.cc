@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "backend/cpu_kv_view.h"
+#include "backend/kv_view.h"
 #include "base/check.h"
 
 namespace nibble {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backend/smoothing.h"
 
-#include "backend/cpu_kv_view.h"
+#include "backend/kv_view.h"
 #include "base/half.h"
 #include "quant/kv/registry.h"
 

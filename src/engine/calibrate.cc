@@ -160,7 +160,8 @@ Result<CalibrateReport> Calibrate(const CalibrateOptions& o, std::string_view te
   std::vector<int32_t> lengths;
   for (const auto& w : windows) rows += int64_t(w.size()), lengths.push_back(int32_t(w.size()));
 
-  NIBBLE_ASSIGN(const std::unique_ptr<Backend> backend, MakeCpuBackend(o.threads));
+  NIBBLE_ASSIGN(const std::unique_ptr<Backend> backend, MakeBackend(o.device, o.threads));
+  NIBBLE_RETURN_IF_ERROR(backend->CheckRecipe(recipe, config.head_dim));
   NIBBLE_ASSIGN(const std::unique_ptr<Model> model,
                 Model::Load(o.model, *backend, {.max_step_rows = int(rows), .max_logit_rows = 1}));
   NIBBLE_ASSIGN(const std::unique_ptr<io::Weights> weights, io::Weights::Open(o.model));

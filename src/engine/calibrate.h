@@ -20,9 +20,10 @@ struct CalibrateOptions {
   std::string model;  // folder
   std::string recipe;
   DType dtype = DType::kF32;
-  int64_t tokens = 4096;    // of the text, in windows
-  int window = 2048;        // tokens a sequence, the begin-of-text token included
-  int threads = 0;          // 0: all available
+  int64_t tokens = 4096;  // of the text, in windows
+  int window = 2048;      // tokens a sequence, the begin-of-text token included
+  DeviceChoice device = DeviceChoice::kCpu;
+  int threads = 0;          // of the CPU; 0: all available
   double min_score = 0.97;  // INT4 stays where cos * (1 - relative L1) reaches it (SageAttention 2)
   std::function<void(int64_t done, int64_t total)> on_progress = {};  // layers
   const std::atomic<bool>* cancel = nullptr;

@@ -78,9 +78,12 @@ class Comparison {
 };
 
 Status Comparison::LoadReference() {
-  // Nothing of what the recipes run with but the folder.
-  EngineOptions options{
-      .model = o_.engine.model, .dtype = DType::kF32, .threads = o_.engine.threads, .max_seqs = 1};
+  // Nothing of what the recipes run with but the folder and the device.
+  EngineOptions options{.model = o_.engine.model,
+                        .dtype = DType::kF32,
+                        .device = o_.engine.device,
+                        .threads = o_.engine.threads,
+                        .max_seqs = 1};
   NIBBLE_ASSIGN(exact_, Engine::Load(options));
   if (!o_.reference.empty() && o_.reference != o_.engine.model) {
     options.model = o_.reference;
@@ -184,6 +187,7 @@ Status Comparison::MeasurePlanned(const EngineOptions& options, RecipeReport* re
   NIBBLE_ASSIGN(CalibrateReport found, Calibrate({.model = options.model,
                                                   .recipe = options.recipe,
                                                   .dtype = options.dtype,
+                                                  .device = options.device,
                                                   .threads = options.threads,
                                                   .cancel = o_.cancel},
                                                  o_.calibration));

@@ -88,10 +88,12 @@ Status EngineImpl::Init() {
 // What the recipe, and each layer's where a plan changes it, needs of the heads.
 Status EngineImpl::CheckShapes(const ModelConfig& config) const {
   NIBBLE_RETURN_IF_ERROR(CheckHeadSize(recipe_, config.head_dim));
+  NIBBLE_RETURN_IF_ERROR(backend_->CheckRecipe(recipe_, config.head_dim));
   if (!plan_) return {};
   for (const LayerPlan& layer : plan_->layers) {
     const AttentionRecipe recipe = Apply(recipe_, layer);
     NIBBLE_RETURN_IF_ERROR(recipe::CheckCombination(recipe, options_.dtype));
+    NIBBLE_RETURN_IF_ERROR(backend_->CheckRecipe(recipe, config.head_dim));
     NIBBLE_RETURN_IF_ERROR(CheckHeads(recipe, layer, config.kv_heads, config.head_dim));
   }
   return CheckTwoBitHeads(recipe_, *plan_);
@@ -170,7 +172,7 @@ std::vector<std::string> EngineImpl::Explain() const {
 
 Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options, std::optional<Plan> plan) {
   NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(options.recipe, options.dtype));
-  NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeCpuBackend(options.threads));
+  NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeBackend(options.device, options.threads));
   auto engine = std::make_unique<EngineImpl>(options, recipe, std::move(plan), std::move(backend));
   NIBBLE_RETURN_IF_ERROR(engine->Init());
   return std::unique_ptr<Engine>(std::move(engine));

@@ -39,6 +39,9 @@ class Generation {
   Generation(const GenerationContext& context, std::span<const Request> requests,
              std::span<Completion> completions)
       : c_(context), requests_(requests), completions_(completions), sampler_(context.model.config().vocab) {}
+  ~Generation() { c_.backend.Free(best_); }
+  Generation(const Generation&) = delete;
+  Generation& operator=(const Generation&) = delete;
 
   Status Run(const std::atomic<bool>* cancel);
 
@@ -47,7 +50,9 @@ class Generation {
   Status Admit();
   void PlanStep();
   Status RunStep();
-  void TakeToken(Running* r, std::span<float> logits);
+  bool AllGreedy() const;
+  std::optional<int32_t> SampleFrom(Running* r, std::span<float> logits);
+  void TakeToken(Running* r, int32_t id);
   void Finish(Running* r, FinishReason reason);
   int64_t TokensOf(const Request& r) const { return static_cast<int64_t>(r.prompt.size()) + r.max_tokens; }
   int64_t PagesOf(const Request& r) const { return (TokensOf(r) + kv::kPageTokens - 1) / kv::kPageTokens; }
@@ -66,6 +71,8 @@ class Generation {
   std::vector<int32_t> counts_, tokens_, logit_rows_;
   std::vector<Running*> logit_owners_;
   std::vector<float> logits_;
+  Buffer best_;  // [seqs] i32 on the device
+  std::vector<int32_t> ids_;
 };
 
 Status Generation::Init() {
@@ -98,6 +105,8 @@ Status Generation::Init() {
   logit_owners_.reserve(static_cast<size_t>(seqs));
   tokens_.reserve(static_cast<size_t>(step_tokens));
   logits_.resize(static_cast<size_t>(seqs) * static_cast<size_t>(m.vocab));
+  ids_.resize(static_cast<size_t>(seqs));
+  NIBBLE_ASSIGN(best_, c_.backend.Alloc(ids_.size() * sizeof(int32_t)));
   return {};
 }
 
@@ -157,16 +166,39 @@ Status Generation::RunStep() {
   NIBBLE_RETURN_IF_ERROR(cache_->BeginStep(seqs_, counts_));
   const Tensor logits = c_.model.Forward({tokens_, logit_rows_}, *cache_);
   const auto vocab = static_cast<size_t>(c_.model.config().vocab);
-  const size_t bytes = logit_rows_.size() * vocab * sizeof(float);
-  if (bytes != 0) c_.backend.Download(static_cast<const std::byte*>(logits.data), logits_.data(), bytes);
+  const size_t rows = logit_rows_.size();
+  const bool greedy = AllGreedy();
+  if (greedy && rows > 0) {
+    c_.backend.ArgMax(logits, reinterpret_cast<int32_t*>(best_.data));
+    c_.backend.Download(best_.data, ids_.data(), rows * sizeof(int32_t));
+  } else if (rows > 0) {
+    c_.backend.Download(static_cast<const std::byte*>(logits.data), logits_.data(),
+                        rows * vocab * sizeof(float));
+  }
   c_.backend.Sync();
   for (auto& slot : running_) {
     if (slot.has_value()) slot->fed += static_cast<size_t>(slot->step_rows);
   }
-  for (size_t i = 0; i < logit_owners_.size(); ++i) {
-    TakeToken(logit_owners_[i], std::span(logits_).subspan(i * vocab, vocab));
+  for (size_t i = 0; i < rows; ++i) {
+    Running* r = logit_owners_[i];
+    if (r->NewTokens() == 0) r->first_token = Clock::now();
+    if (!greedy) {
+      const std::optional<int32_t> id = SampleFrom(r, std::span(logits_).subspan(i * vocab, vocab));
+      if (!id) continue;
+      ids_[i] = *id;
+    }
+    TakeToken(r, ids_[i]);
   }
   return {};
+}
+
+// Whether the best token is all that anybody wants of the logits: then they stay on the device.
+bool Generation::AllGreedy() const {
+  return std::all_of(logit_owners_.begin(), logit_owners_.end(), [](const Running* r) {
+    const SamplingParams& p = r->request->sampling;
+    return p.temperature == 0 && p.repetition_penalty == 1 && !r->constraint &&
+           (r->request->logits_top == 0 || r->NewTokens() > 0);
+  });
 }
 
 void TopLogits(std::span<const float> logits, int count, std::vector<std::pair<int32_t, float>>* out) {
@@ -179,22 +211,26 @@ void TopLogits(std::span<const float> logits, int count, std::vector<std::pair<i
   for (size_t i = 0; i < n; ++i) out->emplace_back(ids[i], logits[ids[i]]);
 }
 
-void Generation::TakeToken(Running* r, std::span<float> logits) {
+// Nothing where the constraint lets no token follow: the request is finished then.
+std::optional<int32_t> Generation::SampleFrom(Running* r, std::span<float> logits) {
   const Request& request = *r->request;
   const size_t index = r->NewTokens();
-  if (index == 0) {
-    r->first_token = Clock::now();
-    if (request.logits_top > 0) TopLogits(logits, request.logits_top, &r->completion->last_prompt_logits);
-    if (request.max_tokens == 0) return Finish(r, FinishReason::kLength);
-  }
+  if (index == 0 && request.logits_top > 0)
+    TopLogits(logits, request.logits_top, &r->completion->last_prompt_logits);
   if (r->constraint) {
     const std::span<const uint64_t> allowed = r->constraint->Mask();
     if (std::all_of(allowed.begin(), allowed.end(), [](uint64_t word) { return word == 0; })) {
-      return Finish(r, r->constraint->MayEnd() ? FinishReason::kStop : FinishReason::kConstraint);
+      Finish(r, r->constraint->MayEnd() ? FinishReason::kStop : FinishReason::kConstraint);
+      return std::nullopt;
     }
     MaskLogits(logits, allowed);
   }
-  const int32_t id = sampler_.Sample(logits, r->tokens, request.sampling, index);
+  return sampler_.Sample(logits, r->tokens, request.sampling, index);
+}
+
+void Generation::TakeToken(Running* r, int32_t id) {
+  const Request& request = *r->request;
+  if (request.max_tokens == 0) return Finish(r, FinishReason::kLength);
   if (r->constraint && !r->constraint->Accept(id)) return Finish(r, FinishReason::kConstraint);
   r->tokens.push_back(id);
   r->completion->token_ids.push_back(id);

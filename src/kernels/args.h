@@ -101,6 +101,18 @@ struct KvSealArgs {      // a full raw page becomes a codec page
   kv::PageShape shape;
 };
 
+// New tokens of one sequence that lie in one page. Built once a step by the cache, the same for every layer.
+struct KvSegment {
+  int32_t seq = 0;            // slot of the sequence, < max_seqs
+  int32_t row = 0, rows = 0;  // rows of the step's activation matrix
+  int32_t position = 0;       // of the first row
+  int32_t dense_rows = 0;     // the first rows attend to all they may see, whatever the selection
+  int32_t raw_slot = 0;    // raw page that receives and holds these rows: >= 0 tail slot, < 0 scratch ~slot
+  int32_t copy_from = -1;  // tail slot whose first position % page_tokens tokens are copied in, or -1
+  int32_t seal_page = -1;  // page written when this segment completes its page, or -1
+  int32_t table = 0, pages = 0;  // sealed pages before this one: page_table[table .. table + pages)
+};
+
 // What approximations did, as integers, so that sums do not depend on the order of threads. What was read is
 // counted for decode rows only (not for prefill), a KV head at a time, each row as if it were alone.
 struct AttentionCounters {

@@ -212,17 +212,26 @@ Tensor Decoder::Forward(const Step& step, KvCache& cache) {
                "logit rows of a step");
   NIBBLE_CHECK(cache.Positions().size() == step.tokens.size(), "cache step and tokens differ");
 
+  const KvView view = cache.View(0);
+  backend_.RunStep({.tokens = step.tokens,
+                    .positions = cache.Positions(),
+                    .logit_rows = step.logit_rows,
+                    .segments = view.segments,
+                    .page_table = view.page_table,
+                    .observed = observer_ != nullptr},
+                   [this, &step] { RunLayers(step); });
+  return Reshape(logits_, {static_cast<int64_t>(step.logit_rows.size()), config_.vocab});
+}
+
+void Decoder::RunLayers(const Step& step) {
   const Tensor x = Rows(x_);
   backend_.Embed(step.tokens, embedding_, x);
-  backend_.RopeTable(cache.Positions(), inv_freq_, Rows(cos_), Rows(sin_));
+  backend_.RopeTable(cache_->Positions(), inv_freq_, Rows(cos_), Rows(sin_));
   for (layer_ = 0; layer_ < config_.layers; ++layer_) RunLayer(layer_, layers_[layer_], x);
-
   const auto wanted = static_cast<int64_t>(step.logit_rows.size());
-  Tensor logits = Reshape(logits_, {wanted, config_.vocab});
-  if (wanted == 0) return logits;
-  const LinearOut out{&head_, nullptr, logits};
+  if (wanted == 0) return;
+  const LinearOut out{&head_, nullptr, Reshape(logits_, {wanted, config_.vocab})};
   backend_.Linear(FinalNorm(x, step.logit_rows), {&out, 1}, arith_);
-  return logits;
 }
 
 std::vector<std::string> Decoder::Explain() const {

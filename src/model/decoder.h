@@ -66,6 +66,7 @@ class Decoder : public Model {
   Tensor Rows(const Tensor& t) const;  // the first rows_ rows
   void Show(Site site, Tensor x);      // to the observer, if there is one
   Tensor FinalNorm(Tensor x, std::span<const int32_t> rows);
+  void RunLayers(const Step& step);  // embedding to logits
 
   Backend& backend_;
   ModelOptions options_;

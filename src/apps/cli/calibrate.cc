@@ -61,6 +61,7 @@ Result<int> Run(const Options& o) {
   options.recipe = o.common.recipe;
   options.dtype = ToDType(o.common.dtype);
   options.tokens = o.tokens, options.window = o.window;
+  options.device = ToDevice(o.common.device);
   options.threads = o.common.threads;
   options.min_score = o.min_score;
   options.on_progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };

@@ -62,6 +62,12 @@ void AddCommon(CLI::App& parser, CommonOptions& options) {
       ->type_name("N")
       ->group(group);
   parser
+      .add_option("--device", options.device,
+                  "Where the model runs: cpu, cuda, or auto for a GPU where there is one [cpu]")
+      ->check(CLI::IsMember({"cpu", "cuda", "auto"}).description(""))
+      ->type_name("D")
+      ->group(group);
+  parser
       .add_option(
           "--recipe", options.recipe,
           "How attention is computed and cached: a preset (exact, kv8, qserve) or k=... v=... [exact]")
@@ -96,11 +102,16 @@ void CheckRecipe(const std::string& option, const std::string& recipe, const std
 
 DType ToDType(const std::string& name) { return name == "bf16" ? DType::kBF16 : DType::kF32; }
 
+DeviceChoice ToDevice(const std::string& name) {
+  return name == "cuda" ? DeviceChoice::kCuda : name == "auto" ? DeviceChoice::kAuto : DeviceChoice::kCpu;
+}
+
 EngineOptions ToEngineOptions(const std::string& model, const CommonOptions& common) {
   EngineOptions options;
   options.model = model;
   options.recipe = common.recipe;
   options.dtype = ToDType(common.dtype);
+  options.device = ToDevice(common.device);
   options.threads = common.threads;
   options.plan = common.plan;
   return options;

@@ -40,7 +40,7 @@ Command AddBench(CLI::App& app);
 
 struct CommonOptions {
   int threads = 0;  // 0: all available
-  std::string recipe = "exact", dtype = "f32", plan = "";
+  std::string device = "cpu", recipe = "exact", dtype = "f32", plan = "";
   bool explain = false, quiet = false;
 };
 void AddCommon(CLI::App& parser, CommonOptions& options);
@@ -48,7 +48,8 @@ void AddModel(CLI::App& parser, std::string& model);  // -m, required
 
 // Throws CLI::ValidationError when `recipe` does not parse.
 void CheckRecipe(const std::string& option, const std::string& recipe, const std::string& dtype);
-DType ToDType(const std::string& name);  // REQUIRES "f32" or "bf16"
+DType ToDType(const std::string& name);          // REQUIRES "f32" or "bf16"
+DeviceChoice ToDevice(const std::string& name);  // REQUIRES "cpu", "cuda" or "auto"
 
 // Loads, prints notes ("nibble: note: ...") unless quiet, and the explanation when asked; both to stderr.
 Result<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options, const CommonOptions& common);

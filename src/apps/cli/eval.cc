@@ -111,6 +111,7 @@ std::string ToTable(const Options& o, const EvaluateReport& report, const Engine
 
 Result<std::unique_ptr<Engine>> LoadReference(const Options& o) {
   CommonOptions common;  // its own recipe, dtype and no explanation of its own
+  common.device = o.common.device;
   common.threads = o.common.threads;
   common.recipe = o.reference_recipe;
   common.dtype = o.reference_dtype;

@@ -179,6 +179,8 @@ void CheckOptions(CLI::App& parser, Options& o) {
       throw CLI::ValidationError(name, "has no meaning with --method rtn");
   }
   CheckRecipe("--recipe", o.common.recipe, "f32");
+  if (o.common.device == "cuda")
+    throw CLI::ValidationError("--device", "quantizing runs on the CPU; leave it out, or say cpu or auto");
   if (!o.has_passes) return;
   const auto passes = qoq::ParsePasses(o.passes);
   if (!passes.ok()) throw CLI::ValidationError("--passes", passes.status().message());

@@ -2,42 +2,6 @@
 // Floor 4. What SparQ keeps beside a sealed page (recipe/side_layout.h): the d-major copy of its keys and the
 // running sum of its values.
 
-// Least and greatest code, and what is added so that codes are stored unsigned.
-template <KeyCopy F>
-static constexpr int kCopyLevels = F == KeyCopy::kInt8 ? 127 : 7;
-template <KeyCopy F>
-static constexpr int kCopyBias = F == KeyCopy::kInt8 ? 128 : 8;
-
-static NIBBLE_HD int KeyCopyScaleOffset(KeyCopy format, kv::PageShape s) {
-  return s.head_dim * s.tokens / (format == KeyCopy::kInt8 ? 1 : 2);
-}
-
-// Symmetric codes of 32 tokens of a channel. A channel that is not finite gets the scale NaN.
-template <KeyCopy F>
-static void QuantizeKeys(const float* x, std::byte* codes, std::byte* scale) {
-  float amax = 0;
-  bool finite = true;
-  for (int i = 0; i < 32; ++i) {
-    const float a = x[i] < 0 ? -x[i] : x[i];
-    amax = a > amax ? a : amax;
-    finite &= a <= 3.4028234e38f;
-  }
-  const float wanted = amax / float(kCopyLevels<F>);
-  const uint16_t stored = finite ? FloatToHalf(wanted < kHalfMax ? wanted : kHalfMax) : uint16_t{0x7e00};
-  kv::StoreU16(scale, stored);
-  const float step = HalfToFloat(stored);
-  uint8_t code[32];
-  for (int i = 0; i < 32; ++i) {
-    const float t = step > 0 ? x[i] / step : 0.0f, limit = float(kCopyLevels<F>);
-    code[i] = uint8_t(RoundToInt(t > limit ? limit : (t < -limit ? -limit : t)) + kCopyBias<F>);
-  }
-  if constexpr (F == KeyCopy::kInt8) {
-    __builtin_memcpy(codes, code, 32);
-  } else {
-    for (int i = 0; i < 16; ++i) codes[i] = std::byte(code[2 * i] | code[2 * i + 1] << 4);
-  }
-}
-
 static void MakeKeyCopy(const KeyCopyArgs& a) {
   const kv::PageShape s = a.shape;
   const float* rows = OpenRows(a.tail, a.raw_type, s, a.raw, 0, s.tokens, a.scratch);
@@ -46,14 +10,11 @@ static void MakeKeyCopy(const KeyCopyArgs& a) {
     for (int t = 0; t < s.tokens; t += 32) {
       float x[32];
       for (int i = 0; i < 32; ++i) x[i] = rows[(t + i) * s.head_dim + d];
-      std::byte* scale = a.copy + KeyCopyScaleOffset(a.format, s) + (d * s.tokens + t) / 32 * 2;
       if (a.format == KeyCopy::kF16) {
         for (int i = 0; i < 32; i += 16)
           Vec16::Min(high, Vec16::Max(low, Vec16::Load(x + i))).StoreF16(a.copy + 2 * (d * s.tokens + t + i));
-      } else if (a.format == KeyCopy::kInt8) {
-        QuantizeKeys<KeyCopy::kInt8>(x, a.copy + d * s.tokens + t, scale);
       } else {
-        QuantizeKeys<KeyCopy::kInt4>(x, a.copy + (d * s.tokens + t) / 2, scale);
+        StoreKeyGroup(a.format, s, d, t, x, a.copy);
       }
     }
 }
@@ -65,7 +26,7 @@ static NIBBLE_HD Vec16 LoadKeys(const std::byte* copy, kv::PageShape s, int d, i
   const float scale = HalfToFloat(kv::LoadU16(copy + KeyCopyScaleOffset(F, s) + (d * s.tokens + t) / 32 * 2));
   const Vec16 code = F == KeyCopy::kInt8 ? Vec16::LoadU8(copy + d * s.tokens + t)
                                          : Vec16::LoadU4(copy + (d * s.tokens + t) / 2);
-  return Vec16::Mul(Vec16::Sub(code, Vec16::Set1(float(kCopyBias<F>))), Vec16::Set1(scale));
+  return Vec16::Mul(Vec16::Sub(code, Vec16::Set1(float(KeyCopyBias(F)))), Vec16::Set1(scale));
 }
 
 static void ValueSum(const ValueSumArgs& a) {

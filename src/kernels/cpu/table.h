@@ -2,6 +2,7 @@
 // Floor 4. The CPU kernels of one ISA as a table of functions (isa/*.cc each export one).
 #pragma once
 #include "kernels/args.h"
+#include "kernels/key_copy.h"
 
 namespace nibble::cpu {
 

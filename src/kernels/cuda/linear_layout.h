@@ -97,6 +97,14 @@ NIBBLE_HD void PackRow(const weight::WeightView& w, int row, std::byte* memory) 
       w.storage == weight::Storage::kW4A8Channel && row < w.n ? std::byte(w.zero[row]) : std::byte{0};
 }
 
+// Code of a kW8A8 matrix.
+NIBBLE_HD int CodeS8(const std::byte* blocks, int k, int row, int i) {
+  const int r = row % kBlockRows, chunk = i % kBlockK / 16;
+  const std::byte* block =
+      blocks + (int64_t{row / kBlockRows} * KBlocks(k) + i / kBlockK) * BlockBytes(weight::Storage::kW8A8);
+  return int(int8_t(block[r * 128 + (chunk ^ r % 8) * 16 + i % 16]));
+}
+
 // The whole matrix on the host.
 inline void PackLinearHost(const weight::WeightView& w, std::byte* memory) {
   for (int row_block = 0; row_block < RowBlocks(w.n); ++row_block)

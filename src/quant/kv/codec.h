@@ -78,6 +78,22 @@ concept Codec = requires(PageShape s, const float* rows, std::byte* w, const std
   C::Decode8(s, r, /*token*/ 0, /*channel*/ 0, out8);  // channels d .. d+7 of token t; d % 8 == 0
 };
 
+// A codec may divide EncodePage into parts that write bytes of their own, so that many threads encode a page:
+// Parts(s), what all parts need of the rows, Prepare(s, rows), and EncodePart(s, prepared, rows, part, page).
+template <class C>
+concept HasParts = requires(PageShape s, const float* rows, std::byte* page) {
+  C::Parts(s);
+  C::EncodePart(s, C::Prepare(s, rows), rows, /*part*/ 0, page);
+};
+
+template <HasParts C>
+NIBBLE_HD void EncodeParts(PageShape s, const float* rows, std::byte* page) {
+  const auto prepared = C::Prepare(s, rows);
+  for (int part = 0; part < C::Parts(s); ++part) C::EncodePart(s, prepared, rows, part, page);
+}
+
+struct Nothing {};  // Prepare of a codec whose parts are independent
+
 // A codec may also have DecodeRow(s, page, token, out): all channels of a token at once, to the bit what
 // Decode8 says, for codecs that must decode a row whole anyway.
 template <class C>

@@ -165,12 +165,17 @@ struct FlashQPage {
     return take_high ? high : low;
   }
 
-  NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    const float scale = BlockScale(s, rows);
+  // A part is eight channels: their codes share bytes.
+  NIBBLE_HD static int Parts(PageShape s) { return s.head_dim / 8; }
+  NIBBLE_HD static float Prepare(PageShape s, const float* rows) { return BlockScale(s, rows); }
+  NIBBLE_HD static void EncodePart(PageShape s, float scale, const float* rows, int part, std::byte* page) {
     // A scale below 2^-126 has no finite inverse; such a block is all zero to any reader.
     const float inverse = scale > 1.2e-38f ? 1.0f / scale : 0.0f;
     const bool broken = !(scale >= 0.0f);
-    EncodeCodes(s, scale, RowCodes{rows, s.head_dim, inverse, broken}, page);
+    EncodeChannels(s, scale, RowCodes{rows, s.head_dim, inverse, broken}, part, page);
+  }
+  NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
+    EncodeParts<FlashQPage>(s, rows, page);
   }
 
   struct RowCodes {
@@ -183,11 +188,13 @@ struct FlashQPage {
     }
   };
 
-  // Stage 2 of stage-1 codes code(token, channel), -119 .. 119, of a block with this scale.
+  // Stage 2 of stage-1 codes code(token, channel), -119 .. 119, of a block with this scale, one part.
   template <class Code>
-  NIBBLE_HD static void EncodeCodes(PageShape s, float scale, const Code& code, std::byte* page) {
-    memset(page, 0, size_t(StepOffset(s)));
-    for (int d = 0; d < s.head_dim; ++d) {
+  NIBBLE_HD static void EncodeChannels(PageShape s, float scale, const Code& code, int part,
+                                       std::byte* page) {
+    for (int t = 0; t < s.tokens; ++t) memset(page + CodeBytes<kBits>(t * s.head_dim + 8 * part), 0, kBits);
+    if (part == 0) memcpy(page + ScaleOffset(s), &scale, 4);
+    for (int d = 8 * part; d < 8 * part + 8; ++d) {
       FlashCodes x;
       x.n = s.tokens;
       for (int t = 0; t < s.tokens; ++t) x.q[t] = int8_t(code(t, d));
@@ -202,7 +209,6 @@ struct FlashQPage {
       page[StepOffset(s) + d] = std::byte(c.step);
       page[BaseOffset(s) + d] = std::byte(c.base);
     }
-    memcpy(page + ScaleOffset(s), &scale, 4);
   }
 
   NIBBLE_HD static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out8) {

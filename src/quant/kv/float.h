@@ -11,8 +11,14 @@ struct F32 {
   static constexpr const char* kName = "f32";
   static constexpr DType kRaw = DType::kF32;
   NIBBLE_HD static int PageBytes(PageShape s) { return s.tokens * s.head_dim * 4; }
+  NIBBLE_HD static int Parts(PageShape s) { return s.tokens; }
+  NIBBLE_HD static Nothing Prepare(PageShape, const float*) { return {}; }
+  NIBBLE_HD static void EncodePart(PageShape s, Nothing, const float* rows, int token, std::byte* page) {
+    const int first = token * s.head_dim;
+    memcpy(page + 4 * first, rows + first, size_t(4 * s.head_dim));
+  }
   NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    memcpy(page, rows, size_t(PageBytes(s)));
+    EncodeParts<F32>(s, rows, page);
   }
   NIBBLE_HD static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out8) {
     memcpy(out8, page + (token * s.head_dim + channel) * 4, 32);
@@ -24,8 +30,14 @@ struct F16 {
   static constexpr const char* kName = "f16";
   static constexpr DType kRaw = DType::kF16;
   NIBBLE_HD static int PageBytes(PageShape s) { return s.tokens * s.head_dim * 2; }
+  NIBBLE_HD static int Parts(PageShape s) { return s.tokens; }
+  NIBBLE_HD static Nothing Prepare(PageShape, const float*) { return {}; }
+  NIBBLE_HD static void EncodePart(PageShape s, Nothing, const float* rows, int token, std::byte* page) {
+    for (int i = token * s.head_dim; i < (token + 1) * s.head_dim; ++i)
+      StoreU16(page + 2 * i, FloatToHalf(rows[i]));
+  }
   NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    for (int i = 0; i < s.tokens * s.head_dim; ++i) StoreU16(page + 2 * i, FloatToHalf(rows[i]));
+    EncodeParts<F16>(s, rows, page);
   }
   NIBBLE_HD static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out8) {
     const std::byte* p = page + (token * s.head_dim + channel) * 2;
@@ -38,8 +50,14 @@ struct BF16 {
   static constexpr const char* kName = "bf16";
   static constexpr DType kRaw = DType::kBF16;
   NIBBLE_HD static int PageBytes(PageShape s) { return s.tokens * s.head_dim * 2; }
+  NIBBLE_HD static int Parts(PageShape s) { return s.tokens; }
+  NIBBLE_HD static Nothing Prepare(PageShape, const float*) { return {}; }
+  NIBBLE_HD static void EncodePart(PageShape s, Nothing, const float* rows, int token, std::byte* page) {
+    for (int i = token * s.head_dim; i < (token + 1) * s.head_dim; ++i)
+      StoreU16(page + 2 * i, FloatToBf16(rows[i]));
+  }
   NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    for (int i = 0; i < s.tokens * s.head_dim; ++i) StoreU16(page + 2 * i, FloatToBf16(rows[i]));
+    EncodeParts<BF16>(s, rows, page);
   }
   NIBBLE_HD static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out8) {
     const std::byte* p = page + (token * s.head_dim + channel) * 2;

@@ -43,14 +43,18 @@ struct Fp8 {
     return finite ? amax / kE4m3Max : BitsToFloat(0x7fc00000u);
   }
 
-  NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    const float scale = PageScale(s, rows);
+  NIBBLE_HD static int Parts(PageShape s) { return s.tokens; }
+  NIBBLE_HD static float Prepare(PageShape s, const float* rows) { return PageScale(s, rows); }
+  NIBBLE_HD static void EncodePart(PageShape s, float scale, const float* rows, int token, std::byte* page) {
     // A scale below 2^-126 has no finite inverse; such a page is all zero to any reader.
     const float inverse = scale > 1.2e-38f ? 1.0f / scale : 0.0f;
     const bool broken = !(scale >= 0.0f);
-    for (int i = 0; i < s.tokens * s.head_dim; ++i)
+    for (int i = token * s.head_dim; i < (token + 1) * s.head_dim; ++i)
       page[i] = broken ? std::byte{0} : std::byte(FloatToE4m3(rows[i] * inverse));
-    memcpy(page + ScaleOffset(s), &scale, 4);
+    if (token == 0) memcpy(page + ScaleOffset(s), &scale, 4);
+  }
+  NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
+    EncodeParts<Fp8>(s, rows, page);
   }
 
   NIBBLE_HD static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out8) {

@@ -7,16 +7,10 @@
 #include <cstdint>
 #include <span>
 
+#include "quant/kv/head_place.h"
 #include "quant/kv/registry.h"
 
 namespace nibble::kv {
-
-// What is known of one KV head of a sequence once its first page is full.
-struct HeadPlace {
-  double priority = 0;         // of the first page; what a plan decides has none
-  int32_t two_bit = 0;         // 1: its pages are those of CodecInfo::two_bit
-  int32_t two_bit_before = 0;  // heads with 2 bits that come before it in a row
-};
 
 // The whole number of heads nearest to `share` of them; half a head keeps 4 bits.
 int TwoBitHeads(float share, int kv_heads);

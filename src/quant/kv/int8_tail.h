@@ -74,11 +74,19 @@ struct Int8Tail {
   // holds a value that is not finite becomes a page of NaN, as in C::EncodePage.
   template <class C>
   NIBBLE_HD static void Seal(PageShape s, const std::byte* tail, std::byte* page) {
-    const int last = int(tail[ExponentOffset(s) + s.tokens - 1]);
+    const bool broken = Broken(s, tail);
+    for (int part = 0; part < C::Parts(s); ++part) SealPart<C>(s, broken, tail, part, page);
+  }
+  NIBBLE_HD static bool Broken(PageShape s, const std::byte* tail) {
     bool broken = false;
     for (int i = 0; i < s.tokens * s.head_dim; ++i) broken |= int(int8_t(tail[i])) == kBroken;
+    return broken;
+  }
+  template <class C>  // one part of Seal, as C::EncodePart
+  NIBBLE_HD static void SealPart(PageShape s, bool broken, const std::byte* tail, int part, std::byte* page) {
+    const int last = int(tail[ExponentOffset(s) + s.tokens - 1]);
     const float scale = broken ? BitsToFloat(0x7fc00000u) : Step(s, tail, s.tokens - 1);
-    C::EncodeCodes(s, scale, SealCodes{s, tail, last, broken}, page);
+    C::EncodeChannels(s, scale, SealCodes{s, tail, last, broken}, part, page);
   }
 
  private:

@@ -15,15 +15,18 @@ struct Int8Token {
   NIBBLE_HD static int MinOffset(PageShape s) { return ScaleOffset(s) + 2 * s.tokens; }
   NIBBLE_HD static int PageBytes(PageShape s) { return MinOffset(s) + 2 * s.tokens; }
 
+  NIBBLE_HD static int Parts(PageShape s) { return s.tokens; }
+  NIBBLE_HD static Nothing Prepare(PageShape, const float*) { return {}; }
+  NIBBLE_HD static void EncodePart(PageShape s, Nothing, const float* rows, int token, std::byte* page) {
+    const float* x = rows + token * s.head_dim;
+    const TokenParams p = FitToken(x, s.head_dim, kLevels);
+    std::byte* codes = page + token * s.head_dim;
+    for (int i = 0; i < s.head_dim; ++i) codes[i] = std::byte(TokenCode(x[i], p, kLevels));
+    StoreU16(page + ScaleOffset(s) + 2 * token, p.scale);
+    StoreU16(page + MinOffset(s) + 2 * token, p.min);
+  }
   NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    for (int t = 0; t < s.tokens; ++t) {
-      const float* x = rows + t * s.head_dim;
-      const TokenParams p = FitToken(x, s.head_dim, kLevels);
-      std::byte* codes = page + t * s.head_dim;
-      for (int i = 0; i < s.head_dim; ++i) codes[i] = std::byte(TokenCode(x[i], p, kLevels));
-      StoreU16(page + ScaleOffset(s) + 2 * t, p.scale);
-      StoreU16(page + MinOffset(s) + 2 * t, p.min);
-    }
+    EncodeParts<Int8Token>(s, rows, page);
   }
 
   // code * scale is exact in f32 (8 + 11 bits), so a fused multiply-add gives the same value.

@@ -88,13 +88,25 @@ struct GroupedPage {
       StoreU16(page + MinOffset(s) + 2 * group, p.min);
     }
   }
-  NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    memset(page, 0, size_t(PageBytes(s)));
+  // A part is a token, or eight channels, whose codes share bytes.
+  static constexpr int kPartLines = Axis::kByChannel ? 8 : 1;
+  NIBBLE_HD static int Parts(PageShape s) { return Axis::Lines(s) / kPartLines; }
+  NIBBLE_HD static Nothing Prepare(PageShape, const float*) { return {}; }
+  NIBBLE_HD static void EncodePart(PageShape s, Nothing, const float* rows, int part, std::byte* page) {
+    if (Axis::kByChannel) {
+      for (int t = 0; t < s.tokens; ++t) memset(page + CodeBytes<kBits>(t * s.head_dim + 8 * part), 0, kBits);
+    } else {
+      memset(page + CodeBytes<kBits>(part * s.head_dim), 0, size_t(CodeBytes<kBits>(s.head_dim)));
+    }
+    if (part == 0) memset(page + EndOffset(s), 0, size_t(PageBytes(s) - EndOffset(s)));
     Line line;
-    for (int i = 0; i < Axis::Lines(s); ++i) {
+    for (int i = part * kPartLines; i < (part + 1) * kPartLines; ++i) {
       ReadLine<Axis>(s, rows, i, line);
       EncodeLine(s, line, i, page);
     }
+  }
+  NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
+    EncodeParts<GroupedPage>(s, rows, page);
   }
   // code * scale is exact in f32 (4 + 11 bits), so a fused multiply-add gives the same value.
   NIBBLE_HD static void Decode8(PageShape s, const std::byte* page, int token, int channel, float* out8) {

@@ -106,9 +106,16 @@ struct TurboQuant {
     }
     StoreU16(page + ScaleOffset(s) + 2 * token, scale);
   }
+  NIBBLE_HD static int Parts(PageShape s) { return s.tokens; }
+  NIBBLE_HD static Nothing Prepare(PageShape, const float*) { return {}; }
+  NIBBLE_HD static void EncodePart(PageShape s, Nothing, const float* rows, int token, std::byte* page) {
+    const int row_bytes = CodeBytes<kBits>(s.head_dim), end = ScaleOffset(s) + 2 * s.tokens;
+    memset(page + token * row_bytes, 0, size_t(row_bytes));
+    if (token == 0) memset(page + end, 0, size_t(PageBytes(s) - end));
+    EncodeRow(s, rows + token * s.head_dim, token, page);
+  }
   NIBBLE_HD static void EncodePage(PageShape s, const float* rows, std::byte* page) {
-    memset(page, 0, size_t(PageBytes(s)));
-    for (int t = 0; t < s.tokens; ++t) EncodeRow(s, rows + t * s.head_dim, t, page);
+    EncodeParts<TurboQuant>(s, rows, page);
   }
 
   NIBBLE_HD static void DecodeRow(PageShape s, const std::byte* page, int token, float* out) {

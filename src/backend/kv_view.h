@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 5. Addresses and ranges of a KvView, for the ops of the CPU backend.
+// Floor 5. Addresses and ranges of a KvView.
 #pragma once
 #include <algorithm>
 #include <string_view>

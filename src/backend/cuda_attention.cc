@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 5. CUDA backend: the KV cache ops, and which recipes it takes. Of one layer, first every segment is
+// appended and sealed, then every query attends.
+#include <algorithm>
+
+#include "backend/cuda_backend.h"
+#include "backend/kv_view.h"
+#include "backend/smoothing.h"
+#include "base/check.h"
+#include "kernels/cuda/dense.h"
+#include "kernels/cuda/kv_append.h"
+
+namespace nibble {
+namespace {
+
+void CheckSegments(const KvView& kv, int64_t rows, int kv_heads, int head_dim) {
+  NIBBLE_CHECK(kv.kv_heads == kv_heads && kv.page.head_dim == head_dim, "KV view of another shape");
+  NIBBLE_CHECK(kv.page.tokens == kv::kPageTokens, "KV view of other pages");
+  for (const KvSegment& s : kv.segments) {
+    NIBBLE_CHECK(s.rows > 0 && s.row >= 0 && s.row + s.rows <= rows, "segment outside the step's rows");
+    NIBBLE_CHECK(s.position % kv.page.tokens + s.rows <= kv.page.tokens, "segment over two pages");
+    NIBBLE_CHECK(size_t(s.table) + size_t(s.pages) <= kv.page_table.size(), "segment outside the page table");
+  }
+}
+
+void CheckHeads(const Tensor& x, const char* what) {
+  NIBBLE_CHECK(x.rank == 3 && x.dtype == DType::kF32 && x.device == Device::kCuda && x.stride[2] == 1, what);
+}
+
+template <class Pick>
+bool Any(const KvView& kv, Pick pick) {
+  return std::any_of(kv.segments.begin(), kv.segments.end(), pick);
+}
+
+}  // namespace
+
+Status CudaBackend::CheckRecipe(const AttentionRecipe& recipe, int head_dim) const {
+  const auto missing = [&](const char* what) {
+    return Error(Code::kUnsupported, "recipe '{}': {} is not there on a GPU yet; use --device cpu",
+                 ToString(recipe), what);
+  };
+  if (head_dim > cuda::kMaxAttentionHeadDim)
+    return Error(Code::kUnsupported, "heads of {} channels: on a GPU at most {}; use --device cpu", head_dim,
+                 cuda::kMaxAttentionHeadDim);
+  for (const kv::CodecId id : {recipe.k, recipe.v}) {
+    const kv::CodecInfo& codec = kv::Get(id);
+    if (codec.requantizes) return missing("requantizing (qaq)");
+  }
+  return {};
+}
+
+KvUsage CudaBackend::Usage(KvSide) const { return {}; }
+
+const float* CudaBackend::OfPlan(const std::vector<float>& values) {
+  if (values.empty()) return nullptr;
+  Buffer& kept = plan_vectors_[values.data()];
+  if (kept.data == nullptr) {
+    const size_t bytes = values.size() * sizeof(float);
+    auto buffer = Alloc(bytes);
+    NIBBLE_CHECK(buffer.ok(), "no memory for the vectors of a plan");
+    kept = *buffer;
+    Upload(values.data(), kept.data, bytes);
+  }
+  return reinterpret_cast<const float*>(kept.data);
+}
+
+cuda::PagedKv CudaBackend::PagedOf(const KvView& kv) {
+  const auto side = [&kv](bool is_v) {
+    const kv::CodecInfo& codec = kv::Get(is_v ? kv.v_codec : kv.k_codec);
+    const HeadMix& mix = is_v ? kv.v_mix : kv.k_mix;
+    return cuda::PagedSide{.codec = codec.id,
+                           .raw = codec.raw,
+                           .pool = is_v ? kv.v_pool : kv.k_pool,
+                           .tail = is_v ? kv.v_tail : kv.k_tail,
+                           .scratch = is_v ? kv.v_scratch : kv.k_scratch,
+                           .page_stride = kv::RowBytes(codec, kv.page, kv.kv_heads, mix.two_bit),
+                           .head_stride = codec.pool_bytes(kv.page),
+                           .raw_bytes = int64_t(RawBytes(kv, codec.raw)),
+                           .places = mix.places,
+                           .two_bit = codec.two_bit,
+                           .two_bit_bytes = kv::Get(codec.two_bit).pool_bytes(kv.page)};
+  };
+  return {.k = side(false),
+          .v = side(true),
+          .side_pool = kv.side_pool,
+          .side_tail = kv.side_tail,
+          .side_bytes = kv.side.bytes,
+          .side_seq_bytes = kv.side.seq_bytes,
+          .segments = segments_.Send(kv.segments, *ring_),
+          .page_table = page_table_.Send(kv.page_table, *ring_),
+          .segment_count = int(kv.segments.size()),
+          .kv_heads = kv.kv_heads,
+          .page = kv.page,
+          .open = TailOf(kv)};
+}
+
+void CudaBackend::ChooseHeads(const KvView& view, const cuda::PagedKv& kv, bool is_v) {
+  const HeadMix& mix = is_v ? view.v_mix : view.k_mix;
+  if (mix.places == nullptr) return;
+  const uint8_t* planned = nullptr;
+  if (view.plan != nullptr) {
+    const std::vector<bool>& heads = is_v ? view.plan->v_two_bit : view.plan->k_two_bit;
+    NIBBLE_CHECK(heads.empty() || std::count(heads.begin(), heads.end(), true) == mix.two_bit,
+                 "a plan with another number of 2-bit heads");
+    const std::vector<uint8_t> bytes(heads.begin(), heads.end());
+    if (!bytes.empty()) planned = planned_heads_.Send(bytes, *ring_);
+  }
+  CheckCuda(cuda::ChooseHeads(kv, is_v, mix.two_bit, planned, stream_));
+}
+
+void CudaBackend::KvAppend(const KvAppendArgs& a) {
+  CheckHeads(a.k, "KvAppend: k"), CheckHeads(a.v, "KvAppend: v");
+  NIBBLE_CHECK(a.k.dim == a.v.dim, "KvAppend: k and v shapes");
+  CheckSegments(a.kv, a.k.dim[0], int(a.k.dim[1]), int(a.k.dim[2]));
+  if (a.kv.segments.empty()) return;
+  const cuda::PagedKv kv = PagedOf(a.kv);
+  if (Any(a.kv, [](const KvSegment& s) { return s.copy_from >= 0; }))
+    CheckCuda(cuda::CopyOpenRows(kv, stream_));
+  CheckCuda(cuda::AppendRows({.kv = kv,
+                              .k = a.k.as<const float>(),
+                              .v = a.v.as<const float>(),
+                              .k_stride = a.k.stride[0],
+                              .v_stride = a.v.stride[0],
+                              .k_head_stride = a.k.stride[1],
+                              .v_head_stride = a.v.stride[1],
+                              .clamped = &device_counters_->tail_clamped},
+                             stream_));
+  if (kv.open == kv::Tail::kInt8) {
+    counters_.tail_values += 2 * a.k.numel();
+    if (recording_ != nullptr) recording_->tail_values += 2 * a.k.numel();
+  }
+  if (!Any(a.kv, [](const KvSegment& s) { return s.seal_page >= 0; })) return;
+  for (const bool is_v : {false, true}) ChooseHeads(a.kv, kv, is_v);
+  CheckCuda(cuda::SealPages(kv, false, NeedsKeyMean(a.kv) ? a.kv.side.k_mean.offset : -1, stream_));
+  CheckCuda(cuda::SealPages(kv, true, -1, stream_));
+  const SideLayout& side = a.kv.side;
+  if (side.v_sum && side.k_copy)
+    CheckCuda(cuda::SealRecords(kv, a.kv.recipe->select.sparq.copy, side.v_sum.offset, side.k_copy.offset,
+                                stream_));
+}
+
+cuda::Means CudaBackend::MeansOf(const KvView& kv) {
+  cuda::Means means{.k = nullptr, .q = nullptr, .k_record = -1, .q_record = -1};
+  if (kv.recipe == nullptr || !IsInteger(kv.recipe->arithmetic.qk)) return means;
+  const Smooth smooth = kv.recipe->arithmetic.smooth;
+  if (smooth == Smooth::kNone) return means;
+  NeedsKeyMean(kv) ? void(means.k_record = kv.side.k_mean.offset) : void(means.k = OfPlan(kv.plan->k_mean));
+  if (smooth != Smooth::kQK) return means;
+  NeedsQuerySums(kv) ? void(means.q_record = kv.side.q_sum.offset) : void(means.q = OfPlan(kv.plan->q_mean));
+  return means;
+}
+
+// What every row reads when it is a decode step by itself.
+void CudaBackend::CountDense(const KvView& kv, int64_t window) {
+  if (recording_ != nullptr) recording_->attends.emplace_back(kv, window);
+  const kv::CodecInfo &k = kv::Get(kv.k_codec), &v = kv::Get(kv.v_codec);
+  const int tokens = kv.page.tokens, dim = kv.page.head_dim;
+  const int raw_row =
+      kv::TailRowBytes(TailOf(kv), k.raw, kv.page) + kv::TailRowBytes(TailOf(kv), v.raw, kv.page);
+  // Of all heads: those of 2 bits are as many in every sequence.
+  const int64_t page_bytes = kv::RowBytes(k, kv.page, kv.kv_heads, kv.k_mix.two_bit) +
+                             kv::RowBytes(v, kv.page, kv.kv_heads, kv.v_mix.two_bit);
+  for (const KvSegment& s : kv.segments)
+    for (int row = s.dense_rows; row < DenseRows(kv, s); ++row) {
+      const int64_t position = s.position + row, own = position / tokens * tokens;
+      const int64_t first = FirstSeen(position, window), seen = position - first + 1;
+      const int64_t pages = std::max<int64_t>(0, own / tokens - first / tokens);
+      counters_.rows += kv.kv_heads;
+      counters_.tokens_read += kv.kv_heads * seen;
+      counters_.scalars_read += kv.kv_heads * (2 * seen + 2) * dim;
+      counters_.bytes_read +=
+          pages * page_bytes + kv.kv_heads * (position - std::max(own, first) + 1) * raw_row;
+    }
+}
+
+void CudaBackend::AttendOnTensorCores(const AttendArgs& a, const cuda::PagedKv& kv) {
+  const int rows = int(a.q.dim[0]), width = a.heads * kv.page.head_dim;
+  NIBBLE_CHECK(rows <= max_rows_ && width <= max_q_width_, "Attention: more than Reserve was told");
+  CheckCuda(cuda::RoundToBf16(
+      {.x = a.q.as<const float>(), .to = q_bf16_, .x_stride = a.q.stride[0], .rows = rows, .k = width},
+      stream_));
+  entries_->Prepare(a.kv.segments, a.kv.page_table, *ring_);
+  entries_->Run({.kv = kv,
+                 .q = q_bf16_,
+                 .out = out_bf16_,
+                 .heads = a.heads,
+                 .scale = a.scale,
+                 .window = int(a.window)});
+  CheckCuda(cuda::WidenBf16(
+      {.x = out_bf16_, .to = a.out.as<float>(), .to_stride = a.out.stride[0], .rows = rows, .k = width},
+      stream_));
+}
+
+void CudaBackend::Attention(const AttendArgs& a) {
+  const KvView& kv = a.kv;
+  CheckHeads(a.q, "Attention: q"), CheckHeads(a.out, "Attention: out");
+  NIBBLE_CHECK(a.q.dim == a.out.dim && a.q.dim[1] == a.heads, "Attention: q and out shapes");
+  NIBBLE_CHECK(a.heads % kv.kv_heads == 0, "Attention: heads must be a multiple of kv_heads");
+  NIBBLE_CHECK(a.q.stride[1] == kv.page.head_dim && a.out.stride[1] == kv.page.head_dim, "Attention: heads");
+  CheckSegments(kv, a.q.dim[0], kv.kv_heads, int(a.q.dim[2]));
+  if (kv.segments.empty()) return;
+  CountDense(kv, a.window);
+  if (kv.recipe != nullptr && SelectOf(kv) == SelectKind::kAll &&
+      DecodeEntries::Takes(*kv.recipe, a.heads, kv.kv_heads, kv.page.head_dim))
+    return AttendOnTensorCores(a, PagedOf(kv));
+  int most_rows = 0;
+  for (const KvSegment& s : kv.segments) most_rows = std::max(most_rows, DenseRows(kv, s));
+  const cuda::PageAttentionArgs args{
+      .kv = PagedOf(kv),
+      .q = a.q.as<const float>(),
+      .out = a.out.as<float>(),
+      .q_stride = a.q.stride[0],
+      .out_stride = a.out.stride[0],
+      .heads = a.heads,
+      .most_rows = most_rows,
+      .scale = a.scale,
+      .window = a.window,
+      .arithmetic = kv.recipe != nullptr ? kv.recipe->arithmetic : Arithmetic{},
+      .means = MeansOf(kv),
+      .selecting = SelectOf(kv) != SelectKind::kAll,
+      .counters = &device_counters_->sas};
+  if (args.means.q_record >= 0) CheckCuda(cuda::SumQueries(args, stream_));
+  if (most_rows > 0) CheckCuda(cuda::PageAttention(args, stream_));
+  if (args.selecting) AttendSelected(a, args.kv);
+}
+
+AttentionCounters CudaBackend::TakeCounters() {
+  DeviceCounters device{};
+  Download(reinterpret_cast<const std::byte*>(device_counters_), &device, sizeof device);
+  CheckCuda(cudaMemsetAsync(device_counters_, 0, sizeof device, stream_), "counters");
+  Sync();
+  AttentionCounters sum = std::exchange(counters_, {});
+  sum.rows += int64_t(device.select.rows);
+  sum.tokens_read += int64_t(device.select.tokens);
+  sum.scalars_read += int64_t(device.select.scalars);
+  sum.bytes_read += int64_t(device.select.bytes);
+  sum.dense_fallbacks = int64_t(device.select.fallbacks);
+  sum.sas_rows = int64_t(device.sas.rows);
+  sum.sas_dropped = int64_t(device.sas.dropped);
+  sum.sas_dropped_mass = int64_t(device.sas.dropped_mass);
+  sum.tail_clamped = int64_t(device.tail_clamped);
+  return sum;
+}
+
+std::string CudaBackend::ExplainAttention(const AttentionRecipe& recipe) const {
+  const Arithmetic& a = recipe.arithmetic;
+  // Of a head size that all kernels take; ops ask with the model's own.
+  if (DecodeEntries::Takes(recipe, 1, 1, 128))
+    return fmt::format("cuda/decode-mma/{}", kv::Get(recipe.k).name);
+  std::string text = fmt::format("cuda/pages-f32/k={},v={}", kv::Get(recipe.k).name, kv::Get(recipe.v).name);
+  if (a.softmax != SoftmaxKind::kExact) text += "; softmax by SAS";
+  if (IsInteger(a.qk)) text += "; sealed pages: QK of integers held in f32";
+  if (const std::string_view rows = SelectKernelName(recipe.select); !rows.empty())
+    text += fmt::format("; decode rows {}", rows);
+  if (!IsFloat(a.pv)) text += "; sealed pages: PV rounded as on tensor cores, simulated in f32";
+  return text;
+}
+
+}  // namespace nibble

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 5. The CUDA backend: one device, one stream. Ops check their arguments, turn host views into device
+// addresses and launch kernels; nothing waits but Sync and Download. What it computes how, and what it
+// refuses: docs/decisions/0013-cuda-backend.md.
+#pragma once
+#include <map>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda_decode.h"
+#include "backend/cuda_memory.h"
+#include "kernels/cuda/attention_pages.h"
+#include "kernels/cuda/select.h"
+
+namespace nibble {
+
+class CudaBackend final : public Backend {
+ public:
+  // REQUIRES that the device exists.
+  CudaBackend(int device, const cudaDeviceProp& properties);
+  ~CudaBackend() override;
+
+  DeviceInfo Info() const override;
+  Result<Buffer> Alloc(size_t bytes) override;
+  void Free(Buffer) override;
+  void Upload(const void* host, std::byte* device, size_t bytes) override;
+  void Download(const std::byte* device, void* host, size_t bytes) override;
+  void Sync() override;
+  Result<weight::PackedWeight> Pack(const weight::WeightView&, MatmulArith) override;
+  Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) override;
+  Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) override;
+  Status CheckRecipe(const AttentionRecipe&, int head_dim) const override;
+
+  void RunStep(const StepInputs&, const std::function<void()>& ops) override;
+  void Embed(std::span<const int32_t> tokens, const weight::PackedWeight& table, Tensor y) override;
+  void Norm(Tensor x, const float* weight, float eps, Tensor y) override;
+  void Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith) override;
+  void RopeTable(std::span<const int32_t> positions, const float* inv_freq, Tensor cos, Tensor sin) override;
+  void Rope(Tensor x, Tensor cos, Tensor sin) override;
+  void Glu(Tensor gate, Tensor up, Activation, Tensor y) override;
+  void KvAppend(const KvAppendArgs&) override;
+  void Attention(const AttendArgs&) override;
+  void LogSumExp(Tensor logits, const LogSumExpOut&) override;
+  void ArgMax(Tensor logits, int32_t* ids) override;
+  void AffineHeads(Tensor x, const float* scale, const float* shift, int repeat) override;
+  AttentionCounters TakeCounters() override;
+  KvUsage Usage(KvSide side) const override;
+
+  std::string ExplainLinear(const weight::PackedWeight&, MatmulArith) const override;
+  std::string ExplainAttention(const AttentionRecipe&) const override;
+
+ private:
+  bool IsHopper() const { return properties_.major == 9; }
+  Result<weight::PackedWeight> PackFloats(const weight::WeightView&, MatmulArith);
+  Result<weight::PackedWeight> PackIntegers(const weight::WeightView&);
+  Result<const std::byte*> SendPart(const void* host, size_t bytes, std::vector<Buffer>* parts);
+  void LinearFloats(Tensor x, const LinearOut& out, MatmulArith, cudaStream_t);
+  void LinearIntegers(const LinearOut& out, int rows, bool early, cudaStream_t);
+
+  cuda::PagedKv PagedOf(const KvView&);
+  cuda::Means MeansOf(const KvView&);
+  void ChooseHeads(const KvView&, const cuda::PagedKv&, bool is_v);
+  const float* OfPlan(const std::vector<float>& values);  // on the device; kept
+  void CountDense(const KvView&, int64_t window);
+  const SparqParams* SparqOfHeads(const KvView&);
+  void AttendSelected(const AttendArgs&, const cuda::PagedKv&);  // cuda_select.cc
+  void AttendOnTensorCores(const AttendArgs&, const cuda::PagedKv&);
+
+  const int device_;
+  const cudaDeviceProp properties_;
+  cudaStream_t stream_ = nullptr;
+  struct Beside {  // a second and third product of one input
+    cudaStream_t stream;
+    cudaEvent_t done;
+  };
+  Beside beside_[2] = {};
+  cudaEvent_t forked_ = nullptr;
+  std::unique_ptr<SendRing> ring_;
+  std::vector<Buffer> weights_;  // Pack's results
+
+  // Reserve's work buffers.
+  int max_rows_ = 0, max_k_ = 0;
+  Buffer work_;
+  uint16_t *q_bf16_ = nullptr, *out_bf16_ = nullptr;  // [max_rows, heads, head_dim]
+  int64_t max_q_width_ = 0;
+  uint16_t* x_bf16_ = nullptr;  // [max_rows, max_k]
+  int8_t* xq_ = nullptr;        // [max_rows, max_k]
+  float* x_scale_ = nullptr;    // [max_rows]
+  int32_t* row_sum_ = nullptr;  // [max_rows]
+
+  // What ops of a step read on the device.
+  Mirror<int32_t> tokens_, positions_, page_table_;
+  Mirror<KvSegment> segments_;
+  Mirror<uint8_t> planned_heads_;  // of the layer and side at work
+  std::unique_ptr<DecodeEntries> entries_;
+  std::map<const float*, Buffer> plan_vectors_;
+
+  Buffer select_work_;
+  int64_t select_tokens_ = 0;  // ReserveSelection's
+  std::vector<std::pair<std::vector<SparqParams>, Buffer>>
+      sparq_;  // [kv_heads] of every layer, equal ones once
+
+  // Steps that were recorded as graphs (cuda_step.cc). They hold addresses: Free forgets them all.
+  struct Recorded {
+    std::vector<int64_t> form;
+    cudaGraphExec_t graph = nullptr;                  // null: seen once, not recorded yet
+    std::vector<std::pair<KvView, int64_t>> attends;  // layers, with their windows: what the host counts
+    int64_t tail_values = 0;
+  };
+  std::vector<int64_t> FormOf(const StepInputs&) const;
+  void Record(Recorded&, const std::function<void()>& ops);
+  void ForgetSteps();
+  std::vector<Recorded> recorded_;
+  Recorded* recording_ = nullptr;
+
+  AttentionCounters counters_{};  // those that the host knows
+  struct DeviceCounters {
+    cuda::SasCounters sas;
+    cuda::SelectCounters select;
+    unsigned long long tail_clamped;
+  };
+  DeviceCounters* device_counters_ = nullptr;
+};
+
+}  // namespace nibble

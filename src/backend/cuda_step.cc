@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 5. CUDA backend: steps as graphs. A decode step of a batch launches the same kernels with the same
+// addresses every time; what changes lies in arrays that are sent before. The first step of a form runs op by
+// op, the second is recorded, later ones replay: one launch a step.
+#include <algorithm>
+
+#include "backend/cuda_backend.h"
+#include "backend/kv_view.h"
+#include "base/check.h"
+
+namespace nibble {
+namespace {
+
+constexpr size_t kMostForms = 8;
+
+// Steps of one row a sequence that seal nothing: no host decision but the shape.
+bool Repeats(const StepInputs& in) {
+  return !in.observed && !in.segments.empty() &&
+         std::all_of(in.segments.begin(), in.segments.end(), [](const KvSegment& s) {
+           return s.rows == 1 && s.raw_slot >= 0 && s.copy_from < 0 && s.seal_page < 0 && s.dense_rows == 0;
+         });
+}
+
+}  // namespace
+
+std::vector<int64_t> CudaBackend::FormOf(const StepInputs& in) const {
+  std::vector<int64_t> form = entries_->Form();
+  form.push_back(int64_t(in.tokens.size()));
+  form.insert(form.end(), in.logit_rows.begin(), in.logit_rows.end());
+  for (const void* p :
+       {static_cast<const void*>(tokens_.device()), static_cast<const void*>(positions_.device()),
+        static_cast<const void*>(segments_.device()), static_cast<const void*>(page_table_.device())})
+    form.push_back(reinterpret_cast<int64_t>(p));
+  return form;
+}
+
+void CudaBackend::RunStep(const StepInputs& in, const std::function<void()>& ops) {
+  if (!Repeats(in)) return ops();
+  tokens_.Send(in.tokens, *ring_), positions_.Send(in.positions, *ring_);
+  segments_.Send(in.segments, *ring_), page_table_.Send(in.page_table, *ring_);
+  entries_->Prepare(in.segments, in.page_table, *ring_);
+  const std::vector<int64_t> form = FormOf(in);
+  const auto known =
+      std::find_if(recorded_.begin(), recorded_.end(), [&form](const Recorded& r) { return r.form == form; });
+  if (known == recorded_.end()) {
+    ops();
+    if (recorded_.size() == kMostForms) ForgetSteps();
+    recorded_.push_back({.form = FormOf(in)});
+    return;
+  }
+  if (known->graph == nullptr) {
+    Record(*known, ops);
+  } else {
+    for (auto& [view, window] : known->attends) {
+      view.segments = in.segments;
+      CountDense(view, window);
+    }
+    counters_.tail_values += known->tail_values;
+  }
+  CheckCuda(cudaGraphLaunch(known->graph, stream_), "a recorded step");
+}
+
+void CudaBackend::Record(Recorded& step, const std::function<void()>& ops) {
+  cudaGraph_t graph = nullptr;
+  ring_->Pause(true);
+  recording_ = &step;
+  CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a step");
+  ops();
+  CheckCuda(cudaStreamEndCapture(stream_, &graph), "recording a step");
+  recording_ = nullptr;
+  ring_->Pause(false);
+  CheckCuda(cudaGraphInstantiate(&step.graph, graph, 0), "recording a step");
+  CheckCuda(cudaGraphDestroy(graph), "recording a step");
+}
+
+void CudaBackend::ForgetSteps() {
+  const bool any = std::any_of(recorded_.begin(), recorded_.end(), [](const Recorded& r) { return r.graph; });
+  if (any) CheckCuda(cudaStreamSynchronize(stream_), "recorded steps");
+  for (const Recorded& step : recorded_)
+    if (step.graph != nullptr) CheckCuda(cudaGraphExecDestroy(step.graph), "a recorded step");
+  recorded_.clear();
+}
+
+}  // namespace nibble

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 5. The backend of a device choice.
+#include "backend/backend.h"
+
+namespace nibble {
+
+#if !defined(NIBBLE_CUDA)
+Result<std::unique_ptr<Backend>> MakeCudaBackend() {
+  return Error(Code::kUnsupported,
+               "cuda: this build has no GPU support; build with -DNIBBLE_CUDA=ON where nvcc is found, or use "
+               "--device cpu");
+}
+#endif
+
+Result<std::unique_ptr<Backend>> MakeBackend(DeviceChoice choice, int threads) {
+  if (choice == DeviceChoice::kCpu) return MakeCpuBackend(threads);
+  auto cuda = MakeCudaBackend();
+  if (cuda.ok() || choice == DeviceChoice::kCuda) return cuda;
+  return MakeCpuBackend(threads);
+}
+
+}  // namespace nibble

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 4. Rows into open pages.
+#include "kernels/cuda/kv_append.h"
+#include "kernels/cuda/launched.cuh"
+#include "kernels/cuda/pages.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+
+dim3 Grid(const PagedKv& kv) { return dim3(unsigned(kv.segment_count), unsigned(kv.kv_heads), 2); }
+
+__global__ void CopyOpenKernel(PagedKv kv) {
+  const KvSegment s = kv.segments[blockIdx.x];
+  if (s.copy_from < 0) return;
+  const PagedSide& side = blockIdx.z == 1 ? kv.v : kv.k;
+  const int head = int(blockIdx.y);
+  std::byte* to = OpenPage(kv, side, s.raw_slot, head);
+  const std::byte* from = OpenPage(kv, side, s.copy_from, head);
+  // An INT8 page has exponents and its scale behind the rows.
+  const int64_t rows = int64_t{s.position % kv.page.tokens} * kv.page.head_dim * SizeOf(side.raw);
+  const int64_t bytes = kv.open == kv::Tail::kInt8 ? side.raw_bytes : rows;
+  for (int64_t i = threadIdx.x; i < bytes / 4; i += blockDim.x)
+    reinterpret_cast<uint32_t*>(to)[i] = reinterpret_cast<const uint32_t*>(from)[i];
+}
+
+__global__ void AppendKernel(AppendArgs a) {
+  const PagedKv& kv = a.kv;
+  const KvSegment s = kv.segments[blockIdx.x];
+  const bool is_v = blockIdx.z == 1;
+  const PagedSide& side = is_v ? kv.v : kv.k;
+  const int head = int(blockIdx.y), dim = kv.page.head_dim;
+  std::byte* raw = OpenPage(kv, side, s.raw_slot, head);
+  const float* x = is_v ? a.v + s.row * a.v_stride + head * a.v_head_stride
+                        : a.k + s.row * a.k_stride + head * a.k_head_stride;
+  for (int i = int(threadIdx.x); i < s.rows * dim; i += kThreads) {
+    const float y = x[i / dim * (is_v ? a.v_stride : a.k_stride) + i % dim];
+    const int at = s.position % kv.page.tokens * dim + i;
+    if (side.raw == DType::kF32)
+      reinterpret_cast<float*>(raw)[at] = y;
+    else
+      reinterpret_cast<uint16_t*>(raw)[at] = side.raw == DType::kF16 ? FloatToHalf(y) : FloatToBf16(y);
+  }
+}
+
+// A page's scale comes from the page before, so one thread does all segments of a sequence in order.
+__global__ void AppendInt8Kernel(AppendArgs a) {
+  const PagedKv& kv = a.kv;
+  const bool is_v = blockIdx.z == 1;
+  const PagedSide& side = is_v ? kv.v : kv.k;
+  const int first = int(blockIdx.x), head = int(blockIdx.y), end = SequenceEnd(kv, first);
+  // What the last step left in the sequence's slot: the page before, where this step begins one.
+  const std::byte* before = OpenPage(kv, side, kv.segments[first].seq, head);
+  int64_t clamped = 0;
+  for (int i = first; i < end; ++i) {
+    const KvSegment s = kv.segments[i];
+    std::byte* tail = OpenPage(kv, side, s.raw_slot, head);
+    for (int row = 0; row < s.rows; ++row) {
+      const float* x = is_v ? a.v + (s.row + row) * a.v_stride + head * a.v_head_stride
+                            : a.k + (s.row + row) * a.k_stride + head * a.k_head_stride;
+      clamped += kv::Int8Tail::Append(kv.page, tail, s.position % kv.page.tokens + row, x,
+                                      s.position > 0 ? before : nullptr);
+    }
+    before = tail;
+  }
+  if (clamped > 0) atomicAdd(a.clamped, static_cast<unsigned long long>(clamped));
+}
+
+}  // namespace
+
+Launch CopyOpenRows(const PagedKv& kv, Stream stream) {
+  CopyOpenKernel<<<Grid(kv), kThreads, 0, stream>>>(kv);
+  return Launched("copy of open rows");
+}
+
+Launch AppendRows(const AppendArgs& a, Stream stream) {
+  if (a.kv.open == kv::Tail::kInt8)
+    AppendInt8Kernel<<<Grid(a.kv), 1, 0, stream>>>(a);
+  else
+    AppendKernel<<<Grid(a.kv), kThreads, 0, stream>>>(a);
+  return Launched("append to the cache");
+}
+
+}  // namespace nibble::cuda

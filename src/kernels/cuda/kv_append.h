@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 4. New rows of K and V into the cache, and full pages through their codec. The order within a layer
+// (docs/engine.md): copy all open rows, write all rows, seal.
+#pragma once
+#include "kernels/cuda/pages.h"
+#include "kernels/cuda/stream.h"
+
+namespace nibble::cuda {
+
+struct AppendArgs {
+  PagedKv kv;
+  const float *k, *v;  // [rows, kv_heads, head_dim], RoPE applied
+  int64_t k_stride, v_stride, k_head_stride, v_head_stride;
+  unsigned long long* clamped;  // values clamped in INT8 open pages are added here
+};
+
+// Open rows of a page that this step completes in scratch: KvSegment::copy_from.
+Launch CopyOpenRows(const PagedKv&, Stream);
+Launch AppendRows(const AppendArgs&, Stream);
+
+// Which heads get 2 bits, where a page is the first of its sequence (backend/head_choice.h): as `planned` says
+// ([kv_heads], 1: 2 bits), or with null the `two_bit` heads of lowest priority. K or V; before SealPages.
+Launch ChooseHeads(const PagedKv&, bool is_v, int two_bit, const uint8_t* planned, Stream);
+
+// Pages that the step completed, K or V. `mean` (a byte offset in the sequence's record, K alone; -1: none)
+// receives the mean of the first page's raw rows.
+Launch SealPages(const PagedKv&, bool is_v, int mean, Stream);
+
+}  // namespace nibble::cuda

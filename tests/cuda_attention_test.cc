@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+// The KV cache and attention on the GPU against the CPU, for every codec and every arithmetic: the bytes of
+// sealed pages, outputs, what was counted, and that a prompt may be cut anywhere. Skips without a GPU.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "quant/kv/registry.h"
+#include "tests/support/cuda.h"
+
+namespace nibble {
+namespace {
+
+using test::Difference;
+using test::Random;
+
+struct Shape {
+  int heads, kv_heads, head_dim;
+  int64_t window = 0;
+};
+
+struct Outcome {
+  std::vector<float> out;       // of all rows: step after step
+  std::vector<std::byte> k, v;  // pools
+  AttentionCounters counters{};
+};
+
+// The rows of a sequence from a position on; every sequence has its own. K has a mean, as in real models.
+std::vector<float> Rows(int seq, int64_t position, int rows, int width, uint32_t which) {
+  std::vector<float> x;
+  const auto mean = Random(size_t(width), 900 + which, which == 1 ? 2.0f : 0.1f);
+  for (int r = 0; r < rows; ++r) {
+    const auto row = Random(size_t(width), uint32_t(10007 * (position + r) + 31 * seq) + which);
+    for (int i = 0; i < width; ++i) x.push_back(row[size_t(i)] + mean[size_t(i)]);
+  }
+  return x;
+}
+
+class Runner {
+ public:
+  Runner(Backend& backend, const std::string& recipe, Shape shape, int seqs, int64_t tokens,
+         int64_t prefill = 0, DType dtype = DType::kF32)
+      : backend_(backend), shape_(shape), recipe_(*ParseRecipe(recipe, dtype)) {
+    NIBBLE_CHECK(backend.Reserve(512, 1024, shape.heads, shape.kv_heads, shape.head_dim).ok(), "Reserve");
+    cache_ = *KvCache::Make(backend, {.shape = {1, shape.kv_heads, shape.head_dim},
+                                      .heads = shape.heads,
+                                      .recipe = recipe_,
+                                      .max_seqs = seqs,
+                                      .max_step_tokens = 512,
+                                      .max_tokens = tokens});
+    for (int i = 0; i < seqs; ++i) {
+      seqs_.push_back(*cache_->Open());
+      cache_->SetPrefill(seqs_.back(), prefill);
+    }
+    backend.TakeCounters();
+  }
+  ~Runner() {
+    for (const Buffer& b : buffers_) backend_.Free(b);
+  }
+
+  void Step(const std::vector<int32_t>& counts) {
+    const int q_width = shape_.heads * shape_.head_dim, kv_width = shape_.kv_heads * shape_.head_dim;
+    std::vector<float> q, k, v;
+    for (size_t i = 0; i < seqs_.size(); ++i) {
+      const int64_t at = cache_->Length(seqs_[i]);
+      for (auto& [to, width, which] :
+           {std::tuple{&q, q_width, 0u}, std::tuple{&k, kv_width, 1u}, std::tuple{&v, kv_width, 2u}}) {
+        const auto rows = Rows(int(i), at, counts[i], width, which);
+        to->insert(to->end(), rows.begin(), rows.end());
+      }
+    }
+    NIBBLE_CHECK(cache_->BeginStep(seqs_, counts).ok(), "BeginStep");
+    const int64_t rows = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+    const Tensor qt = Put(q, rows, shape_.heads), kt = Put(k, rows, shape_.kv_heads),
+                 vt = Put(v, rows, shape_.kv_heads),
+                 out = Put(std::vector<float>(q.size(), NAN), rows, shape_.heads);
+    const KvView view = cache_->View(0);
+    backend_.KvAppend({view, kt, vt});
+    backend_.Attention({view, qt, out, shape_.heads, 1 / std::sqrt(float(shape_.head_dim)), shape_.window});
+    std::vector<float> host(q.size());
+    backend_.Download(static_cast<const std::byte*>(out.data), host.data(), host.size() * 4);
+    backend_.Sync();
+    outcome_.out.insert(outcome_.out.end(), host.begin(), host.end());
+  }
+
+  Outcome Finish(int64_t pages) {
+    const KvView view = cache_->View(0);
+    const auto pool = [&](const std::byte* from, kv::CodecId id) {
+      std::vector<std::byte> bytes(size_t(pages * shape_.kv_heads * kv::Get(id).pool_bytes(view.page)));
+      backend_.Download(from, bytes.data(), bytes.size());
+      return bytes;
+    };
+    outcome_.k = pool(view.k_pool, recipe_.k), outcome_.v = pool(view.v_pool, recipe_.v);
+    backend_.Sync();
+    outcome_.counters = backend_.TakeCounters();
+    return std::move(outcome_);
+  }
+
+ private:
+  Tensor Put(const std::vector<float>& x, int64_t rows, int heads) {
+    const Buffer b = *backend_.Alloc(x.size() * 4);
+    buffers_.push_back(b);
+    backend_.Upload(x.data(), b.data, x.size() * 4);
+    return Tensor::Dense(b.data, DType::kF32, backend_.Info().device, {rows, heads, shape_.head_dim});
+  }
+
+  Backend& backend_;
+  const Shape shape_;
+  const AttentionRecipe recipe_;
+  std::unique_ptr<KvCache> cache_;
+  std::vector<SeqId> seqs_;
+  std::vector<Buffer> buffers_;
+  Outcome outcome_;
+};
+
+// Two sequences: a prompt of several pages with decode steps, and a short one.
+Outcome RunMixed(Backend& backend, const std::string& recipe, Shape shape, DType dtype = DType::kF32) {
+  Runner run(backend, recipe, shape, 2, 512, /*prefill=*/130, dtype);
+  for (const auto& counts : std::vector<std::vector<int32_t>>{{150, 30}, {1, 1}, {40, 40}, {1, 0}, {3, 1}})
+    run.Step(counts);
+  return run.Finish(4);
+}
+
+Outcome RunChunks(Backend& backend, const std::string& recipe, Shape shape, int chunk) {
+  Runner run(backend, recipe, shape, 1, 256);
+  for (int done = 0; done < 200; done += chunk) run.Step({std::min(chunk, 200 - done)});
+  return run.Finish(3);
+}
+
+void ExpectCounters(const AttentionCounters& got, const AttentionCounters& want, const std::string& what) {
+  EXPECT_EQ(got.rows, want.rows) << what;
+  EXPECT_EQ(got.tokens_read, want.tokens_read) << what;
+  EXPECT_EQ(got.scalars_read, want.scalars_read) << what;
+  EXPECT_EQ(got.bytes_read, want.bytes_read) << what;
+  EXPECT_EQ(got.dense_fallbacks, want.dense_fallbacks) << what;
+  EXPECT_EQ(got.tail_values, want.tail_values) << what;
+  EXPECT_EQ(got.tail_clamped, want.tail_clamped) << what;
+  EXPECT_EQ(got.sas_rows, want.sas_rows) << what;
+  EXPECT_NEAR(double(got.sas_dropped), double(want.sas_dropped), 2 + 1e-3 * double(want.sas_dropped)) << what;
+  EXPECT_NEAR(double(got.sas_dropped_mass), double(want.sas_dropped_mass),
+              1e5 + 1e-3 * double(want.sas_dropped_mass))
+      << what;
+}
+
+class CudaAttention : public test::OnGpu {
+ protected:
+  bool Refused(const std::string& recipe) {
+    return !gpu_->CheckRecipe(*ParseRecipe(recipe, DType::kF32), 64).ok();
+  }
+};
+
+constexpr Shape kShapes[] = {{4, 2, 64}, {4, 1, 80}, {2, 2, 128, 100}, {6, 2, 8}, {2, 1, 256}};
+
+TEST_F(CudaAttention, EveryCodecHasTheBytesOfTheCpu) {
+  for (const kv::CodecInfo& codec : kv::kRegistry) {
+    const std::string recipe = fmt::format("k={} v={}", codec.name, codec.name);
+    if (Refused(recipe)) continue;
+    for (const Shape& shape : kShapes) {
+      if (!CheckHeadSize(*ParseRecipe(recipe, DType::kF32), shape.head_dim).ok()) continue;
+      const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
+      const Outcome cpu = RunMixed(*cpu_, recipe, shape);
+      Outcome gpu = RunMixed(*gpu_, recipe, shape);
+      EXPECT_TRUE(gpu.k == cpu.k) << what << ": pages of K";
+      EXPECT_TRUE(gpu.v == cpu.v) << what << ": pages of V";
+      EXPECT_LT(Difference(gpu.out, cpu.out), 5e-6) << what;
+      ExpectCounters(gpu.counters, cpu.counters, what);
+      gpu.out[5] += 0.1f;
+      EXPECT_GT(Difference(gpu.out, cpu.out), 5e-6) << "a value that is off is seen";
+    }
+  }
+}
+
+TEST_F(CudaAttention, EveryArithmetic) {
+  // Codes that two devices round to neighbours (sums of scores differ in the last bits) move an output by a
+  // share of one weight.
+  for (const auto& [recipe, tolerance] :
+       std::vector<std::pair<std::string, double>>{{"sage1", 1e-3},
+                                                   {"sage2-8b", 2e-3},
+                                                   {"sage2-4b", 2e-3},
+                                                   {"sage2pp-8b", 2e-3},
+                                                   {"qk=int8-block", 1e-4},
+                                                   {"qserve+sage2-8b", 2e-3},
+                                                   {"turbo", 1e-3},
+                                                   {"turbo tail=float", 1e-3},
+                                                   {"turbo-mixed", 1e-3},
+                                                   {"flashq2 qk=int4-thread pv=int8 smooth=none", 1e-3},
+                                                   {"sas", 2e-5},
+                                                   {"sas2", 2e-5},
+                                                   {"softmax=sas:cubic=base2", 2e-5},
+                                                   {"flashq4 tail=int8", 5e-6}})
+    for (const Shape& shape : kShapes) {
+      const auto parsed = ParseRecipe(recipe, DType::kF32);
+      ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+      if (!CheckHeadSize(*parsed, shape.head_dim).ok()) continue;
+      const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
+      const Outcome cpu = RunMixed(*cpu_, recipe, shape), gpu = RunMixed(*gpu_, recipe, shape);
+      EXPECT_TRUE(gpu.k == cpu.k && gpu.v == cpu.v) << what << ": pages";
+      const double difference = Difference(gpu.out, cpu.out);
+      EXPECT_LT(difference, tolerance) << what;
+      RecordProperty(what, std::to_string(difference));
+      ExpectCounters(gpu.counters, cpu.counters, what);
+    }
+}
+
+// Random scores are far enough apart that both devices take the same tokens.
+TEST_F(CudaAttention, EverySelection) {
+  for (const std::string recipe :
+       {"window:k=50,sinks=4", "h2o:k=40", "qserve+h2o:k=40,local=3", "sparq:r=8,k=32",
+        "sparq:r=8,k=32,mean=mean", "sparq:r=8,k=32,sinks=3,mean=unselected",
+        "sparq:r=8,k=32,mean=blocks,copy=int8", "sparq:r=8,k=32,copy=int4,rank-logits=yes",
+        "sparq:r=8,k=48,rho=0.3", "sparq:r=8,k=64,eps=0.3", "kivi4+sparq:r=8,k=24,mean=mean",
+        "turboquant4+sparq:r=8,k=24,mean=mean", "turbo+sparq:r=8,k=24"}) {
+    const auto parsed = ParseRecipe(recipe, DType::kF32);
+    ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+    for (const Shape& shape : kShapes) {
+      if (!CheckHeadSize(*parsed, shape.head_dim).ok()) continue;
+      const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
+      const Outcome cpu = RunMixed(*cpu_, recipe, shape), gpu = RunMixed(*gpu_, recipe, shape);
+      EXPECT_TRUE(gpu.k == cpu.k && gpu.v == cpu.v) << what << ": pages";
+      EXPECT_LT(Difference(gpu.out, cpu.out), recipe.starts_with("turbo+") ? 1e-3 : 1e-5) << what;
+      ExpectCounters(gpu.counters, cpu.counters, what);
+    }
+  }
+}
+
+// bf16 arithmetic on tensor cores: weights and queries are rounded there and not on the CPU.
+TEST_F(CudaAttention, Bf16OnTensorCores) {
+  for (const std::string recipe : {"exact", "kv16", "kv8", "qserve"})
+    for (const Shape& shape : kShapes) {
+      const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
+      const Outcome cpu = RunMixed(*cpu_, recipe, shape, DType::kBF16),
+                    gpu = RunMixed(*gpu_, recipe, shape, DType::kBF16);
+      EXPECT_TRUE(gpu.k == cpu.k && gpu.v == cpu.v) << what << ": pages";
+      EXPECT_LT(Difference(gpu.out, cpu.out), 8e-3) << what;
+      ExpectCounters(gpu.counters, cpu.counters, what);
+    }
+}
+
+TEST_F(CudaAttention, ChunksAgreeToTheByte) {
+  for (const std::string recipe :
+       {"exact", "qserve", "kivi4", "turboquant4", "flashq4", "sage2-4b", "turbo", "sas2", "turbo tail=float",
+        "sparq:r=8,k=32,mean=blocks", "h2o:k=40", "window:k=30"}) {
+    const Shape shape{4, 2, 64, 150};
+    const Outcome whole = RunChunks(*gpu_, recipe, shape, 200);
+    for (const int chunk : {7, 1}) {
+      const Outcome cut = RunChunks(*gpu_, recipe, shape, chunk);
+      EXPECT_TRUE(cut.k == whole.k && cut.v == whole.v) << recipe << ", chunks of " << chunk << ": pages";
+      EXPECT_EQ(std::memcmp(cut.out.data(), whole.out.data(), whole.out.size() * 4), 0)
+          << recipe << ", chunks of " << chunk;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nibble
