@@ -241,6 +241,7 @@ TEST_F(CudaBackendTest, WhatIsMissingIsRefusedByName) {
   }
   EXPECT_EQ(gpu_->CheckRecipe(*ParseRecipe("exact", DType::kF32), 264).code(), Code::kUnsupported);
   EXPECT_TRUE(gpu_->CheckRecipe(*ParseRecipe("qserve", DType::kF32), 256).ok());
+  EXPECT_EQ(gpu_->Reserve(1, 8, 65, 1, 8).code(), Code::kUnsupported);
 }
 
 TEST(CudaChoice, WithoutAGpuCudaIsRefusedAndAutoTakesTheCpu) {

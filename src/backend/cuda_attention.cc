@@ -51,17 +51,18 @@ Status CudaBackend::CheckRecipe(const AttentionRecipe& recipe, int head_dim) con
 
 KvUsage CudaBackend::Usage(KvSide) const { return {}; }
 
+// Calibration makes plans by the dozen, one where another was: what counts is the content.
 const float* CudaBackend::OfPlan(const std::vector<float>& values) {
   if (values.empty()) return nullptr;
-  Buffer& kept = plan_vectors_[values.data()];
-  if (kept.data == nullptr) {
-    const size_t bytes = values.size() * sizeof(float);
-    auto buffer = Alloc(bytes);
-    NIBBLE_CHECK(buffer.ok(), "no memory for the vectors of a plan");
-    kept = *buffer;
-    Upload(values.data(), kept.data, bytes);
-  }
-  return reinterpret_cast<const float*>(kept.data);
+  PlanVector& kept = plan_vectors_[values.data()];
+  if (kept.values == values) return reinterpret_cast<const float*>(kept.buffer.data);
+  const size_t bytes = values.size() * sizeof(float);
+  Free(kept.buffer);
+  const auto buffer = Alloc(bytes);
+  NIBBLE_CHECK(buffer.ok(), "no memory for the vectors of a plan");
+  kept = {values, *buffer};
+  Upload(values.data(), kept.buffer.data, bytes);
+  return reinterpret_cast<const float*>(kept.buffer.data);
 }
 
 cuda::PagedKv CudaBackend::PagedOf(const KvView& kv) {

@@ -66,7 +66,7 @@ CudaBackend::~CudaBackend() {
   CheckCuda(cudaStreamSynchronize(stream_), "kernels of this backend");
   ForgetSteps();
   for (const Buffer& b : weights_) Free(b);
-  for (const auto& [host, buffer] : plan_vectors_) Free(buffer);
+  for (const auto& [host, kept] : plan_vectors_) Free(kept.buffer);
   for (const auto& [params, buffer] : sparq_) Free(buffer);
   Free(work_), Free(select_work_);
   CheckCuda(cudaFreeAsync(device_counters_, stream_), "counters");
@@ -121,6 +121,9 @@ void CudaBackend::Sync() { CheckCuda(cudaStreamSynchronize(stream_), "kernels of
 Status CudaBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) {
   NIBBLE_CHECK(max_rows > 0 && max_k > 0 && head_dim > 0, "Reserve of nothing");
   NIBBLE_CHECK(kv_heads > 0 && heads % kv_heads == 0, "heads must be a multiple of kv_heads");
+  if (heads / kv_heads > cuda::kMaxAttentionGroup)
+    return Error(Code::kUnsupported, "{} query heads a KV head: on a GPU at most {}; use --device cpu",
+                 heads / kv_heads, cuda::kMaxAttentionGroup);
   const size_t rows = size_t(std::max(max_rows, max_rows_)), k = size_t(std::max(max_k, max_k_));
   const auto up = [](size_t bytes) { return (bytes + 255) / 256 * 256; };
   const size_t row = up(rows * 4);

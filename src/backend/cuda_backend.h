@@ -93,7 +93,11 @@ class CudaBackend final : public Backend {
   Mirror<KvSegment> segments_;
   Mirror<uint8_t> planned_heads_;  // of the layer and side at work
   std::unique_ptr<DecodeEntries> entries_;
-  std::map<const float*, Buffer> plan_vectors_;
+  struct PlanVector {
+    std::vector<float> values;
+    Buffer buffer;  // on the device
+  };
+  std::map<const float*, PlanVector> plan_vectors_;  // by their address on the host
 
   Buffer select_work_;
   int64_t select_tokens_ = 0;  // ReserveSelection's

@@ -74,6 +74,7 @@ void CudaBackend::Record(Recorded& step, const std::function<void()>& ops) {
 }
 
 void CudaBackend::ForgetSteps() {
+  NIBBLE_CHECK(recording_ == nullptr, "memory freed while a step was recorded");
   const bool any = std::any_of(recorded_.begin(), recorded_.end(), [](const Recorded& r) { return r.graph; });
   if (any) CheckCuda(cudaStreamSynchronize(stream_), "recorded steps");
   for (const Recorded& step : recorded_)

@@ -11,7 +11,6 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32, kEntries = 16, kEach = 4, kPage = kv::kPageTokens;
-constexpr int kMaxGroup = 64;
 
 // Shared memory, in floats.
 struct Layout {
@@ -416,7 +415,7 @@ __global__ void SumQueriesKernel(PageAttentionArgs a, int offset) {
 
 Launch PageAttention(const PageAttentionArgs& a, Stream stream) {
   const int group = a.heads / a.kv.kv_heads;
-  if (a.kv.page.head_dim > kMaxAttentionHeadDim || group > kMaxGroup)
+  if (a.kv.page.head_dim > kMaxAttentionHeadDim || group > kMaxAttentionGroup)
     return Refused("attention: head_dim must be at most 256, heads at most 64 times kv_heads");
   const int shared = Layout(a.kv.page.head_dim, group, true).total * 4;
   if (const cudaError_t error = AllowShared(&PageAttentionKernel, shared); error != cudaSuccess)

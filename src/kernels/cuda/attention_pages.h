@@ -10,7 +10,7 @@
 
 namespace nibble::cuda {
 
-inline constexpr int kMaxAttentionHeadDim = 256;
+inline constexpr int kMaxAttentionHeadDim = 256, kMaxAttentionGroup = 64;
 
 // SAS's part of nibble::AttentionCounters, added to on the device.
 struct SasCounters {
