@@ -2,7 +2,6 @@
 // Floor 5. Python's str methods. Letters and case come from utf8proc, whose Unicode is Python's or newer.
 #include "text/jinja/pystr.h"
 
-#include <string.h>
 #include <utf8proc.h>
 
 #include <algorithm>
@@ -105,6 +104,27 @@ bool IsLineEnd(char32_t c) {
   return (c >= '\n' && c <= '\r') || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029;
 }
 
+constexpr size_t kShort = 16;  // bytes of a text that are sought one by one at every place
+
+// Knuth, Morris and Pratt: how many bytes of `s` are read to the end of the first match. at(t, i): byte i in
+// the direction of the search.
+template <class At>
+size_t EndOfMatch(Text s, Text part, At at) {
+  std::vector<size_t> shorter(part.size(),
+                              0);  // of part's first i + 1 bytes: the longest beginning that ends them too
+  for (size_t i = 1, n = 0; i < part.size(); ++i) {
+    while (n > 0 && at(part, i) != at(part, n)) n = shorter[n - 1];
+    n += at(part, i) == at(part, n);
+    shorter[i] = n;
+  }
+  for (size_t i = 0, n = 0; i < s.size(); ++i) {
+    while (n > 0 && at(s, i) != at(part, n)) n = shorter[n - 1];
+    n += at(s, i) == at(part, n);
+    if (n == part.size()) return i + 1;
+  }
+  return Text::npos;
+}
+
 }  // namespace
 
 bool IsSpace(char32_t c) {
@@ -124,29 +144,15 @@ size_t OffsetOf(Text s, int64_t index) {
 }
 
 size_t Search(Text s, Text part, size_t from) {
-  if (from > s.size()) return Text::npos;
-  if (part.empty()) return from;
-  const void* at = memmem(s.data() + from, s.size() - from, part.data(), part.size());  // two-way: linear
-  return at ? static_cast<size_t>(static_cast<const char*>(at) - s.data()) : Text::npos;
+  if (part.size() <= kShort || from > s.size()) return s.find(part, from);
+  const size_t end = EndOfMatch(s.substr(from), part, [](Text t, size_t i) { return t[i]; });
+  return end == Text::npos ? end : from + end - part.size();
 }
 
-// Knuth, Morris and Pratt, from the end.
 size_t SearchBack(Text s, Text part) {
-  if (part.empty()) return s.size();
-  if (part.size() > s.size()) return Text::npos;
-  const auto last = [](Text t, size_t i) { return t[t.size() - 1 - i]; };
-  std::vector<size_t> shorter(part.size(),
-                              0);  // the longest end of part that is also an end of its end [0, i]
-  for (size_t i = 1, n = 0; i < part.size(); ++i) {
-    while (n > 0 && last(part, i) != last(part, n)) n = shorter[n - 1];
-    shorter[i] = n += last(part, i) == last(part, n);
-  }
-  for (size_t i = 0, n = 0; i < s.size(); ++i) {
-    while (n > 0 && last(s, i) != last(part, n)) n = shorter[n - 1];
-    n += last(s, i) == last(part, n);
-    if (n == part.size()) return s.size() - 1 - i;
-  }
-  return Text::npos;
+  if (part.size() <= kShort) return s.rfind(part);
+  const size_t end = EndOfMatch(s, part, [](Text t, size_t i) { return t[t.size() - 1 - i]; });
+  return end == Text::npos ? end : s.size() - end;
 }
 
 Text Strip(Text s, std::optional<Text> chars, Ends ends) {
