@@ -13,12 +13,23 @@
 namespace nibble {
 namespace {
 
-constexpr size_t kAlign = 64;
+constexpr size_t kAlign = 64, kHugePage = size_t{2} << 20;
 size_t AlignUp(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 size_t MachineMemory() {
   const long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
   return pages > 0 && page_bytes > 0 ? size_t(pages) * size_t(page_bytes) : 0;
+}
+
+Result<Buffer> Map(size_t bytes) {
+  if (bytes == 0) return Buffer{};
+  const size_t machine = MachineMemory();
+  // Pages come on first touch, so the system would promise more than there is and end the process later.
+  if (machine != 0 && bytes > machine)
+    return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes: this machine has {}", bytes, machine);
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes", bytes);
+  return Buffer{static_cast<std::byte*>(p), bytes};
 }
 
 void CheckRows(const Tensor& t, const char* what) {
@@ -49,14 +60,11 @@ DeviceInfo CpuBackend::Info() const {
 }
 
 Result<Buffer> CpuBackend::Alloc(size_t bytes) {
-  if (bytes == 0) return Buffer{};
-  const size_t machine = MachineMemory();
-  // Pages come on first touch, so the system would promise more than there is and end the process later.
-  if (machine != 0 && bytes > machine)
-    return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes: this machine has {}", bytes, machine);
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes", bytes);
-  return Buffer{static_cast<std::byte*>(p), bytes};
+  NIBBLE_ASSIGN(Buffer b, Map(bytes));
+  // Weights and pages of the cache are read at large strides: without huge pages every few rows miss the
+  // cache of addresses. A system that has none leaves things as they are.
+  if (bytes >= kHugePage) (void)madvise(b.data, bytes, MADV_HUGEPAGE);
+  return b;
 }
 
 void CpuBackend::Free(Buffer b) {
@@ -85,7 +93,11 @@ Status CpuBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int
   const size_t means = AlignUp(size_t(group) * size_t(dim) * sizeof(float));
   const size_t pages = size_t{3} * kMaxContextPages * sizeof(void*);
   const size_t scores = AlignUp((kMaxContextPages + 1) * sizeof(float*));
-  NIBBLE_ASSIGN(Buffer work, Alloc(xq + scale + sums + threads * (tiles + means + pages + scores)));
+  const size_t states =
+      AlignUp(size_t(AttentionStateFloats(1, group, {.head_dim = dim, .tokens = kv::kPageTokens})) *
+              sizeof(float) * size_t(kMaxSharedBlocks));
+  // Little of it is ever touched: not Alloc, whose huge pages would be.
+  NIBBLE_ASSIGN(Buffer work, Map(xq + scale + sums + threads * (tiles + means + pages + scores + states)));
   Free(work_);
   work_ = work;
   wave_.reserve(size_t(rows));
@@ -95,6 +107,7 @@ Status CpuBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int
   xq_ = reinterpret_cast<int8_t*>(take(xq));
   x_scale_ = reinterpret_cast<float*>(take(scale));
   group_sum_ = reinterpret_cast<int32_t*>(take(sums));
+  states_ = reinterpret_cast<float*>(take(threads * states));
   scratch_.resize(threads);
   for (Scratch& s : scratch_) {
     s.floats = reinterpret_cast<float*>(take(tiles));
