@@ -117,6 +117,29 @@ TEST(Attention, PageList) {
   }
 }
 
+// Blocks of pages made apart give the bits of one call, and their order matters.
+TEST(Attention, BlocksMadeApart) {
+  const int64_t position = 64 * (2 * kAttentionBlockPages + 3) + 5;
+  for (const int64_t window : {0, 64 * (kAttentionBlockPages + 7)}) {
+    Problem p({64, 3, position, 1, window, CodecId::kInt4Token, CodecId::kFlashQ4});
+    for (const auto* isa : test::Isas()) {
+      p.args.states = nullptr;
+      isa->attention(p.args);
+      EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(p.Reference()), kDifference, kMaxAbs)) << isa->isa;
+      const std::vector<float> whole(p.out.data(), p.out.data() + p.out.size());
+      const size_t size = size_t(AttentionStateFloats(1, 3, p.page));
+      std::vector<float> states(3 * size, NAN);
+      for (const int block : {2, 0, 1}) isa->attention_block(p.args, block, &states[size_t(block) * size]);
+      p.args.states = states.data();
+      isa->attention(p.args);
+      EXPECT_TRUE(test::SameBits(whole.data(), p.out.data(), whole.size())) << isa->isa;
+      std::copy_n(states.begin(), size, states.begin() + int64_t(size));
+      isa->attention(p.args);
+      EXPECT_FALSE(test::SameBits(whole.data(), p.out.data(), whole.size())) << isa->isa;
+    }
+  }
+}
+
 TEST(Attention, Names) {
   for (const auto* isa : test::Isas()) {
     EXPECT_STREQ(isa->attention_name(CodecId::kInt4Token, CodecId::kInt4Token), "tiled-flash/int4-token");

@@ -87,7 +87,7 @@ class Runner {
   }
 
  private:
-  static constexpr int kPoolTokens = 1024;
+  static constexpr int kPoolTokens = 1280;
 
   // Every byte the cache owns becomes part of a NaN, for codes, scales and raw values alike.
   void Poison() {

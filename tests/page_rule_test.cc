@@ -60,6 +60,20 @@ TEST_P(PageRule, SameBytesUnderASlidingWindow) {
   }
 }
 
+// More threads than KV heads take parts of the context of a decode step.
+TEST_P(PageRule, SameBytesWhereThreadsShareAContext) {
+  constexpr int kLong = (kAttentionBlockPages + 1) * kPage + 10;
+  const std::vector<Sequence> seqs{Sequence::Random(kLong, 5)};
+  Schedule schedule;
+  for (int at = 0; at < kLong - 4; at += 260) schedule.push_back({{0, std::min(260, kLong - 4 - at)}});
+  for (int i = 0; i < 4; ++i) schedule.push_back({{0, 1}});
+  const RunOptions one{.isa = Isas().front(), .recipe = Recipe()},
+      five{.isa = Isas().front(), .recipe = Recipe(), .threads = 5};
+  const auto whole = Outputs(one, seqs, schedule);
+  EXPECT_TRUE(AllFinite(whole));
+  EXPECT_TRUE(SameBytes(whole, Outputs(five, seqs, schedule)));
+}
+
 // A request of up to one page never reads a code of two or four bits: its rows are those of the raw type.
 TEST_P(PageRule, AShortRequestReadsNoPage) {
   const auto seqs = ThreeSequences();

@@ -164,46 +164,91 @@ void CpuBackend::SumQueries(const AttendArgs& a) {
             });
 }
 
-// Queries [row_begin, row_end) of a segment, query heads [first, first + group) of KV head `head`.
-void CpuBackend::AttendSegment(const AttendArgs& a, const KvSegment& s, int head, int row_begin, int row_end,
-                               int first, int group, Scratch& scratch) {
+AttentionArgs CpuBackend::MakeAttentionArgs(const AttendArgs& a, const Queries& q, Scratch& scratch) const {
   const KvView& kv = a.kv;
-  const SealedPages k = SealedPagesOf(kv, false, s.seq, head), v = SealedPagesOf(kv, true, s.seq, head);
+  const KvSegment& s = q.segment;
+  const SealedPages k = SealedPagesOf(kv, false, s.seq, q.head), v = SealedPagesOf(kv, true, s.seq, q.head);
   const std::byte **k_pages = scratch.pages, **v_pages = scratch.pages + kMaxContextPages;
   for (int p = 0; p < s.pages; ++p) {
     const int32_t page = kv.page_table[size_t(s.table + p)];
     k_pages[p] = k.At(page), v_pages[p] = v.At(page);
   }
-  const Means means = MeansOf(kv, s, head, first, group, scratch.q_mean);
-  if (first == 0)
-    CountDense(a, s, head, k_pages, v_pages, std::max(row_begin, s.dense_rows), row_end, scratch.counters);
-  const int64_t row = s.row + row_begin;
-  const int query_head = head * (a.heads / kv.kv_heads) + first;
-  kernels_.attention({.q = a.q.as<const float>() + row * a.q.stride[0] + query_head * a.q.stride[1],
-                      .out = a.out.as<float>() + row * a.out.stride[0] + query_head * a.out.stride[1],
-                      .k_pages = k_pages,
-                      .v_pages = v_pages,
-                      .page_list = nullptr,
-                      .k_raw = RawPage(kv, false, s.raw_slot, head, RawBytes(kv, k.codec.raw)),
-                      .v_raw = RawPage(kv, true, s.raw_slot, head, RawBytes(kv, v.codec.raw)),
-                      .scratch = scratch.floats,
-                      .q_stride = a.q.stride[0],
-                      .out_stride = a.out.stride[0],
-                      .position = s.position + row_begin,
-                      .window = a.window,
-                      .rows = row_end - row_begin,
-                      .group = group,
-                      .pages = s.pages,
-                      .list_len = s.pages,
-                      .page = kv.page,
-                      .k_codec = k.codec.id,
-                      .v_codec = v.codec.id,
-                      .tail = TailOf(kv),
-                      .scale = a.scale,
-                      .arithmetic = kv.recipe != nullptr ? kv.recipe->arithmetic : Arithmetic{},
-                      .k_mean = means.k,
-                      .q_mean = means.q,
-                      .counters = &scratch.counters});
+  const Means means = MeansOf(kv, s, q.head, q.first, q.group, scratch.q_mean);
+  const int64_t row = s.row + q.row_begin;
+  const int query_head = q.head * (a.heads / kv.kv_heads) + q.first;
+  return {.q = a.q.as<const float>() + row * a.q.stride[0] + query_head * a.q.stride[1],
+          .out = a.out.as<float>() + row * a.out.stride[0] + query_head * a.out.stride[1],
+          .k_pages = k_pages,
+          .v_pages = v_pages,
+          .page_list = nullptr,
+          .k_raw = RawPage(kv, false, s.raw_slot, q.head, RawBytes(kv, k.codec.raw)),
+          .v_raw = RawPage(kv, true, s.raw_slot, q.head, RawBytes(kv, v.codec.raw)),
+          .scratch = scratch.floats,
+          .states = nullptr,
+          .q_stride = a.q.stride[0],
+          .out_stride = a.out.stride[0],
+          .position = s.position + q.row_begin,
+          .window = a.window,
+          .rows = q.row_end - q.row_begin,
+          .group = q.group,
+          .pages = s.pages,
+          .list_len = s.pages,
+          .page = kv.page,
+          .k_codec = k.codec.id,
+          .v_codec = v.codec.id,
+          .tail = TailOf(kv),
+          .scale = a.scale,
+          .arithmetic = kv.recipe != nullptr ? kv.recipe->arithmetic : Arithmetic{},
+          .k_mean = means.k,
+          .q_mean = means.q,
+          .counters = &scratch.counters};
+}
+
+// `states`: of all blocks, or null.
+void CpuBackend::AttendQueries(const AttendArgs& a, const Queries& q, float* states, Scratch& scratch) {
+  AttentionArgs args = MakeAttentionArgs(a, q, scratch);
+  args.states = states;
+  if (q.first == 0)
+    CountDense(a, q.segment, q.head, args.k_pages, args.v_pages, std::max(q.row_begin, q.segment.dense_rows),
+               q.row_end, scratch.counters);
+  kernels_.attention(args);
+}
+
+// A few decode rows of long contexts leave threads without work unless they share a context.
+bool CpuBackend::SharesContext(const AttendArgs& a) const {
+  const KvView& kv = a.kv;
+  if (kv.recipe != nullptr && !AttendsInBlocks(kv.recipe->arithmetic)) return false;
+  int pages = 0;
+  for (const KvSegment& s : kv.segments) {
+    if (s.rows != 1 || DenseRows(kv, s) != 1) return false;
+    pages = std::max(pages, s.pages);
+  }
+  return int64_t(kv.segments.size()) * kv.kv_heads < pool_.threads() && pages > kAttentionBlockPages &&
+         pages <= kMaxSharedBlocks * kAttentionBlockPages;
+}
+
+void CpuBackend::AttendInBlocks(const AttendArgs& a) {
+  const KvView& kv = a.kv;
+  const int group = a.heads / kv.kv_heads;
+  const int64_t units = int64_t(kv.segments.size()) * kv.kv_heads;
+  const int64_t state = AttentionStateFloats(1, group, kv.page);
+  const auto queries = [&](int64_t unit) {
+    return Queries{kv.segments[size_t(unit / kv.kv_heads)], int(unit % kv.kv_heads), 0, 1, 0, group};
+  };
+  const auto blocks_of = [&](int64_t unit) {
+    return (kv.segments[size_t(unit / kv.kv_heads)].pages + kAttentionBlockPages - 1) / kAttentionBlockPages;
+  };
+  int64_t most = 0;
+  for (int64_t unit = 0; unit < units; ++unit) most = std::max<int64_t>(most, blocks_of(unit));
+  pool_.Run(units * most, [&](int64_t item, int worker) {
+    const int64_t unit = item % units, block = item / units;
+    if (block >= blocks_of(unit)) return;
+    kernels_.attention_block(MakeAttentionArgs(a, queries(unit), scratch_[size_t(worker)]), int(block),
+                             states_ + (unit * kMaxSharedBlocks + block) * state);
+  });
+  pool_.Run(units, [&](int64_t unit, int worker) {
+    AttendQueries(a, queries(unit), states_ + unit * kMaxSharedBlocks * state, scratch_[size_t(worker)]);
+  });
 }
 
 void CpuBackend::Attention(const AttendArgs& a) {
@@ -232,6 +277,7 @@ void CpuBackend::AttendDense(const AttendArgs& a) {
   const int group = a.heads / kv.kv_heads;
   const auto is_dense = [&kv](const KvSegment& s) { return DenseRows(kv, s) > 0; };
   if (std::none_of(kv.segments.begin(), kv.segments.end(), is_dense)) return;
+  if (SharesContext(a)) return AttendInBlocks(a);
   // One item a segment and KV head, so that a page is decoded once for all queries that share it. Only when
   // that leaves threads without work are the queries divided: by rows, then by query heads.
   const int64_t whole = int64_t(kv.segments.size()) * kv.kv_heads;
@@ -251,8 +297,8 @@ void CpuBackend::AttendDense(const AttendArgs& a) {
     const int first = static_cast<int>(group * head_part / head_parts);
     const int last = static_cast<int>(group * (head_part + 1) / head_parts);
     if (row_begin == row_end) return;
-    AttendSegment(a, s, static_cast<int>(unit % kv.kv_heads), row_begin, row_end, first, last - first,
-                  scratch_[size_t(worker)]);
+    AttendQueries(a, {s, static_cast<int>(unit % kv.kv_heads), row_begin, row_end, first, last - first},
+                  nullptr, scratch_[size_t(worker)]);
   });
 }
 

@@ -24,6 +24,17 @@ size_t MachineMemory() {
   return pages > 0 && page_bytes > 0 ? size_t(pages) * size_t(page_bytes) : 0;
 }
 
+Result<Buffer> Map(size_t bytes) {
+  if (bytes == 0) return Buffer{};
+  const size_t machine = MachineMemory();
+  // Pages come on first touch, so the system would promise more than there is and end the process later.
+  if (machine != 0 && bytes > machine)
+    return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes: this machine has {}", bytes, machine);
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes", bytes);
+  return Buffer{static_cast<std::byte*>(p), bytes};
+}
+
 void CheckRows(const Tensor& t, const char* what) {
   NIBBLE_CHECK(t.dtype == DType::kF32 && t.device == Device::kCpu, what);
   NIBBLE_CHECK(t.rank >= 2 && t.stride[size_t(t.rank) - 1] == 1, what);
@@ -52,16 +63,10 @@ DeviceInfo CpuBackend::Info() const {
 }
 
 Result<Buffer> CpuBackend::Alloc(size_t bytes) {
-  if (bytes == 0) return Buffer{};
-  const size_t machine = MachineMemory();
-  // Pages come on first touch, so the system would promise more than there is and end the process later.
-  if (machine != 0 && bytes > machine)
-    return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes: this machine has {}", bytes, machine);
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes", bytes);
+  NIBBLE_ASSIGN(Buffer b, Map(bytes));
   // A refusal, where the system has no huge pages to give, only costs speed.
-  if (bytes >= kHugeFrom) (void)madvise(p, bytes, MADV_HUGEPAGE);
-  return Buffer{static_cast<std::byte*>(p), bytes};
+  if (bytes >= kHugeFrom) (void)madvise(b.data, bytes, MADV_HUGEPAGE);
+  return b;
 }
 
 void CpuBackend::Free(Buffer b) {
@@ -90,9 +95,11 @@ Status CpuBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int
   const size_t means = AlignUp(size_t(group) * size_t(dim) * sizeof(float));
   const size_t pages = size_t{3} * kMaxContextPages * sizeof(void*);
   const size_t scores = AlignUp((kMaxContextPages + 1) * sizeof(float*));
-  NIBBLE_ASSIGN(Buffer work, Alloc(xq + scale + sums + threads * (tiles + means + pages + scores)));
-  // Of the addresses of pages a context touches the first few: huge pages would waste megabytes a thread.
-  (void)madvise(work.data, work.bytes, MADV_NOHUGEPAGE);
+  const size_t states =
+      AlignUp(size_t(AttentionStateFloats(1, group, {.head_dim = dim, .tokens = kv::kPageTokens})) *
+              sizeof(float) * size_t(kMaxSharedBlocks));
+  // Little of it is ever touched: not Alloc, whose huge pages would be.
+  NIBBLE_ASSIGN(Buffer work, Map(xq + scale + sums + threads * (tiles + means + pages + scores + states)));
   Free(work_);
   work_ = work;
   wave_.reserve(size_t(rows));
@@ -102,6 +109,7 @@ Status CpuBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int
   xq_ = reinterpret_cast<int8_t*>(take(xq));
   x_scale_ = reinterpret_cast<float*>(take(scale));
   group_sum_ = reinterpret_cast<int32_t*>(take(sums));
+  states_ = reinterpret_cast<float*>(take(threads * states));
   scratch_.resize(threads);
   for (Scratch& s : scratch_) {
     s.floats = reinterpret_cast<float*>(take(tiles));

@@ -70,6 +70,7 @@ class CpuBackend final : public Backend {
   };
   // 16 million tokens of context. Only the addresses that are used take memory.
   static constexpr int64_t kMaxContextPages = 1 << 18;
+  static constexpr int64_t kMaxSharedBlocks = 1024;  // a million tokens: beyond, a context is not shared
 
   Result<std::byte*> TakeWeights(size_t bytes);
   void QuantizeRows(const float* x, int64_t x_stride, int rows, int k);
@@ -80,8 +81,15 @@ class CpuBackend final : public Backend {
   void SealSegment(const KvView&, const KvSegment&, int head, bool is_v, float* scratch);
   void SumQueries(const AttendArgs&);
   void AttendDense(const AttendArgs&);
-  void AttendSegment(const AttendArgs&, const KvSegment&, int head, int row_begin, int row_end, int first,
-                     int group, Scratch&);
+  // Query rows [row_begin, row_end) of a segment, query heads [first, first + group) of a KV head.
+  struct Queries {
+    const KvSegment& segment;
+    int head, row_begin, row_end, first, group;
+  };
+  AttentionArgs MakeAttentionArgs(const AttendArgs&, const Queries&, Scratch&) const;
+  void AttendQueries(const AttendArgs&, const Queries&, float* states, Scratch&);
+  bool SharesContext(const AttendArgs&) const;
+  void AttendInBlocks(const AttendArgs&);
 
   // Token selection: cpu_select.cc.
   void SealRecords(const KvView&);
@@ -106,6 +114,7 @@ class CpuBackend final : public Backend {
   int8_t* xq_ = nullptr;          // [max_rows, max_k]
   float* x_scale_ = nullptr;      // [max_rows]
   int32_t* group_sum_ = nullptr;  // [max_rows, ceil(max_k / 128)]
+  float* states_ = nullptr;       // [threads, kMaxSharedBlocks] states of AttendInBlocks
   std::vector<Scratch> scratch_;  // [threads]
   Buffer select_work_;
   int64_t max_select_floats_ = 0;  // of a thread

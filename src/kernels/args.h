@@ -146,6 +146,14 @@ struct TailSealArgs {     // a full one becomes a codec page
   kv::PageShape shape;
 };
 
+// Sealed pages are summed in blocks of so many, by absolute position: threads can share a long context.
+inline constexpr int kAttentionBlockPages = 16;
+
+// Whether they are: arithmetic that rounds weights relative to the running maximum makes one block of all.
+constexpr bool AttendsInBlocks(const Arithmetic& how) {
+  return how.softmax == SoftmaxKind::kExact && !IsInteger(how.qk) && IsFloat(how.pv);
+}
+
 // Attention of the queries of one sequence that lie in one page, for one KV head. Query row i stands at
 // position `position + i` and sees the sealed pages (through the codec) and raw tokens 0 .. (position + i) %
 // page_tokens. Tiles (pages in list order, then the raw page) are visited in order with an online softmax, so
@@ -159,6 +167,9 @@ struct AttentionArgs {
   const std::byte* k_raw;           // [page_tokens, head_dim] of the K codec's raw type, or as `tail` says
   const std::byte* v_raw;           // [page_tokens, head_dim] of the V codec's raw type, or as `tail` says
   float* scratch;                   // AttentionScratchFloats(...) floats, 64-byte aligned
+  // [blocks, AttentionStateFloats(...)] of all blocks, from attention_block, or null: made by the call
+  // itself.
+  float* states;
   int64_t q_stride, out_stride;
   int64_t position;
   int64_t window;  // a query at p sees positions > p - window; 0: no window
@@ -173,13 +184,20 @@ struct AttentionArgs {
   AttentionCounters* counters;  // of the calling thread, or null
 };
 
-// K tile, V tile, scores, accumulators and per-row softmax state for one call; then what sealed pages become
-// in integer arithmetic: codes of K, V, q and P, their scales, and scores of the mean query.
+// What a block leaves: [rows, group, head_dim] sums, then by row and head the maximum and the sum of weights.
+constexpr int64_t AttentionStateFloats(int rows, int group, kv::PageShape page) {
+  return int64_t{rows} * group * (page.head_dim + 2);
+}
+
+// Columns and rows of a page, scores, prepared queries, and the states of a block and of all for one call;
+// then what sealed pages become in integer arithmetic: codes of K, V, q and P, their scales, and scores of
+// the mean query.
 constexpr int64_t AttentionScratchFloats(int rows, int group, kv::PageShape page) {
   const int64_t entries = int64_t{rows} * group;
-  return int64_t{2} * page.tokens * page.head_dim + entries * (page.tokens + page.head_dim + 32) + 256 +
-         page.tokens * (int64_t{page.head_dim} + 16) / 2 + entries * (page.head_dim + page.tokens) / 4 +
-         int64_t{group + 1} * page.tokens + 2 * page.head_dim + 256;
+  return int64_t{2} * page.tokens * page.head_dim + entries * (page.tokens + 3 * page.head_dim + 34) +
+         6 * page.head_dim + 256 + page.tokens * (int64_t{page.head_dim} + 16) / 2 +
+         entries * (page.head_dim + page.tokens) / 4 + int64_t{group + 1} * page.tokens + 2 * page.head_dim +
+         256;
 }
 
 // Bytes of the cache that reading a token takes: its own in a sealed page, what all tokens of a page need and

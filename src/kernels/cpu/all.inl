@@ -15,11 +15,15 @@ namespace nibble::cpu::NIBBLE_ISA {
 #include "kernels/cpu/kv_tiles.h"
 #include "kernels/cpu/kv.h"
 #include "kernels/cpu/tail.h"
-#include "kernels/cpu/attention.h"
+#include "kernels/cpu/page_rows.h"
+#include "kernels/cpu/attention_work.h"
+#include "kernels/cpu/attention_keys.h"
+#include "kernels/cpu/attention_values.h"
 #include "kernels/cpu/sas.h"
 #include "kernels/cpu/attention_qk.h"
 #include "kernels/cpu/attention_pv.h"
 #include "kernels/cpu/attention_sealed.h"
+#include "kernels/cpu/attention.h"
 #include "kernels/cpu/top_k.h"
 #include "kernels/cpu/gather.h"
 #include "kernels/cpu/key_copy.h"
@@ -61,6 +65,7 @@ const CpuKernels kKernels{
     .tail_append = &TailAppend,
     .tail_seal = &TailSeal,
     .attention = &Attention,
+    .attention_block = &AttentionBlock,
     .key_copy = &MakeKeyCopy,
     .value_sum = &ValueSum,
     .window = &WindowRow,

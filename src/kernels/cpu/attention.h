@@ -1,202 +1,78 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 4. Attention tile by tile with an online softmax (Milakov and Gimelshein, arXiv 1805.02867). A tile
-// is one page: K and V of `tokens` positions as f32 [tokens, head_dim], decoded once for all queries of the
-// call. An entry is one query head at one position. Per entry the order of every sum is fixed: scores over
-// lanes of head_dim and then Vec16::Sum, weights over lanes of tokens, outputs over tokens ascending, tiles
-// in list order. Blocks of entries only share loads. What a recipe's arithmetic does to sealed pages is in
-// attention_sealed.h, SAS in sas.h.
+// Floor 4. Attention of one call: the pages of the list, then the open page. What a recipe's arithmetic does
+// to sealed pages is in attention_sealed.h, SAS in sas.h.
 
-struct TokenRange {  // tokens of a tile that an entry sees
-  int begin, end;
-};
+// Sealed pages are summed in blocks of kAttentionBlockPages, by absolute position and each from nothing, and
+// the blocks are merged in order, the open page last: so several threads can share a long context, and
+// whether they do changes no bit.
 
-struct AttentionWork {
-  const AttentionArgs& a;
-  float* scores;  // [entries, tokens]
-  float* acc;     // [entries, head_dim]
-  float* max;     // [entries] running maximum of the scores
-  float* sum;     // [entries] running sum of the weights
-  float* fix;     // [entries] factor that brings acc to the current maximum
-  int entries;
-  float* more;  // [kMoreStates, entries], of sas.h and attention_sealed.h
-
-  static constexpr int kMoreStates = 29;
-  NIBBLE_HD float* More(int state) const { return more + int64_t{state} * entries; }
-
-  NIBBLE_HD const float* Query(int e) const {
-    return a.q + e / a.group * a.q_stride + int64_t{e % a.group} * a.page.head_dim;
-  }
-  NIBBLE_HD TokenRange Range(int e, int64_t start) const {
-    const int64_t p = a.position + e / a.group - start;  // relative to the tile
-    const int64_t begin = a.window > 0 && p - a.window + 1 > 0 ? p - a.window + 1 : 0;
-    const int64_t end = p + 1 < a.page.tokens ? p + 1 : a.page.tokens;
-    return {int(begin < end ? begin : end), int(end)};
-  }
-};
-
-// scores[e .. e+E) of the 16 tokens from t: lane-wise products summed by Vec16::SumEach.
-template <int E>
-static void Score16(const AttentionWork& w, const float* k_tile, int e, int t) {
-  constexpr int kT = Pow2AtMost(kAccumulators / E < 16 ? kAccumulators / E : 16);
-  const int head_dim = w.a.page.head_dim, whole = head_dim / 16 * 16;
-  const float* q[E];
-  for (int i = 0; i < E; ++i) q[i] = w.Query(e + i);
-  Vec16 part[E][16];
-  for (int j0 = 0; j0 < 16; j0 += kT) {
-    const float* k = k_tile + (t + j0) * head_dim;
-    Vec16 s[E][kT];
-    for (int i = 0; i < E; ++i)
-      for (int j = 0; j < kT; ++j) s[i][j] = Vec16::Zero();
-    for (int d = 0; d < whole; d += 16) {
-      Vec16 qd[E];
-      for (int i = 0; i < E; ++i) qd[i] = Vec16::Load(q[i] + d);
-      for (int j = 0; j < kT; ++j) {
-        const Vec16 kd = Vec16::Load(k + j * head_dim + d);
-        for (int i = 0; i < E; ++i) s[i][j] = Vec16::Fma(qd[i], kd, s[i][j]);
-      }
-    }
-    if (whole < head_dim) {
-      for (int i = 0; i < E; ++i) {
-        const Vec16 qd = Vec16::LoadPart(q[i] + whole, 8);
-        for (int j = 0; j < kT; ++j)
-          s[i][j] = Vec16::Fma(qd, Vec16::LoadPart(k + j * head_dim + whole, 8), s[i][j]);
-      }
-    }
-    for (int i = 0; i < E; ++i)
-      for (int j = 0; j < kT; ++j) part[i][j0 + j] = s[i][j];
-  }
-  const Vec16 scale = Vec16::Set1(w.a.scale);
-  for (int i = 0; i < E; ++i)
-    Vec16::Mul(Vec16::SumEach(part[i]), scale).Store(w.scores + (e + i) * w.a.page.tokens + t);
+// The state of a block or of all so far: [entries, head_dim] sums, then [entries] maxima and [entries] sums
+// of weights.
+static NIBBLE_HD void UseState(AttentionWork& w, float* state) {
+  w.acc = state;
+  w.max = state + int64_t{w.entries} * w.a.page.head_dim;
+  w.sum = w.max + w.entries;
 }
-
-// Scores of all entries against the tile that starts at position `start`. Ranges grow with the entry, so a
-// block needs the tokens from its first entry's begin to its last entry's end.
-template <int E>
-static NIBBLE_HD void Scores(const AttentionWork& w, const float* k_tile, int64_t start, int e) {
-  for (; e + E <= w.entries; e += E) {
-    const int begin = w.Range(e, start).begin, end = w.Range(e + E - 1, start).end;
-    for (int t = begin / 16 * 16; t < end; t += 16) Score16<E>(w, k_tile, e, t);
-  }
-  if constexpr (E > 1) Scores<E / 2>(w, k_tile, start, e);
-}
-
-// Sets the scores of one entry that lie outside its range to -infinity, as far as blocks of 16 reach, and
-// returns the greatest of all that it has seen.
-static NIBBLE_HD float MaskScores(const AttentionWork& w, int e, TokenRange range) {
-  constexpr float kNone = -__builtin_inff();
-  float* s = w.scores + e * w.a.page.tokens;
-  Vec16 top = Vec16::Set1(kNone);
-  const int first = range.begin / 16 * 16;
-  for (int t = first; t < range.end; t += 16) {  // what lies outside the range may be anything, even NaN
-    const Vec16 token = Vec16::Add(Vec16::Lanes(), Vec16::Set1(float(t)));
-    Vec16 v = Vec16::Load(s + t);
-    v = Vec16::IfLess(token, Vec16::Set1(float(range.end)), v, Vec16::Set1(kNone));
-    v = Vec16::IfLess(token, Vec16::Set1(float(range.begin)), Vec16::Set1(kNone), v);
-    v.Store(s + t);
-    top = Vec16::Max(v, top);
-  }
-  const float tile_max = top.MaxLane();
-  return tile_max > w.max[e] ? tile_max : w.max[e];
-}
-
-// Turns the scores of one entry into weights relative to the running maximum, which it moves.
-static void SoftmaxStep(const AttentionWork& w, int e, TokenRange range) {
-  float* s = w.scores + e * w.a.page.tokens;
-  const float max = MaskScores(w, e, range);
-  Vec16 total = Vec16::Zero();
-  for (int t = range.begin / 16 * 16; t < range.end; t += 16) {
-    const Vec16 p = Exp(Vec16::Sub(Vec16::Load(s + t), Vec16::Set1(max)));
-    p.Store(s + t);
-    total = Vec16::Add(total, p);
-  }
-  Exp(Vec16::Set1(w.max[e] - max)).StorePart(w.fix + e, 1);
-  w.sum[e] = w.sum[e] * w.fix[e] + total.Sum();
-  w.max[e] = max;
-}
-
-struct F32Sum {};  // how WeighValues sums over the tokens of a tile; attention_pv.h has others
-
-// acc[e .. e+E)[d .. d+16D) = acc * fix + weights V over the tokens of the range. `lanes` < 16 only with D
-// == 1.
-template <int E, int D>
-static void WeighValues(F32Sum, const AttentionWork& w, const float* v_tile, int e, TokenRange range, int d,
-                        int lanes) {
-  const int head_dim = w.a.page.head_dim;
-  const bool part = D == 1 && lanes < 16;
-  Vec16 s[E][D];
-  for (int i = 0; i < E; ++i) {
-    const float* acc = w.acc + (e + i) * head_dim + d;
-    const Vec16 fix = Vec16::Set1(w.fix[e + i]);
-    for (int j = 0; j < D; ++j)
-      s[i][j] = Vec16::Mul(part ? Vec16::LoadPart(acc, lanes) : Vec16::Load(acc + 16 * j), fix);
-  }
-  const float* p = w.scores + e * w.a.page.tokens;
-  for (int t = range.begin; t < range.end; ++t) {
-    const float* v = v_tile + t * head_dim + d;
-    Vec16 vd[D];
-    for (int j = 0; j < D; ++j) vd[j] = part ? Vec16::LoadPart(v, lanes) : Vec16::Load(v + 16 * j);
-    for (int i = 0; i < E; ++i) {
-      const Vec16 weight = Vec16::Set1(p[i * w.a.page.tokens + t]);
-      for (int j = 0; j < D; ++j) s[i][j] = Vec16::Fma(weight, vd[j], s[i][j]);
-    }
-  }
-  for (int i = 0; i < E; ++i) {
-    float* acc = w.acc + (e + i) * head_dim + d;
-    for (int j = 0; j < D; ++j) part ? s[i][j].StorePart(acc, lanes) : s[i][j].Store(acc + 16 * j);
-  }
-}
-
-// All of head_dim for E entries that see the same tokens.
-template <int E, int D, class Sum>
-static NIBBLE_HD void ValuesFrom(Sum sum, const AttentionWork& w, const float* v_tile, int e,
-                                 TokenRange range, int d) {
-  const int head_dim = w.a.page.head_dim;
-  for (; d + 16 * D <= head_dim; d += 16 * D) WeighValues<E, D>(sum, w, v_tile, e, range, d, 16);
-  if constexpr (D > 1) {
-    ValuesFrom<E, D / 2>(sum, w, v_tile, e, range, d);
-  } else if (d < head_dim) {
-    WeighValues<E, 1>(sum, w, v_tile, e, range, d, head_dim - d);
-  }
-}
-
-template <int E, class Sum>
-static NIBBLE_HD void Values(Sum sum, const AttentionWork& w, const float* v_tile, int64_t start, int e) {
-  constexpr int kD = Pow2AtMost(kAccumulators / E < 8 ? kAccumulators / E : 8);
-  for (; e + E <= w.entries; e += E) {
-    const TokenRange first = w.Range(e, start), last = w.Range(e + E - 1, start);
-    if (first.begin == last.begin && first.end == last.end) {
-      if (first.begin < first.end) ValuesFrom<E, kD>(sum, w, v_tile, e, first, 0);
-      continue;
-    }
-    for (int i = e; i < e + E; ++i) {
-      const TokenRange range = w.Range(i, start);
-      if (range.begin < range.end)
-        ValuesFrom<1, Pow2AtMost(kAccumulators < 8 ? kAccumulators : 8)>(sum, w, v_tile, i, range, 0);
-    }
-  }
-  if constexpr (E > 1) Values<E / 2>(sum, w, v_tile, start, e);
-}
-
-static constexpr int kAttentionEntries = kAccumulators >= 16 ? 4 : 2;  // that share the loads of a tile
-
-static void SasTile(const AttentionWork& w, int64_t start);  // sas.h
-
-static void SoftmaxTile(const AttentionWork& w, int64_t start) {
-  if (w.a.arithmetic.softmax != SoftmaxKind::kExact) return SasTile(w, start);
+static NIBBLE_HD void ClearState(const AttentionWork& w) {
+  for (int64_t i = 0; i < int64_t{w.entries} * w.a.page.head_dim; ++i) w.acc[i] = 0;
   for (int e = 0; e < w.entries; ++e) {
-    const TokenRange range = w.Range(e, start);
-    if (range.begin < range.end) SoftmaxStep(w, e, range);
+    w.max[e] = -__builtin_inff();
+    w.sum[e] = 0;
   }
 }
 
-static void AttendTile(const AttentionWork& w, const float* k_tile, const float* v_tile, int64_t start) {
-  Scores<kAttentionEntries>(w, k_tile, start, 0);
-  SoftmaxTile(w, start);
-  Values<kAttentionEntries>(F32Sum{}, w, v_tile, start, 0);
+// Work memory of a call, inside AttentionArgs::scratch; `rows` [tokens, head_dim] for what is decoded. The
+// states of a block and of all are cleared, and that of the block is in use.
+struct AttentionMemory {
+  AttentionWork w;
+  float *rows, *block, *total;
+};
+static AttentionMemory MakeAttentionWork(const AttentionArgs& a) {
+  const int64_t tile = int64_t{a.page.tokens} * a.page.head_dim, entries = int64_t{a.rows} * a.group;
+  float* p = a.scratch;
+  const auto take = [&p](int64_t floats) { return (p += floats) - floats; };
+  AttentionMemory m{.w = {.a = a, .entries = int(entries)}};
+  m.w.columns = take(tile);
+  m.rows = take(tile);
+  m.w.scores = take(entries * a.page.tokens);
+  m.w.queries = take(entries * a.page.head_dim);
+  m.w.part = take(int64_t{6} * a.page.head_dim);
+  m.w.fix = take(entries);
+  m.total = take(AttentionStateFloats(a.rows, a.group, a.page));
+  m.block = take(AttentionStateFloats(a.rows, a.group, a.page));
+  m.w.more = p;
+  UseState(m.w, m.total);
+  ClearState(m.w);
+  UseState(m.w, m.block);
+  ClearState(m.w);
+  return m;
 }
 
-static void AttentionOutput(const AttentionWork& w) {
+// Adds the state of a block to the whole.
+static void MergeState(const AttentionMemory& m, float* state) {
+  const int head_dim = m.w.a.page.head_dim;
+  AttentionWork w = m.w, block = m.w;
+  UseState(w, m.total);
+  UseState(block, state);
+  for (int e = 0; e < w.entries; ++e) {
+    if (block.sum[e] == 0 && !(block.max[e] > -__builtin_inff())) continue;  // the entry saw none of it
+    const float max = block.max[e] > w.max[e] ? block.max[e] : w.max[e];
+    const Vec16 old = Exp(Vec16::Set1(w.max[e] - max)), more = Exp(Vec16::Set1(block.max[e] - max));
+    float *to = w.acc + int64_t{e} * head_dim, *from = block.acc + int64_t{e} * head_dim;
+    for (int d = 0; d < head_dim; d += 16) {
+      const int n = PartOf16(head_dim - d);
+      const Vec16 x = Vec16::Mul(Vec16::LoadPart(from + d, n), more);
+      Vec16::Fma(Vec16::LoadPart(to + d, n), old, x).StorePart(to + d, n);
+    }
+    const Vec16 sum = Vec16::Mul(Vec16::Set1(block.sum[e]), more);
+    Vec16::Fma(Vec16::Set1(w.sum[e]), old, sum).StorePart(w.sum + e, 1);
+    w.max[e] = max;
+  }
+}
+
+static void AttentionOutput(const AttentionMemory& m) {
+  AttentionWork w = m.w;
+  UseState(w, m.total);
   const int head_dim = w.a.page.head_dim;
   for (int e = 0; e < w.entries; ++e) {
     float* out = w.a.out + e / w.a.group * w.a.out_stride + int64_t{e % w.a.group} * head_dim;
@@ -208,53 +84,69 @@ static void AttentionOutput(const AttentionWork& w) {
   }
 }
 
-static void StartSas(const AttentionWork& w);  // sas.h
-static void CountSas(const AttentionWork& w);
-static void StartSealed(const AttentionWork& w);  // attention_sealed.h
-static void AttendSealed(const AttentionWork& w, const std::byte* k_page, const std::byte* v_page,
-                         int64_t start);
+// Sealed page number `page`.
+static void AttendPage(const AttentionMemory& m, int page, bool prepared) {
+  const AttentionWork& w = m.w;
+  const AttentionArgs& a = w.a;
+  const int64_t start = int64_t{page} * a.page.tokens;
+  if (IsInteger(a.arithmetic.qk) || !IsFloat(a.arithmetic.pv))
+    return AttendSealed(w, a.k_pages[page], a.v_pages[page], start, prepared, m.rows);
+  Scores(w, SealedRows(a.k_codec, a.page, a.k_pages[page], m.rows), start, prepared);
+  SoftmaxTile(w, start);
+  Values(w, SealedRows(a.v_codec, a.page, a.v_pages[page], m.rows), start);
+}
 
-// REQUIRES page.tokens a multiple of 16, page.head_dim of 8, and all rows inside one page; page.tokens 64 for
-// integer arithmetic.
-static void Attention(const AttentionArgs& a) {
-  const int tokens = a.page.tokens, head_dim = a.page.head_dim, entries = a.rows * a.group;
-  float* k_scratch = a.scratch;
-  float* v_scratch = k_scratch + tokens * head_dim;
-  float* scores = v_scratch + tokens * head_dim;
-  float* acc = scores + entries * tokens;
-  float* state = acc + entries * head_dim;
-  const AttentionWork w{
-      a, scores, acc, state, state + entries, state + 2 * entries, entries, state + 3 * entries};
-  for (int i = 0; i < entries * head_dim; ++i) acc[i] = 0;
-  for (int e = 0; e < entries; ++e) {
-    w.max[e] = -__builtin_inff();
-    w.sum[e] = 0;
-  }
-  const bool is_sas = a.arithmetic.softmax != SoftmaxKind::kExact;
-  const bool sealed_as_floats = !IsInteger(a.arithmetic.qk) && IsFloat(a.arithmetic.pv);
-  if (is_sas) StartSas(w);
-  if (!sealed_as_floats) StartSealed(w);
-  const int64_t own = a.position - a.position % tokens;  // position of the raw page
+// The sealed pages [begin, end) that are listed and that some row sees.
+static void AttendPages(const AttentionMemory& m, int begin, int end) {
+  const AttentionArgs& a = m.w.a;
   const int listed = a.page_list != nullptr ? a.list_len : a.pages;
-  for (int i = 0; i < listed; ++i) {
+  bool prepared = false;
+  for (int i = a.page_list != nullptr ? 0 : begin; i < listed; ++i) {
     const int page = a.page_list != nullptr ? a.page_list[i] : i;
-    const int64_t start = int64_t{page} * tokens;
-    if (a.window > 0 && start + tokens <= a.position - a.window + 1) continue;  // out of every row's window
-    if (!sealed_as_floats) {
-      AttendSealed(w, a.k_pages[page], a.v_pages[page], start);
+    if (page < begin) continue;
+    if (page >= end) break;
+    if (a.window > 0 && int64_t{page + 1} * a.page.tokens <= a.position - a.window + 1) continue;
+    AttendPage(m, page, prepared);
+    prepared = true;
+  }
+}
+
+// One block alone, into `state`. REQUIRES AttendsInBlocks(a.arithmetic).
+static void AttentionBlock(const AttentionArgs& a, int block, float* state) {
+  AttentionMemory m = MakeAttentionWork(a);
+  UseState(m.w, state);
+  ClearState(m.w);
+  AttendPages(m, block * kAttentionBlockPages, (block + 1) * kAttentionBlockPages);
+}
+
+// REQUIRES page.tokens 64, page.head_dim a multiple of 8, and all rows inside one page.
+static void Attention(const AttentionArgs& a) {
+  AttentionMemory m = MakeAttentionWork(a);
+  const AttentionWork& w = m.w;
+  const bool in_blocks = AttendsInBlocks(a.arithmetic), is_sas = a.arithmetic.softmax != SoftmaxKind::kExact;
+  if (is_sas) StartSas(w);
+  if (!in_blocks) StartSealed(w);
+  const int each = in_blocks ? kAttentionBlockPages : a.pages;
+  for (int begin = 0, block = 0; begin < a.pages; begin += each, ++block) {
+    if (a.states != nullptr) {
+      MergeState(m, a.states + block * AttentionStateFloats(a.rows, a.group, a.page));
       continue;
     }
-    const float* k = DecodePage(a.k_codec, a.page, a.k_pages[page], k_scratch);
-    const float* v = DecodePage(a.v_codec, a.page, a.v_pages[page], v_scratch);
-    AttendTile(w, k, v, start);
+    AttendPages(m, begin, begin + each);
+    if (!in_blocks) break;
+    MergeState(m, m.block);
+    ClearState(w);
   }
-  const int raw_tokens = int(a.position - own) + a.rows;
-  const float* k = OpenRows(a.tail, RawTypeOf(a.k_codec), a.page, a.k_raw, 0, raw_tokens, k_scratch);
-  const float* v = OpenRows(a.tail, RawTypeOf(a.v_codec), a.page, a.v_raw, 0, raw_tokens, v_scratch);
-  AttendTile(w, k, v, own);
-  AttentionOutput(w);
+  const int tokens = a.page.tokens;
+  const int64_t own = a.position - a.position % tokens;  // position of the raw page
+  const int n = int(a.position - own) + a.rows;
+  Scores(w, OpenPageRows(a.tail, RawTypeOf(a.k_codec), a.page, a.k_raw, n, m.rows), own);
+  SoftmaxTile(w, own);
+  Values(w, OpenPageRows(a.tail, RawTypeOf(a.v_codec), a.page, a.v_raw, n, m.rows), own);
+  MergeState(m, m.block);
+  AttentionOutput(m);
   if (is_sas && a.counters != nullptr) {
-    a.counters->sas_rows += entries;
+    a.counters->sas_rows += w.entries;
     CountSas(w);
   }
 }

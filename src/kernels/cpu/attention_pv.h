@@ -71,10 +71,11 @@ static void RoundWeights(const AttentionWork& w, int64_t start) {
   }
 }
 
-// WeighValues of attention.h with a page's sum apart.
+// acc[e .. e+E)[d .. d+16D) = acc * fix + the sum over the page, in Sum's steps. `lanes` < 16 only with D
+// == 1.
 template <int E, int D, class Sum>
-static void WeighValues(Sum, const AttentionWork& w, const float* v_tile, int e, TokenRange range, int d,
-                        int lanes) {
+static void WeighRounded(Sum, const AttentionWork& w, const float* v_tile, int e, TokenRange range, int d,
+                         int lanes) {
   const int head_dim = w.a.page.head_dim;
   const bool part = D == 1 && lanes < 16;
   const float* p = w.scores + e * w.a.page.tokens;
@@ -112,32 +113,73 @@ static void WeighValues(Sum, const AttentionWork& w, const float* v_tile, int e,
   }
 }
 
+// All of head_dim for E entries that see the same tokens.
+template <int E, int D, class Sum>
+static NIBBLE_HD void RoundedFrom(Sum sum, const AttentionWork& w, const float* v_tile, int e,
+                                  TokenRange range, int d) {
+  const int head_dim = w.a.page.head_dim;
+  for (; d + 16 * D <= head_dim; d += 16 * D) WeighRounded<E, D>(sum, w, v_tile, e, range, d, 16);
+  if constexpr (D > 1) {
+    RoundedFrom<E, D / 2>(sum, w, v_tile, e, range, d);
+  } else if (d < head_dim) {
+    WeighRounded<E, 1>(sum, w, v_tile, e, range, d, head_dim - d);
+  }
+}
+
+template <int E, class Sum>
+static NIBBLE_HD void RoundedEntries(Sum sum, const AttentionWork& w, const float* v_tile, int64_t start,
+                                     int e) {
+  constexpr int kD = Pow2AtMost(kAccumulators / E < 8 ? kAccumulators / E : 8);
+  for (; e + E <= w.entries; e += E) {
+    const TokenRange first = w.Range(e, start), last = w.Range(e + E - 1, start);
+    if (first.begin == last.begin && first.end == last.end) {
+      if (first.begin < first.end) RoundedFrom<E, kD>(sum, w, v_tile, e, first, 0);
+      continue;
+    }
+    for (int i = e; i < e + E; ++i) {
+      const TokenRange range = w.Range(i, start);
+      if (range.begin < range.end)
+        RoundedFrom<1, Pow2AtMost(kAccumulators < 8 ? kAccumulators : 8)>(sum, w, v_tile, i, range, 0);
+    }
+  }
+  if constexpr (E > 1) RoundedEntries<E / 2>(sum, w, v_tile, start, e);
+}
+
 template <class Sum>
 static void RoundedValues(const AttentionWork& w, const SealedTile& s, const float* v, float* tile,
                           int64_t start) {
   RoundValues<Sum>(w, s, v, tile);
   RoundWeights<Sum>(w, start);
-  Values<kAttentionEntries>(Sum{}, w, tile, start, 0);
+  RoundedEntries<kAttentionEntries>(Sum{}, w, tile, start, 0);
 }
 
 // ---- INT8 ----
 
 static constexpr float kWeightLevels = 119;  // TurboAttention, section 3.2
 
+// to[16][4] = codes of four tokens [4][count]; 0 beyond.
+static NIBBLE_HD void InterleaveCodes(const int8_t* codes, int stride, int count, std::byte* to) {
+  const int8_t *a = codes, *b = a + stride, *c = b + stride, *d = c + stride;
+  if (count < 16) __builtin_memset(to, 0, 64);
+  for (int i = 0; i < count; ++i) {
+    to[4 * i] = std::byte(a[i]);
+    to[4 * i + 1] = std::byte(b[i]);
+    to[4 * i + 2] = std::byte(c[i]);
+    to[4 * i + 3] = std::byte(d[i]);
+  }
+}
+
 // Codes of V, four tokens of a channel together; what pads the last 16 channels is 0.
 static float PackValues(const AttentionWork& w, const SealedTile& s, const std::byte* page, const float* v) {
   const int head_dim = w.a.page.head_dim, tokens = w.a.page.tokens, padded = (head_dim + 15) / 16 * 16;
   CodeScale c;
   if (!PageCodeScale(w.a.v_codec, w.a.page, page, &c)) c = ScaleOf(AbsMaxBits(v, tokens * head_dim), 127);
+  const int8_t* codes = reinterpret_cast<int8_t*>(s.row);  // [4, head_dim]
   for (int t = 0; t < tokens; t += 4) {
-    for (int d = 0; d < padded; d += 16) {
-      int8_t codes[4][16] = {};
-      const int n = PartOf16(head_dim - d);
-      for (int j = 0; j < 4; ++j) RowCodes(v + (t + j) * head_dim + d, codes[j], n, c.inverse);
-      std::byte* to = s.v + d * tokens + t * 16;
-      for (int i = 0; i < 16; ++i)
-        for (int j = 0; j < 4; ++j) to[4 * i + j] = std::byte(codes[j][i]);
-    }
+    for (int j = 0; j < 4; ++j)
+      RowCodes(v + (t + j) * head_dim, reinterpret_cast<int8_t*>(s.row) + j * head_dim, head_dim, c.inverse);
+    for (int d = 0; d < padded; d += 16)
+      InterleaveCodes(codes + d, head_dim, PartOf16(head_dim - d), s.v + d * tokens + t * 16);
   }
   return c.scale;
 }

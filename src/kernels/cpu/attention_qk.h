@@ -18,9 +18,6 @@ struct SealedTile {
   float* v_scale;     // [head_dim]
 };
 
-// States of AttentionWork::more, behind those of sas.h.
-enum : int { kQueryScale = 3, kQueryOffset, kQueryBias, kWeightScale, kWeightOffset };
-
 static NIBBLE_HD SealedTile SealedTileOf(const AttentionWork& w) {
   const int tokens = w.a.page.tokens, head_dim = w.a.page.head_dim, padded = (head_dim + 15) / 16 * 16;
   float* p = w.more + int64_t{AttentionWork::kMoreStates} * w.entries;
@@ -122,14 +119,19 @@ static void KeyScales(QkArith qk, kv::PageShape page, const float* k, CodeScale 
 
 static void PackKeys(const AttentionWork& w, const SealedTile& s, const float* k,
                      const CodeScale (&scales)[4]) {
-  const int head_dim = w.a.page.head_dim;
-  int8_t* row = reinterpret_cast<int8_t*>(s.row);
+  const int head_dim = w.a.page.head_dim, whole = head_dim / 16 * 16;
+  int8_t* codes = reinterpret_cast<int8_t*>(s.v);  // [tokens, head_dim]; nothing of V is packed yet
   for (int t = 0; t < w.a.page.tokens; ++t) {
     const CodeScale& c = scales[KeyGroup(w.a.arithmetic.qk, t)];
-    RowCodes(k + t * head_dim, row, head_dim, c.inverse);
+    RowCodes(k + t * head_dim, codes + t * head_dim, head_dim, c.inverse);
     s.k_scale[t] = c.scale;
-    std::byte* to = s.k + t / 16 * 16 * head_dim + t % 16 * 4;
-    for (int d = 0; d < head_dim; d += 4) __builtin_memcpy(to + d * 16, row + d, 4);
+  }
+  for (int t = 0; t < w.a.page.tokens; t += 16) {
+    const int8_t* from = codes + t * head_dim;
+    std::byte* to = s.k + t * head_dim;
+    for (int d = 0; d < whole; d += 16) Vec16::Transpose<uint32_t>(from + d, head_dim, to + 16 * d, 64);
+    for (int d = whole; d < head_dim; d += 4)
+      for (int i = 0; i < 16; ++i) __builtin_memcpy(to + 16 * d + 4 * i, from + i * head_dim + d, 4);
   }
 }
 
@@ -141,8 +143,8 @@ static void ScoreMeans(const AttentionWork& w, const SealedTile& s, const float*
   a.rows = 1;
   a.position = a.page.tokens;  // sees the whole tile at 0
   a.window = 0;
-  AttentionWork means = {a, s.mean_score, nullptr, nullptr, nullptr, nullptr, a.group, nullptr};
-  Scores<kAttentionEntries>(means, k, 0, 0);
+  const AttentionWork means{.a = a, .scores = s.mean_score, .entries = a.group, .columns = w.columns};
+  Scores(means, FloatRows(k), 0);
 }
 
 // `tile` is k or a tile that may be written over.

@@ -9,30 +9,28 @@ static void StartSealed(const AttentionWork& w) {
 }
 
 static void AttendSealed(const AttentionWork& w, const std::byte* k_page, const std::byte* v_page,
-                         int64_t start) {
+                         int64_t start, bool prepared, float* rows) {
   const AttentionArgs& a = w.a;
-  float* k_tile = a.scratch;
-  float* v_tile = k_tile + a.page.tokens * a.page.head_dim;
   const SealedTile s = SealedTileOf(w);
-  const float* k = DecodePage(a.k_codec, a.page, k_page, k_tile);
   if (IsInteger(a.arithmetic.qk)) {
-    QuantizeKeys(w, s, k_page, k, k_tile);
+    QuantizeKeys(w, s, k_page, DecodePage(a.k_codec, a.page, k_page, rows), rows);
     IntegerScores<kAttentionEntries>(w, s, start, 0);
   } else {
-    Scores<kAttentionEntries>(w, k, start, 0);
+    Scores(w, SealedRows(a.k_codec, a.page, k_page, rows), start, prepared);
   }
   SoftmaxTile(w, start);
-  const float* v = DecodePage(a.v_codec, a.page, v_page, v_tile);
+  if (IsFloat(a.arithmetic.pv)) return Values(w, SealedRows(a.v_codec, a.page, v_page, rows), start);
+  const float* v = DecodePage(a.v_codec, a.page, v_page, rows);
   switch (a.arithmetic.pv) {
     case PvArith::kF32:
     case PvArith::kBF16:
-      return Values<kAttentionEntries>(F32Sum{}, w, v, start, 0);
+      return;
     case PvArith::kFp8:
-      return RoundedValues<Fp22Sum>(w, s, v, v_tile, start);
+      return RoundedValues<Fp22Sum>(w, s, v, rows, start);
     case PvArith::kFp8F16:
-      return RoundedValues<Fp8F16Sum>(w, s, v, v_tile, start);
+      return RoundedValues<Fp8F16Sum>(w, s, v, rows, start);
     case PvArith::kF16:
-      return RoundedValues<F16Sum>(w, s, v, v_tile, start);
+      return RoundedValues<F16Sum>(w, s, v, rows, start);
     case PvArith::kInt8:
       QuantizeWeights(w, s, start, PackValues(w, s, v_page, v));
       return IntegerValues<kAttentionEntries>(w, s, start, 0);

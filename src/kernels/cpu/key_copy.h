@@ -19,14 +19,15 @@ static void MakeKeyCopy(const KeyCopyArgs& a) {
     }
 }
 
-// 16 keys of channel d from token t on.
-template <KeyCopy F>
-static NIBBLE_HD Vec16 LoadKeys(const std::byte* copy, kv::PageShape s, int d, int t) {
-  if constexpr (F == KeyCopy::kF16) return Vec16::LoadF16(copy + 2 * (d * s.tokens + t));
-  const float scale = HalfToFloat(kv::LoadU16(copy + KeyCopyScaleOffset(F, s) + (d * s.tokens + t) / 32 * 2));
-  const Vec16 code = F == KeyCopy::kInt8 ? Vec16::LoadU8(copy + d * s.tokens + t)
-                                         : Vec16::LoadU4(copy + (d * s.tokens + t) / 2);
-  return Vec16::Mul(Vec16::Sub(code, Vec16::Set1(float(KeyCopyBias(F)))), Vec16::Set1(scale));
+// A page's copy is read a channel at a time: 64 tokens are four vectors. Codes of 8 and 16 bits are in order,
+// each byte of INT4 holds a token of vector 0 or 2 and the next one, of 1 or 3. `scale` is the channel's for
+// 32 tokens; the product is exact, so fused or not is the same.
+template <KeyCopy F, int kVector>
+static NIBBLE_HD Vec16 LoadKeys(const std::byte* channel, Vec16 scale, Vec16 bias) {
+  if constexpr (F == KeyCopy::kF16) return Vec16::LoadF16(channel + 32 * kVector);
+  if constexpr (F == KeyCopy::kInt8)
+    return Vec16::Fma(Vec16::template LoadByteCodes<8, 0>(channel + 16 * kVector), scale, bias);
+  return Vec16::Fma(Vec16::template LoadByteCodes<4, kVector % 2>(channel + kVector / 2 * 16), scale, bias);
 }
 
 static void ValueSum(const ValueSumArgs& a) {

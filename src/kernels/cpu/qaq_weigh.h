@@ -2,8 +2,8 @@
 // Floor 4. QAQ: how much attention the tokens of each V page got from some queries. Two passes over the
 // scores, in the order of attention.h: the first finds maximum and sum of every entry, the second weighs.
 
-static void QaqWeighPage(const AttentionWork& w, const float* k_tile, std::byte* page, int64_t start) {
-  Scores<kAttentionEntries>(w, k_tile, start, 0);
+static void QaqWeighPage(const AttentionWork& w, const PageRows& k, std::byte* page, int64_t start) {
+  Scores(w, k, start);
   kv::QaqHeader h = kv::LoadQaqHeader(page);
   const int tokens = w.a.page.tokens;
   for (int e = 0; e < w.entries; ++e) {
@@ -24,18 +24,13 @@ static void QaqWeighPage(const AttentionWork& w, const float* k_tile, std::byte*
 // of the call gives one of their tokens. `a` as for Attention; its v_pages are records of QAQ and are
 // written, its out and v_raw are not read. REQUIRES what Attention does.
 static void QaqWeigh(const AttentionArgs& a, std::byte* const* v_pages) {
-  const int tokens = a.page.tokens, head_dim = a.page.head_dim, entries = a.rows * a.group;
-  float* tile = a.scratch;
-  float* scores = tile + 2 * tokens * head_dim;
-  float* state = scores + entries * tokens;
-  const AttentionWork w{a, scores, nullptr, state, state + entries, state + 2 * entries, entries};
-  for (int e = 0; e < entries; ++e) {
-    w.max[e] = -__builtin_inff();
-    w.sum[e] = 0;
-  }
-  const auto add = [&](const float* k_tile, int64_t start) {
-    Scores<kAttentionEntries>(w, k_tile, start, 0);
-    for (int e = 0; e < entries; ++e) {
+  const int tokens = a.page.tokens;
+  const AttentionMemory m = MakeAttentionWork(a);
+  const AttentionWork& w = m.w;
+  float* rows = m.rows;
+  const auto add = [&](const PageRows& k, int64_t start) {
+    Scores(w, k, start);
+    for (int e = 0; e < w.entries; ++e) {
       const TokenRange range = w.Range(e, start);
       if (range.begin < range.end) SoftmaxStep(w, e, range);
     }
@@ -43,11 +38,12 @@ static void QaqWeigh(const AttentionArgs& a, std::byte* const* v_pages) {
   const auto seen = [&](int page) {
     return a.window <= 0 || int64_t{page + 1} * tokens > a.position - a.window + 1;
   };
+  const auto keys = [&](int page) { return SealedRows(a.k_codec, a.page, a.k_pages[page], rows); };
   for (int p = 0; p < a.pages; ++p)
-    if (seen(p)) add(DecodePage(a.k_codec, a.page, a.k_pages[p], tile), int64_t{p} * tokens);
+    if (seen(p)) add(keys(p), int64_t{p} * tokens);
   const int64_t own = a.position - a.position % tokens;
-  add(RawTile(RawTypeOf(a.k_codec), a.k_raw, int(a.position - own) + a.rows, head_dim, tile), own);
+  const int n = int(a.position - own) + a.rows;
+  add(OpenPageRows(a.tail, RawTypeOf(a.k_codec), a.page, a.k_raw, n, rows), own);
   for (int p = 0; p < a.pages; ++p)
-    if (seen(p))
-      QaqWeighPage(w, DecodePage(a.k_codec, a.page, a.k_pages[p], tile), v_pages[p], int64_t{p} * tokens);
+    if (seen(p)) QaqWeighPage(w, keys(p), v_pages[p], int64_t{p} * tokens);
 }

@@ -10,9 +10,6 @@ static constexpr float kSasPowers[16] = {1.0f,           3.67879441e-1f, 1.35335
                                          6.14421235e-6f, 2.26032941e-6f, 8.31528719e-7f, 3.05902321e-7f};
 static constexpr float kSasLowest = -16;
 
-// States of AttentionWork::more.
-enum : int { kSasThreshold, kSasDroppedMass, kSasDroppedTokens };
-
 // SAS without a threshold for x <= 0: 0 below kSasLowest, NaN for NaN.
 template <bool kBase2>
 static NIBBLE_HD Vec16 SasExp(const SasPolynomial& c, Vec16 x) {
@@ -61,6 +58,14 @@ static void SasTile(const AttentionWork& w, int64_t start) {
   for (int e = 0; e < w.entries; ++e) {
     const TokenRange range = w.Range(e, start);
     if (range.begin < range.end) c.base2 ? SasStep<true>(w, c, e, range) : SasStep<false>(w, c, e, range);
+  }
+}
+
+static void SoftmaxTile(const AttentionWork& w, int64_t start) {
+  if (w.a.arithmetic.softmax != SoftmaxKind::kExact) return SasTile(w, start);
+  for (int e = 0; e < w.entries; ++e) {
+    const TokenRange range = w.Range(e, start);
+    if (range.begin < range.end) SoftmaxStep(w, e, range);
   }
 }
 

@@ -45,7 +45,7 @@ static TokenList ListTokens(const SparqWork& s, int r) {
   row.counters->bytes_read +=
       r * (sealed * copy_bits / 8 + scales + raw * row.k_bytes.raw / row.page.head_dim);
   RankAll(s, r);
-  TopK(s.w.keys, s.count, s.a.sparq.k, s.base, s.w.tokens);
+  TopK(s.w.keys, s.count, s.a.sparq.k, s.base, s.w.tokens, reinterpret_cast<uint32_t*>(s.w.order));
   if (s.a.sparq.eps <= 0) return {s.a.sparq.k, true};
   return AdaptiveK(s, s.a.sparq.k, 1 - s.a.sparq.eps);
 }

@@ -55,45 +55,85 @@ static void ChooseQueries(const SparqWork& s, int r) {
   }
 }
 
-// Approximate logits of T * 16 tokens of a sealed page for E heads: r rows of the copy are streamed, channels
-// in the order of w.channels.
-template <KeyCopy F, int E, int T>
-static NIBBLE_HD void RankTokens(const SparqWork& s, const std::byte* copy, int r, int g, int t, int index) {
-  const int dim = s.a.row.page.head_dim;
+// A page of keys with the chosen channels and their scales, and what the codes lack of them.
+template <KeyCopy F>
+struct RankPage {
+  const std::byte* copy;
+  float scale[2][kv::kMaxHeadDim], bias[2][kv::kMaxHeadDim];  // [tokens / 32, r]
+};
+
+template <KeyCopy F>
+static NIBBLE_HD void LoadScales(const SparqWork& s, int r, RankPage<F>& page) {
+  if constexpr (F == KeyCopy::kF16) return;
+  const Vec16 per_code = Vec16::Set1(float(-KeyCopyBias(F)));
+  for (int half = 0; half < 2; ++half)
+    for (int i = 0; i < r; i += 16) {
+      uint16_t stored[16] = {};
+      const std::byte* from = page.copy + KeyCopyScaleOffset(F, s.a.row.page) + 2 * half;
+      for (int j = 0; j < 16 && i + j < r; ++j) stored[j] = kv::LoadU16(from + 4 * s.w.channels[i + j]);
+      const Vec16 scale = Vec16::LoadF16(stored);
+      scale.Store(page.scale[half] + i);
+      Vec16::Mul(scale, per_code).Store(page.bias[half] + i);
+    }
+}
+
+// Adds channel number i of vectors kVector .. kVector + T of a page.
+template <KeyCopy F, int kVector, int kAt, int E, int T>
+static NIBBLE_HD void AddChannel(const RankPage<F>& page, const std::byte* channel, int i,
+                                 const Vec16 (&q)[E], Vec16 (&sum)[E][T]) {
+  constexpr int kHalf = (kVector + kAt) / 2;
+  Vec16 scale{}, bias{};
+  if constexpr (F != KeyCopy::kF16) {
+    scale = Vec16::Set1(page.scale[kHalf][i]);
+    bias = Vec16::Set1(page.bias[kHalf][i]);
+  }
+  const Vec16 k = LoadKeys<F, kVector + kAt>(channel, scale, bias);
+  for (int e = 0; e < E; ++e) sum[e][kAt] = Vec16::Fma(q[e], k, sum[e][kAt]);
+  if constexpr (kAt + 1 < T) AddChannel<F, kVector, kAt + 1>(page, channel, i, q, sum);
+}
+
+// Approximate logits of T vectors of a sealed page for E heads: r rows of the copy are streamed, channels in
+// the order of w.channels.
+template <KeyCopy F, int kVector, int E, int T>
+static void RankTokens(const SparqWork& s, const RankPage<F>& page, int r, int g, int index) {
+  const kv::PageShape shape = s.a.row.page;
+  const int bytes = shape.tokens * (F == KeyCopy::kF16 ? 4 : F == KeyCopy::kInt8 ? 2 : 1) / 2;
   Vec16 sum[E][T];
   for (int e = 0; e < E; ++e)
     for (int j = 0; j < T; ++j) sum[e][j] = Vec16::Zero();
   for (int i = 0; i < r; ++i) {
-    Vec16 k[T];
-    for (int j = 0; j < T; ++j) k[j] = LoadKeys<F>(copy, s.a.row.page, s.w.channels[i], t + 16 * j);
-    for (int e = 0; e < E; ++e) {
-      const Vec16 q = Vec16::Set1(s.w.query[(g + e) * dim + i]);
-      for (int j = 0; j < T; ++j) sum[e][j] = Vec16::Fma(q, k[j], sum[e][j]);
-    }
+    Vec16 q[E];
+    for (int e = 0; e < E; ++e) q[e] = Vec16::Set1(s.w.query[(g + e) * shape.head_dim + i]);
+    AddChannel<F, kVector, 0>(page, page.copy + s.w.channels[i] * bytes, i, q, sum);
   }
-  for (int e = 0; e < E; ++e)
+  for (int e = 0; e < E; ++e) {
+    if constexpr (F == KeyCopy::kInt4)
+      for (int j = 0; j < T; j += 2) Vec16::Interleave(sum[e][j], sum[e][j + 1]);
     for (int j = 0; j < T; ++j)
-      sum[e][j].Store(s.w.approx + int64_t{g + e} * s.w.capacity + index + t + 16 * j);
+      sum[e][j].Store(s.w.approx + int64_t{g + e} * s.w.capacity + index + 16 * (kVector + j));
+  }
+  if constexpr (kVector + T < 4) RankTokens<F, kVector + T, E, T>(s, page, r, g, index);
 }
 
 static constexpr int kRankVectors = kAccumulators >= 16 ? 4 : 2;
-static constexpr int kRankHeads =
-    Pow2AtMost(kAccumulators / kRankVectors < 4 ? kAccumulators / kRankVectors : 4);
+static constexpr int kRankHeads = kAccumulators >= 16 ? 4 : kAccumulators >= 4 ? 2 : 1;
 
 template <KeyCopy F, int E>
-static NIBBLE_HD void RankHeads(const SparqWork& s, const std::byte* copy, int r, int g, int index) {
-  for (; g + E <= s.a.row.group; g += E)
-    for (int t = 0; t < s.a.row.page.tokens; t += 16 * kRankVectors)
-      RankTokens<F, E, kRankVectors>(s, copy, r, g, t, index);
-  if constexpr (E > 1) RankHeads<F, E / 2>(s, copy, r, g, index);
+static NIBBLE_HD void RankHeads(const SparqWork& s, const RankPage<F>& page, int r, int g, int index) {
+  for (; g + E <= s.a.row.group; g += E) RankTokens<F, 0, E, kRankVectors>(s, page, r, g, index);
+  if constexpr (E > 1) RankHeads<F, E / 2>(s, page, r, g, index);
 }
 
 // One page after the other, so that a page's logits are finished in registers.
 template <KeyCopy F>
 static void RankPages(const SparqWork& s, int r) {
   const int tokens = s.a.row.page.tokens, own = int(s.a.row.position) / tokens * tokens - s.base;
-  for (int index = 0; index < own; index += tokens)
-    RankHeads<F, kRankHeads>(s, s.a.row.records[(s.base + index) / tokens] + s.a.k_copy, r, 0, index);
+  RankPage<F> page;
+  for (int index = 0; index < own; index += tokens) {
+    page.copy = s.a.row.records[(s.base + index) / tokens] + s.a.k_copy;
+    LoadScales<F>(s, r, page);
+    RankHeads<F, kRankHeads>(s, page, r, 0, index);
+  }
 }
 
 // The open page on its raw rows.

@@ -21,6 +21,8 @@ struct CpuKernels {
   void (*tail_append)(const TailAppendArgs&);
   void (*tail_seal)(const TailSealArgs&);
   void (*attention)(const AttentionArgs&);
+  // Block number `block` of the sealed pages alone, into `state`. REQUIRES AttendsInBlocks.
+  void (*attention_block)(const AttentionArgs&, int block, float* state);
   void (*key_copy)(const KeyCopyArgs&);
   void (*value_sum)(const ValueSumArgs&);
   void (*window)(const WindowArgs&);

@@ -32,12 +32,35 @@ static KeyThreshold KthGreatest(const uint32_t* keys, int n, int k) {
   return {known, k};
 }
 
-// Writes the indices of the k greatest keys, plus `add`, in ascending order.
-static void TopK(const uint32_t* keys, int n, int k, int32_t add, int32_t* indices) {
-  KeyThreshold t = KthGreatest(keys, n, k);
-  for (int i = 0; i < n; ++i) {
-    if (keys[i] < t.key || (keys[i] == t.key && t.equal-- <= 0)) continue;
-    *indices++ = i + add;
+// Writes the indices of the k greatest keys, plus `add`, in ascending order. The k-th greatest of the maxima
+// of blocks is not above the k-th greatest key, since k blocks hold a key as great: only blocks that reach it
+// are looked into. `indices` has room for n, `work` for 2n.
+static void TopK(const uint32_t* keys, int n, int k, int32_t add, int32_t* indices, uint32_t* work) {
+  constexpr int kBlock = 16;
+  const int blocks = n / kBlock;
+  uint32_t *maxima = work, *candidates = work + n;
+  for (int b = 0; b < blocks; ++b) {
+    uint32_t most = 0;
+    for (int i = 0; i < kBlock; ++i) most = keys[b * kBlock + i] > most ? keys[b * kBlock + i] : most;
+    maxima[b] = most;
+  }
+  const uint32_t least = blocks > k ? KthGreatest(maxima, blocks, k).key : 0;
+  int found = 0;
+  const auto look = [&](int begin, int end) {
+    for (int i = begin; i < end; ++i) {
+      indices[found] = i + add;
+      candidates[found] = keys[i];
+      found += keys[i] >= least;
+    }
+  };
+  for (int b = 0; b < blocks; ++b)
+    if (maxima[b] >= least) look(b * kBlock, (b + 1) * kBlock);
+  look(blocks * kBlock, n);
+  KeyThreshold t = KthGreatest(candidates, found, k);
+  int taken = 0;
+  for (int i = 0; i < found; ++i) {
+    if (candidates[i] < t.key || (candidates[i] == t.key && t.equal-- <= 0)) continue;
+    indices[taken++] = indices[i];
   }
 }
 

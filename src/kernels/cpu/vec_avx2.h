@@ -77,6 +77,28 @@ struct Vec16 {
                   _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
     return Mul(v, Set1(256));
   }
+  template <int kBits, int kIndex>
+  static NIBBLE_HD __m256 WordCodes8(const void* p) {
+    const __m256i w = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+    constexpr int kShift = kBits * kIndex;
+    if constexpr (kShift + kBits == 32) return _mm256_cvtepi32_ps(_mm256_srli_epi32(w, kShift));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32(int(((1u << kBits) - 1) << kShift))));
+  }
+  template <int kBits, int kIndex>
+  static NIBBLE_HD Vec16 LoadWordCodes(const void* p) {
+    return {WordCodes8<kBits, kIndex>(p), WordCodes8<kBits, kIndex>(static_cast<const char*>(p) + 32)};
+  }
+  template <int kBits, int kIndex>
+  static NIBBLE_HD __m256 ByteCodes8(const void* p) {
+    __m256i w = _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+    if constexpr (kIndex > 0) w = _mm256_srli_epi32(w, kBits * kIndex);
+    if constexpr (kBits * (kIndex + 1) < 8) w = _mm256_and_si256(w, _mm256_set1_epi32((1 << kBits) - 1));
+    return _mm256_cvtepi32_ps(w);
+  }
+  template <int kBits, int kIndex>
+  static NIBBLE_HD Vec16 LoadByteCodes(const void* p) {
+    return {ByteCodes8<kBits, kIndex>(p), ByteCodes8<kBits, kIndex>(static_cast<const char*>(p) + 8)};
+  }
   static NIBBLE_HD __m256 HalfFromMask(uint32_t mask, float x) {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(mask)), bit), bit);
@@ -147,6 +169,24 @@ struct Vec16 {
   NIBBLE_HD Vec16 Butterfly() const {
     if constexpr (kStride == 8) return {_mm256_add_ps(lo, hi), _mm256_sub_ps(lo, hi)};
     return {Butterfly8<kStride>(lo), Butterfly8<kStride>(hi)};
+  }
+  static NIBBLE_HD Vec16 Interleave8(__m256 a, __m256 b) {
+    const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
+  }
+  static NIBBLE_HD void Interleave(Vec16& a, Vec16& b) {
+    const Vec16 first = Interleave8(a.lo, b.lo);
+    b = Interleave8(a.hi, b.hi);
+    a = first;
+  }
+  template <class T>
+  static NIBBLE_HD void Transpose(const void* from, int64_t from_bytes, void* to, int64_t to_bytes) {
+    static_assert(sizeof(T) == 2 || sizeof(T) == 4);
+    if constexpr (sizeof(T) == 2) {
+      Transpose16(static_cast<const char*>(from), from_bytes, static_cast<char*>(to), to_bytes);
+    } else {
+      Transpose32(static_cast<const char*>(from), from_bytes, static_cast<char*>(to), to_bytes);
+    }
   }
   static NIBBLE_HD uint32_t EqualMask(Vec16 a, Vec16 b) {
     return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_OQ))) |

@@ -55,6 +55,20 @@ struct Vec16 {
                                          _mm256_slli_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0x7f)), 7));
     return Mul({_mm512_cvtph_ps(half)}, Set1(256));
   }
+  template <int kBits, int kIndex>
+  static NIBBLE_HD Vec16 LoadWordCodes(const void* p) {
+    const __m512i w = _mm512_loadu_si512(p);
+    constexpr int kShift = kBits * kIndex;
+    if constexpr (kShift + kBits == 32) return {_mm512_cvtepi32_ps(_mm512_srli_epi32(w, kShift))};
+    return {_mm512_cvtepi32_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(((1u << kBits) - 1) << kShift))))};
+  }
+  template <int kBits, int kIndex>
+  static NIBBLE_HD Vec16 LoadByteCodes(const void* p) {
+    __m512i w = _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    if constexpr (kIndex > 0) w = _mm512_srli_epi32(w, kBits * kIndex);
+    if constexpr (kBits * (kIndex + 1) < 8) w = _mm512_and_si512(w, _mm512_set1_epi32((1 << kBits) - 1));
+    return {_mm512_cvtepi32_ps(w)};
+  }
   static NIBBLE_HD Vec16 FromMask(uint32_t mask, float x) {
     return {_mm512_maskz_mov_ps(__mmask16(mask), _mm512_set1_ps(x))};
   }
@@ -90,6 +104,22 @@ struct Vec16 {
                                 : kStride == 4 ? 0xf0f0
                                                : 0xff00;
     return {_mm512_mask_sub_ps(_mm512_add_ps(other, v), __mmask16(kUpper), other, v)};
+  }
+  static NIBBLE_HD void Interleave(Vec16& a, Vec16& b) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    const __m512 first = _mm512_permutex2var_ps(a.v, low, b.v);
+    b.v = _mm512_permutex2var_ps(a.v, high, b.v);
+    a.v = first;
+  }
+  template <class T>
+  static NIBBLE_HD void Transpose(const void* from, int64_t from_bytes, void* to, int64_t to_bytes) {
+    static_assert(sizeof(T) == 2 || sizeof(T) == 4);
+    if constexpr (sizeof(T) == 2) {
+      Transpose16(static_cast<const char*>(from), from_bytes, static_cast<char*>(to), to_bytes);
+    } else {
+      Transpose32(static_cast<const char*>(from), from_bytes, static_cast<char*>(to), to_bytes);
+    }
   }
   static NIBBLE_HD uint32_t EqualMask(Vec16 a, Vec16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
   NIBBLE_HD Vec16 Round() const {

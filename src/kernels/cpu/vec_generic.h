@@ -118,6 +118,24 @@ struct Vec16 {
     }
     return Mul(LoadF16(half), Set1(256));
   }
+  // Of 16 words of 32 bits that hold 32 / kBits codes each, low bits first: code number kIndex times
+  // 2^(kBits kIndex), which saves a shift; the highest code as it is. kBits kIndex <= 24 but for the highest.
+  template <int kBits, int kIndex>
+  static NIBBLE_HD Vec16 LoadWordCodes(const void* p) {
+    constexpr int kShift = kBits * kIndex;
+    constexpr uint32_t kMask = ((1u << kBits) - 1) << kShift;
+    return Each([=](int i) {
+      const U4 w = (U4)Load4(static_cast<const char*>(p) + 16 * i);
+      return __builtin_convertvector((I4)(kShift + kBits == 32 ? w >> uint32_t(kShift) : w & kMask), F4);
+    });
+  }
+  // Of 16 bytes that hold 8 / kBits codes each, low bits first: code number kIndex.
+  template <int kBits, int kIndex>
+  static NIBBLE_HD Vec16 LoadByteCodes(const void* p) {
+    const uint8_t* u = static_cast<const uint8_t*>(p);
+    const auto code = [u](int i) { return float(u[i] >> kBits * kIndex & ((1 << kBits) - 1)); };
+    return Each([=](int i) { return F4{code(4 * i), code(4 * i + 1), code(4 * i + 2), code(4 * i + 3)}; });
+  }
   static NIBBLE_HD Vec16 FromMask(uint32_t mask, float x) {  // lane i: x where bit i is set, else 0
     return Each([=](int i) {
       const U4 bits = U4{mask, mask, mask, mask} >> uint32_t(4 * i) & U4{1, 2, 4, 8};
@@ -178,6 +196,25 @@ struct Vec16 {
                             : F4{x[0] + x[2], x[1] + x[3], x[0] - x[2], x[1] - x[3]};
       }
     });
+  }
+  // Lanes a0 b0 a1 b1 .. a15 b15: the first 16 in a, the others in b.
+  static NIBBLE_HD void Interleave(Vec16& a, Vec16& b) {
+    float x[32];
+    for (int i = 0; i < 16; ++i) {
+      x[2 * i] = a.q[i / 4][i % 4];
+      x[2 * i + 1] = b.q[i / 4][i % 4];
+    }
+    a = Load(x);
+    b = Load(x + 16);
+  }
+  // 16 bytes of each of 16 rows, `from_bytes` apart, to columns of 16 elements, `to_bytes` apart.
+  template <class T>
+  static NIBBLE_HD void Transpose(const void* from, int64_t from_bytes, void* to, int64_t to_bytes) {
+    for (int row = 0; row < 16; ++row)
+      for (int64_t i = 0; i < int64_t(16 / sizeof(T)); ++i)
+        __builtin_memcpy(static_cast<char*>(to) + i * to_bytes + row * int64_t(sizeof(T)),
+                         static_cast<const char*>(from) + row * from_bytes + i * int64_t(sizeof(T)),
+                         sizeof(T));
   }
   // Bit i is set where lane i of a equals that of b.
   static NIBBLE_HD uint32_t EqualMask(Vec16 a, Vec16 b) {

@@ -10,6 +10,7 @@
 #define NIBBLE_RUNS_HERE (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 namespace nibble::cpu::NIBBLE_ISA {
 #include "kernels/cpu/dot_avx2.h"
+#include "kernels/cpu/transpose_x86.h"
 #include "kernels/cpu/vec_avx2.h"
 }  // namespace nibble::cpu::NIBBLE_ISA
 #include "kernels/cpu/all.inl"
