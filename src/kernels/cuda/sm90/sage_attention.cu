@@ -17,10 +17,9 @@ namespace {
 
 using namespace nibble::hopper;
 
-constexpr int kTile = 128, kDim = 128, kStages = 4;
-constexpr int kTileBytes = kTile * kDim;
-constexpr int kOnes =
-    8;  // rows under V^T: one of ones, whose product with P is the sum of its rounded weights
+constexpr int kTile = 128, kStages = 4;
+// Rows under V^T: one of ones, whose product with P is the sum of its rounded weights.
+constexpr int kOnes = 8;
 constexpr float kLog2e = 1.44269504f;
 
 // A unit of work: 128 queries of one head. Made by the producer, which runs ahead.
@@ -33,10 +32,12 @@ struct Work {
 
 // A stage holds the keys of one tile and the values of the tile before: what is needed and done with at the
 // same time. Tiles of one unit follow those of another without a gap.
+template <int kDim>
 struct alignas(1024) Shared {
-  uint8_t q[2][kTileBytes];
-  uint8_t k[kStages][kTileBytes];
-  uint8_t v[kStages][kTileBytes + kOnes * kTile];
+  static constexpr int kBytes = kTile * kDim;  // of a tile of Q, K or V
+  uint8_t q[2][kBytes];
+  uint8_t k[kStages][kBytes];
+  uint8_t v[kStages][kBytes + kOnes * kTile];
   float scale[kStages][16];
   float q_scale[2][8][8];
   Work work[2];
@@ -65,7 +66,9 @@ struct Maps {
   CUtensorMap q, k, v;
 };
 
-NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared& shared, int units) {
+template <int kDim>
+NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared<kDim>& shared, int units) {
+  constexpr int kTileBytes = Shared<kDim>::kBytes;
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
   const int group = a.shape.heads / a.shape.kv_heads;
@@ -97,61 +100,31 @@ NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared&
   tma_load_2d(shared.v[ring.stage], &maps.v, &shared.full[ring.stage], v_column, v_row);
 }
 
-// out = o / sum as bf16, 16 bytes a lane.
-NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const float (&weights)[2],
-                               const float (&o)[64], int first_row) {
-  const int lane = threadIdx.x % 32, quad = lane % 4;
-  auto* out = static_cast<__nv_bfloat16*>(a.out) + w.head * kDim;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const float sum = __shfl_sync(~0u, weights[i], lane & ~3);  // of the quad's first lane
-    const float inverse = 1.0f / sum;
-    const int row = first_row + 8 * i;
-    const bool sees = w.keys > 0 && (!a.shape.causal || w.position + row > 0);  // or the output is 0
-#pragma unroll
-    for (int j = 0; j < 16; j += 4) {
-      uint32_t v[4];
-#pragma unroll
-      for (int r = 0; r < 4; ++r)
-        v[r] = sees ? to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse) : 0;
-      transpose_quad(v);
-      if (row < w.queries)
-        *reinterpret_cast<uint4*>(out + (w.query + row) * a.out_stride + 8 * (j + quad)) =
-            make_uint4(v[0], v[1], v[2], v[3]);
-    }
-  }
-}
-
-// o = o * alpha + part * v_scale, for a quarter of the channels.
-NIBBLE_DEVICE void Add(float (&o)[64], const float (&part)[68], int quarter, float v_scale) {
-#pragma unroll
-  for (int r = 16 * quarter; r < 16 * quarter + 16; ++r) o[r] = fmaf(part[r], v_scale, o[r]);
-}
-
 // x * alpha, where 0 forgets even NaN. A row's first visible tile has alpha 0, which clears what the unit
 // before left.
 NIBBLE_DEVICE float Times(float x, float alpha) { return alpha == 0 ? 0.0f : x * alpha; }
 
-NIBBLE_DEVICE void Rescale(float (&o)[64], const float (&alpha)[2]) {
-  if (!__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
-#pragma unroll
-  for (int r = 0; r < 64; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
-}
-
-NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units) {
-  const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
-  const int warp = threadIdx.x % 128 / 32;
+// One warpgroup: 64 queries of each unit. The scores of the next tile are always under way, those of the next
+// unit's first tile too, so that an output is stored while the tensor cores work.
+template <int kDim>
+struct Consumer {
+  static constexpr int kOutputs = kDim / 2;  // of a thread
+  const SageAttentionArgs& a;
+  Shared<kDim>& shared;
+  const int mine = int(threadIdx.x) / 128 - 1, lane = int(threadIdx.x) % 32, quad = lane % 4;
+  const int warp = int(threadIdx.x) % 128 / 32;
   const int row = 64 * mine + 16 * warp + lane / 4;  // first of the thread's two
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
   int32_t s[64];
-  float part[68];
-  uint32_t p[4][4];
-  if (int(blockIdx.x) >= units) return;
+  float part[kOutputs + 4];  // of one tile; the last four: its sums of P, of quads' first lanes
+  float o[kOutputs];
+  float weights[2];  // sums of P so far
+  float v_scale;     // of the tile in `part`
 
-  const auto my_turn = [&] { named_sync(1 + mine, 256); };
+  NIBBLE_DEVICE void MyTurn() { named_sync(1 + mine, 256); }
   // ptxas moves arithmetic across barriers, so the barrier's number is made to hang on all of the weights.
-  const auto next_turn = [&](const uint32_t(&p)[4][4]) {
+  NIBBLE_DEVICE void NextTurn(const uint32_t (&p)[4][4]) {
     uint32_t all = 0;
 #pragma unroll
     for (int i = 0; i < 16; ++i) all |= p[i / 4][i % 4];
@@ -160,99 +133,145 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
         " bar.arrive id, 256;\n}" ::"r"(all),
         "r"(2 - mine)
         : "memory");
-  };
-  const auto scores = [&](int q_stage, int stage) {
+  }
+  NIBBLE_DEVICE void IssueScores(int q_stage, int stage) {
     wgmma_fence();
-    const uint64_t q = k_major(shared.q[q_stage]) + mine * (64 * kDim / 16), k = k_major(shared.k[stage]);
+    const uint64_t q = k_major_line<kDim>(shared.q[q_stage]) + mine * (64 * kDim / 16),
+                   k = k_major_line<kDim>(shared.k[stage]);
 #pragma unroll
-    for (int step = 0; step < 4; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
+    for (int step = 0; step < kDim / 32; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
     wgmma_commit();
-  };
-  if (mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
+  }
+  NIBBLE_DEVICE void IssueValues(const uint32_t (&p)[4][4]) {
+    wgmma_fence();
+    const uint64_t v = k_major(shared.v[ring.stage]);
 #pragma unroll
-  for (int r = 0; r < 68; ++r) part[r] = 0;
-  pin(part);
-  ClearScores(s);
-  barrier_wait(&shared.q_full[0], 0);
-  barrier_wait(&shared.full[0], 0);
-  scores(0, 0);
+    for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
+    wgmma_commit();
+  }
+  // o += part * v_scale, for a quarter of the channels.
+  NIBBLE_DEVICE void AddPart(int quarter) {
+#pragma unroll
+    for (int r = kOutputs / 4 * quarter; r < kOutputs / 4 * (quarter + 1); ++r)
+      o[r] = fmaf(part[r], v_scale, o[r]);
+  }
+  NIBBLE_DEVICE void Rescale(const float (&alpha)[2]) {
+    if (!__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
+#pragma unroll
+    for (int r = 0; r < kOutputs; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
+  }
+  NIBBLE_DEVICE void ClearPart() {
+#pragma unroll
+    for (int r = 0; r < kOutputs + 4; ++r) part[r] = 0;
+    pin(part);
+  }
 
-  // The scores of the next tile are always under way, those of the next unit's first tile too, so that an
-  // output is stored while the tensor cores work.
-  for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
+  // Tile j of the unit: its scores are ready, become weights and are sent off with the scores of the next
+  // one, for the queries of stage next_q.
+  NIBBLE_DEVICE void Tile(const Work& w, RowState* state, float q_factor, int j, int stage, int next_q) {
+    const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
+                             Factor(q_factor * shared.scale[stage][4 + quad])};
+    const float v_scale_next = shared.scale[stage][8];
+    const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
+    const int limit = w.keys - j * kTile;
+    const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
+    barrier_wait(&shared.full[ring.stage], ring.parity);
+    wgmma_wait<0>();
+    pin(s);
+    pin(part);
+    if (!whole) Mask(s, visible, limit);
+    pin(s);  // or the compiler keeps the sums twice, as integers and as floats
+    float alpha[2];
+    uint32_t p[4][4];
+    const Arguments arguments = UpdateMax(s, factor, state, alpha);
+    // The pipe of the exponentials is what both warpgroups want at once: they take turns there, and the
+    // tensor cores work for the one whose turn it is not. The product of the tile before is added in its
+    // shadow.
+    MyTurn();
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      Weigh(s, arguments, c, p[c]);
+      AddPart(c);
+    }
+    ClearScores(s);
+    NextTurn(p);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[kOutputs + 2 * i], alpha[i]);
+    v_scale = v_scale_next;
+    IssueValues(p);
+    IssueScores(next_q, ring.stage);  // after the last tile of all of old bytes, which nobody reads
+    barrier_arrive_if(&shared.empty[stage], lane == 0);
+    Rescale(alpha);
+  }
+  NIBBLE_DEVICE void Unit(bool more) {
     const Work w = shared.work[q_ring.stage];
     const float q_factor = shared.q_scale[q_ring.stage][mine * 4 + warp][lane / 4] * a.scale * kLog2e;
-    const bool more = unit + int(gridDim.x) < units;
     const int this_q = q_ring.stage;
     RowState state;
-    float o[64];
-    float weights[2] = {0, 0};  // sums of P: of quads' first lanes
-    float v_scale = 0;
+    v_scale = 0;
 #pragma unroll
-    for (int r = 0; r < 64; ++r) o[r] = 0;
+    for (int i = 0; i < 2; ++i) weights[i] = 0;
+#pragma unroll
+    for (int r = 0; r < kOutputs; ++r) o[r] = 0;
     for (int j = w.k_tiles - 1; j >= 0; --j) {
       const int stage = ring.stage;
-      const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
-                               Factor(q_factor * shared.scale[stage][4 + quad])};
-      const float v_scale_next = shared.scale[stage][8];
-      const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
-      const int limit = w.keys - j * kTile;
-      const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
       ring.advance();
-      int next_q = this_q;
       if (j == 0) {
         q_ring.advance();
-        next_q = q_ring.stage;
-        if (more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
+        if (more) barrier_wait(&shared.q_full[q_ring.stage], q_ring.parity);
       }
-      barrier_wait(&shared.full[ring.stage], ring.parity);
-      wgmma_wait<0>();
-      pin(s);
-      pin(part);
-      if (!whole) Mask(s, visible, limit);
-      pin(s);  // or the compiler keeps the sums twice, as integers and as floats
-      float alpha[2];
-      const Arguments arguments = UpdateMax(s, factor, &state, alpha);
-      // The pipe of the exponentials is what both warpgroups want at once: they take turns there, and the
-      // tensor cores work for the one whose turn it is not. The product of the tile before is added in its
-      // shadow.
-      my_turn();
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        Weigh(s, arguments, c, p[c]);
-        Add(o, part, c, v_scale);
-      }
-      ClearScores(s);
-      next_turn(p);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[64 + 2 * i], alpha[i]);
-      v_scale = v_scale_next;
-      wgmma_fence();
-      const uint64_t v = k_major(shared.v[ring.stage]);
-#pragma unroll
-      for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
-      wgmma_commit();
-      scores(next_q, ring.stage);  // after the last tile of all of old bytes, which nobody reads
-      barrier_arrive_if(&shared.empty[stage], lane == 0);
-      Rescale(o, alpha);
+      Tile(w, &state, q_factor, j, stage, q_ring.stage);
     }
     wgmma_wait<1>();
     pin(part);
     barrier_arrive_if(&shared.q_empty[this_q], lane == 0);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
+    for (int c = 0; c < 4; ++c) AddPart(c);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) weights[i] += part[64 + 2 * i];
-    StoreOutput(a, w, weights, o, row);
+    for (int i = 0; i < 2; ++i) weights[i] += part[kOutputs + 2 * i];
+    Store(w);
   }
-  wgmma_wait<0>();
-  if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
-}
+  // out = o / sum as bf16, 16 bytes a lane.
+  NIBBLE_DEVICE void Store(const Work& w) {
+    auto* out = static_cast<__nv_bfloat16*>(a.out) + w.head * kDim;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float sum = __shfl_sync(~0u, weights[i], lane & ~3);  // of the quad's first lane
+      const float inverse = 1.0f / sum;
+      const int at = row + 8 * i;
+      const bool sees = w.keys > 0 && (!a.shape.causal || w.position + at > 0);  // or the output is 0
+#pragma unroll
+      for (int j = 0; j < kDim / 8; j += 4) {
+        uint32_t v[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          v[r] = sees ? to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse) : 0;
+        transpose_quad(v);
+        if (at < w.queries)
+          *reinterpret_cast<uint4*>(out + (w.query + at) * a.out_stride + 8 * (j + quad)) =
+              make_uint4(v[0], v[1], v[2], v[3]);
+      }
+    }
+  }
+  NIBBLE_DEVICE void Run(int units) {
+    if (int(blockIdx.x) >= units) return;
+    if (mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
+    ClearPart();
+    ClearScores(s);
+    barrier_wait(&shared.q_full[0], 0);
+    barrier_wait(&shared.full[0], 0);
+    IssueScores(0, 0);
+    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) Unit(unit + int(gridDim.x) < units);
+    wgmma_wait<0>();
+    if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
+  }
+};
 
+template <int kDim>
 __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Maps maps,
                                                      const SageAttentionArgs a) {
   extern __shared__ uint8_t raw[];
-  auto& shared = *reinterpret_cast<Shared*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+  auto& shared = *reinterpret_cast<Shared<kDim>*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       barrier_init(&shared.q_full[i], 1);
@@ -266,41 +285,47 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
   }
   for (int i = threadIdx.x; i < kStages * kOnes * kTile; i += blockDim.x) {
     const int row = i / kTile % kOnes;
-    shared.v[i / (kOnes * kTile)][kTileBytes + i % (kOnes * kTile)] = row == 0 ? 0x38 : 0;  // 1.0 in E4M3
+    shared.v[i / (kOnes * kTile)][Shared<kDim>::kBytes + i % (kOnes * kTile)] =
+        row == 0 ? 0x38 : 0;  // 1.0 in E4M3
   }
   fence_proxy_async();
   __syncthreads();
+  wait_for_previous_kernel();
   const int units = a.shape.heads * a.shape.q_tiles;
   if (threadIdx.x < 128) {
     shrink_registers<24>();
     if (threadIdx.x == 0) Produce(maps, a, shared, units);
   } else {
     grow_registers<240>();
-    Consume(a, shared, units);
+    Consumer<kDim>{a, shared}.Run(units);
   }
 }
 
+template <int kDim>
 Launch Run(const SageAttentionArgs& a, Stream stream) {
   Maps maps;
   const SageShape& s = a.shape;
-  if (make_map_8bit(&maps.q, a.tiles.q, uint64_t(s.heads) * s.q_tiles * kTile, kDim, kTile) ||
-      make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile) ||
+  if (make_map_8bit(&maps.q, a.tiles.q, uint64_t(s.heads) * s.q_tiles * kTile, kDim, kTile, kDim) ||
+      make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile, kDim) ||
       make_map_8bit(&maps.v, a.tiles.v, uint64_t(s.kv_heads) * kDim, uint64_t(s.k_tiles) * kTile, kDim))
     return Refused("sage: a tensor map was refused");
-  const auto kernel = SageKernel;
-  constexpr int kShared = sizeof(Shared) + 1024;
+  const auto kernel = SageKernel<kDim>;
+  constexpr int kShared = sizeof(Shared<kDim>) + 1024;
   static_assert(kShared <= 227 * 1024);
-  if (const cudaError_t e = AllowShared(kernel, kShared)) return {int(e), "SageAttention"};
-  kernel<<<min(multiprocessors(), s.heads * s.q_tiles), 384, kShared, stream>>>(maps, a);
+  static const cudaError_t allowed = AllowShared(kernel, kShared);
+  if (allowed != cudaSuccess) return {int(allowed), "SageAttention: shared memory"};
+  const dim3 grid(unsigned(min(multiprocessors(), s.heads * s.q_tiles)));
+  if (const cudaError_t e = LaunchClusters(kernel, grid, 384, kShared, 1, a.early_start, stream, maps, a))
+    return {int(e), "SageAttention: the launch"};
   return Launched("SageAttention");
 }
 
 }  // namespace
 
 Launch SageAttention(const SageAttentionArgs& a, Stream stream) {
-  if (a.shape.head_dim != kDim) return Refused("sage: head_dim must be 128");
+  if (a.shape.head_dim != 64 && a.shape.head_dim != 128) return Refused("sage: head_dim must be 64 or 128");
   if (a.out_stride % 8) return Refused("sage: out_stride must be a multiple of 8");
-  return Run(a, stream);
+  return a.shape.head_dim == 64 ? Run<64>(a, stream) : Run<128>(a, stream);
 }
 
 }  // namespace nibble::cuda
