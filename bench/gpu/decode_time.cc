@@ -80,23 +80,16 @@ void TimeOne(Times* times, const TimedShape& s) {
   const Buffer<std::byte> workspace{size_t(cuda::DecodeWorkspaceBytes(args))};
   Require(cudaMemset(workspace.data(), 0, workspace.size()), "cudaMemset");
   args.workspace = workspace.data();
-  bool early_start = true;
   const auto launch = [&](int i, cudaStream_t stream) {
     cuda::DecodeArgs a = args;
     const int copy = i % copies;
     a.page_table += pages * copy;
     a.k.open = tails.data() + int64_t{2} * copy * s.batch * s.kv_heads * tail;
     a.v.open = a.k.open + int64_t{s.batch} * s.kv_heads * tail;
-    a.early_start = early_start;
     Require(cuda::AttentionDecode(a, stream));
   };
-  const auto time = [&](const std::string& what) {
-    times->Add(what, shape, Seconds(std::max(20, copies), launch), double(bytes) / kReadBandwidth,
-               "4.64 TB/s");
-  };
-  time(name);
-  early_start = false;
-  if (s.batch == 1) time(name + " plain launch");
+  const double seconds = Seconds(std::max(20, copies), launch);
+  times->Add(name, shape, seconds, double(bytes) / kReadBandwidth, "4.64 TB/s");
 }
 
 }  // namespace

@@ -81,17 +81,16 @@ void TimeSage(Times* times, const PrefillTiming& t) {
     Require(cuda::SageQuantize(
         {t.batch.shape, t.q.data(), t.k.data(), t.v.data(), stride, stride, stride, at}, s));
   };
-  const auto attend = [&](bool early, cudaStream_t s) {
-    Require(cuda::SageAttention(
-        {t.batch.shape, at, t.out.data(), stride, 1 / std::sqrt(float(t.head_dim)), early}, s));
+  const auto attend = [&](int, cudaStream_t s) {
+    Require(
+        cuda::SageAttention({t.batch.shape, at, t.out.data(), stride, 1 / std::sqrt(float(t.head_dim))}, s));
   };
   times->Add("sage quantize", shape, Seconds(3, quantize), double(t.q.size()) * 3 * 3 / kReadBandwidth,
              "4.64 TB/s");
-  times->AddOps("sage2-8b kernel", shape, Seconds(3, [&](int, cudaStream_t s) { attend(false, s); }),
-                t.Operations(), kMixedRate);
+  times->AddOps("sage2-8b kernel", shape, Seconds(3, attend), t.Operations(), kMixedRate);
   const auto both = [&](int i, cudaStream_t s) {
     quantize(i, s);
-    attend(true, s);
+    attend(i, s);
   };
   times->AddOps("sage2-8b end to end", shape, Seconds(3, both), t.Operations(), kMixedRate);
 }

@@ -73,18 +73,16 @@ void TimeDense(Times* times, const Pools& p, const std::string& shape) {
   const auto launch = [&](int i, cudaStream_t stream) {
     cuda::DecodeArgs a = p.Dense(i % p.copies);
     a.workspace = workspace.data();
-    a.early_start = true;
     Require(cuda::AttentionDecode(a, stream));
   };
   const double floor = 4.0 * p.batch * p.length * kKvHeads * kDim / kReadBandwidth;
   times->Add("dense f16", shape, Seconds(std::max(20, p.copies), launch), floor, "4.64 TB/s");
 }
 
-void TimeOne(Times* times, const Pools& p, const std::string& shape, KeyCopy copy, int blocks, bool early) {
+void TimeOne(Times* times, const Pools& p, const std::string& shape, KeyCopy copy, int blocks) {
   constexpr const char* kNames[] = {"f16", "int8", "int4"};
   constexpr double kBytes[] = {2, 1 + 2.0 / 32, 0.5 + 2.0 / 32};
-  const std::string name =
-      fmt::format("sparq copy {} blocks {}{}", kNames[int(copy)], blocks, early ? "" : " plain launch");
+  const std::string name = fmt::format("sparq copy {} blocks {}", kNames[int(copy)], blocks);
   if (!times->Wanted(name + " " + shape)) return;
   const auto launch = [&](int i, cudaStream_t stream) {
     cuda::SparqDecodeArgs a{.cache = p.Dense(i % p.copies),
@@ -95,7 +93,6 @@ void TimeOne(Times* times, const Pools& p, const std::string& shape, KeyCopy cop
                             .k_copy = kDim * 4,
                             .sparq = {.r = 32, .k = 128, .copy = copy},
                             .blocks = blocks};
-    a.cache.early_start = early;
     Require(cuda::SparqDecode(a, stream));
   };
   const double bytes = double(p.batch) * kKvHeads * (32.0 * p.length * kBytes[int(copy)] + 128 * 4.0 * kDim);
@@ -112,9 +109,8 @@ void TimeSparq(Times* times) {
     const Pools pools(batch, length);
     TimeDense(times, pools, shape);
     for (const KeyCopy copy : {KeyCopy::kF16, KeyCopy::kInt8, KeyCopy::kInt4}) {
-      TimeOne(times, pools, shape, copy, 16, true);
-      TimeOne(times, pools, shape, copy, 16, false);
-      TimeOne(times, pools, shape, copy, 8, true);
+      TimeOne(times, pools, shape, copy, 16);
+      TimeOne(times, pools, shape, copy, 8);
     }
   }
 }

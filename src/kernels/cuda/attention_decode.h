@@ -55,9 +55,6 @@ struct DecodeArgs {
   int window;            // a query at p sees positions > p - window; 0: no window
   float scale;           // of the scores
   int chunk_pages = kDecodeChunkPages;  // 1 .. 32: part of the definition of a result's last bits
-  // Programmatic launch, where the GPU has it (sm_90): blocks may take their places before the kernel ahead in
-  // the stream has ended, and wait for it before they read anything.
-  bool early_start = false;
 };
 
 // Of arguments that AttentionDecode takes.

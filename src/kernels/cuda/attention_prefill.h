@@ -61,9 +61,6 @@ struct SageAttentionArgs {
   void* out;  // bf16 [rows][heads][head_dim], row stride out_stride elements
   int64_t out_stride;
   float scale;  // of the scores, usually head_dim^-0.5
-  // Programmatic launch: blocks may take their places before the kernel ahead in the stream has ended, and
-  // wait for it before they read anything.
-  bool early_start = false;
 };
 // The E4M3 range of P is 2^8 under the row's running maximum rounded up to a power of two, so rescaling by it
 // is exact and seldom. Bitwise repeatable; a sequence's rows do not depend on the others.

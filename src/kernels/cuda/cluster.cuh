@@ -24,13 +24,10 @@ __device__ __forceinline__ void ClusterSync() {
 template <class T>
 __device__ __forceinline__ const T* OfBlock(const T* p, int rank) {
   uint64_t there;
-  asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(p), "r"(rank));
   return reinterpret_cast<const T*>(there);
 }
 __device__ __forceinline__ void WaitForPreviousKernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void LetNextKernelStart() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
 #else
 __device__ __forceinline__ int ClusterRank() { return 0; }
 __device__ __forceinline__ int ClusterBlocks() { return 1; }
@@ -39,8 +36,6 @@ template <class T>
 __device__ __forceinline__ const T* OfBlock(const T* p, int) {
   return p;
 }
-__device__ __forceinline__ void WaitForPreviousKernel() {}
-__device__ __forceinline__ void LetNextKernelStart() {}
 #endif
 
 }  // namespace nibble::cuda

@@ -6,7 +6,6 @@
 #pragma once
 #include <cuda_bf16.h>
 
-#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/decode_merge.cuh"
 #include "kernels/cuda/decode_tile.cuh"
 
@@ -227,8 +226,6 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks)
   extern __shared__ __align__(128) char shared[];
   constexpr int kN = Cfg::kN, kDim = Cfg::kDim;
   using KeyTile = typename Cfg::KeyTile;
-  WaitForPreviousKernel();
-  LetNextKernelStart();
   const Item item(a, plan, 8 * kN);
   Feed<Cfg, K, V> feed(a, item, SharedAddress(shared));
   if (!item.Present()) return;
@@ -287,9 +284,7 @@ Launch LaunchConfig(const DecodeArgs& a, const Plan& plan, Stream stream) {
   if (allowed != cudaSuccess)
     return {int(allowed), "attention_decode: this GPU has too little shared memory"};
   const dim3 grid(unsigned(plan.groups * plan.chunks), unsigned(a.kv_heads), unsigned(a.batch));
-  if (const cudaError_t e = LaunchClusters(DecodeKernel<Cfg, K, V>, grid, 32 * kWarps, Cfg::kSharedBytes, 1,
-                                           a.early_start, stream, a, plan))
-    return {int(e), "attention_decode: the launch"};
+  DecodeKernel<Cfg, K, V><<<grid, 32 * kWarps, Cfg::kSharedBytes, stream>>>(a, plan);
   return Launched("attention_decode");
 }
 

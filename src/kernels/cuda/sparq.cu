@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel of SparQ decode, checks of its arguments and its launch.
+// The kernel of SparQ decode, checks of its arguments and its launch. Nearly all of its code runs once a
+// block, so that loops stay rolled where they can: unrolled, most of the time went into waiting for
+// instructions.
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/sparq_attend.cuh"
 
@@ -11,10 +13,12 @@ using namespace sparq;
 __device__ void LoadRow(const DecodeArgs& a, const Plan& plan, const Row& row, const Shared& s) {
   const auto* q =
       reinterpret_cast<const __nv_bfloat16*>(a.q) + row.at * a.q_stride + row.head * row.group * row.dim;
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < plan.heads * row.dim; i += kThreads) {
     s.q[i] = i < row.group * row.dim ? __bfloat162float(q[i]) : 0.0f;
     s.ranker[i] = 0;
   }
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < row.slots - row.opens; i += kThreads)
     s.table[i] = a.page_table[int64_t{row.entry} * a.max_pages + row.first_own + i * row.blocks];
   __syncthreads();
@@ -39,8 +43,6 @@ template <int kChunks>
 __global__ void __launch_bounds__(kThreads, kChunks == 1 ? 2 : 1)
     SparqKernel(const __grid_constant__ SparqDecodeArgs a, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) char memory[];
-  WaitForPreviousKernel();
-  LetNextKernelStart();
   const Row row(a);
   if (!row.present) return;  // as do the other blocks of the cluster
   Shared s;
@@ -58,6 +60,7 @@ __global__ void __launch_bounds__(kThreads, kChunks == 1 ? 2 : 1)
   if (plan.mean && !row.all) WeighList(row, s, count);
   if (a.chosen != nullptr) WriteChosen(a, row, s, count);
   __syncthreads();
+#pragma unroll 1
   for (int h0 = 0; h0 < row.group; h0 += kHeads) AttendList<kChunks>(a.cache, plan, row, s, h0, count);
   ClusterSync();
   WriteOutputs(a.cache, plan, row, s);
@@ -144,9 +147,18 @@ Launch Run(const SparqDecodeArgs& a, const Plan& plan, Stream stream) {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }();
   if (allowed != cudaSuccess) return {int(allowed), "sparq: this GPU has too little shared memory"};
-  const dim3 grid(unsigned(Blocks(a)), unsigned(a.cache.kv_heads), unsigned(a.cache.batch * a.cache.rows));
-  if (const cudaError_t e =
-          LaunchClusters(kernel, grid, kThreads, bytes, Blocks(a), a.cache.early_start, stream, a, plan))
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {unsigned(Blocks(a)), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim =
+      dim3(unsigned(Blocks(a)), unsigned(a.cache.kv_heads), unsigned(a.cache.batch * a.cache.rows));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = size_t(bytes);
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = Blocks(a) > 1 ? 1 : 0;
+  if (const cudaError_t e = cudaLaunchKernelEx(&config, kernel, a, plan))
     return {int(e), "sparq: the launch"};
   return Launched("sparq");
 }

@@ -10,6 +10,7 @@ __device__ __forceinline__ void WeighList(const Row& row, const Shared& s, int c
   const int warp = int(threadIdx.x / 32);
   if (warp >= row.group) return;
   float sum = 0;
+#pragma unroll 1
   for (int i = int(threadIdx.x % 32); i < count; i += 32)
     sum += Exp2(s.logits[warp * row.Tokens() + s.list[i]] - s.level[warp]);
   sum = SumOfWarp(sum);
@@ -27,10 +28,12 @@ __device__ __forceinline__ void SumValues(const SparqDecodeArgs& args, const Row
     const int begin = max(row.first - row.own * kPage, 0), end = row.position % kPage + 1;
     const std::byte* open = OpenPage(a, a.v, row);
     float sum = 0;
+#pragma unroll 1
     for (int t = begin + part; t < end; t += parts)
       sum += Pair(Load<uint16_t>(open + (t * row.dim + d) * 2), RawIsBf16(a.v)).x;
     if (row.first_page < row.own) {
       const std::byte* page = SealedPage(a.v, row, table[row.first_page]);
+#pragma unroll 1
       for (int t = part; t < row.first % kPage; t += parts) {
         const float4 x = SealedChannels(page, a.v.codec, row.dim, t, d & ~3);
         sum -= d % 4 == 0 ? x.x : d % 4 == 1 ? x.y : d % 4 == 2 ? x.z : x.w;
@@ -95,11 +98,11 @@ struct Attention {
 
 template <int kChunks>
 __device__ __forceinline__ void LoadToken(float4 (&x)[kChunks], const DecodeArgs& a, const DecodeSide& side,
-                                          const Row& row, const Shared& s, int i, int count) {
+                                          const Row& row, const Shared& s, int i) {
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int d = int(threadIdx.x % 32) * 4 + 128 * c;
-    x[c] = i < count && d < row.dim ? Channels(a, side, row, s.table, s.list[i], d) : float4{0, 0, 0, 0};
+    x[c] = d < row.dim ? Channels(a, side, row, s.table, s.list[i], d) : float4{0, 0, 0, 0};
   }
 }
 
@@ -109,16 +112,12 @@ __device__ __forceinline__ void AttendList(const DecodeArgs& a, const Plan& plan
                                            const Shared& s, int h0, int count) {
   const int warp = int(threadIdx.x / 32), lane = int(threadIdx.x % 32), dim = row.dim;
   Attention<kChunks> state;
-  float4 k[kChunks], v[kChunks];
-  LoadToken(k, a, a.k, row, s, warp, count);
-  LoadToken(v, a, a.v, row, s, warp, count);
+#pragma unroll 1
   for (int i = warp; i < count; i += kWarps) {
-    float4 next_k[kChunks], next_v[kChunks];
-    LoadToken(next_k, a, a.k, row, s, i + kWarps, count);
-    LoadToken(next_v, a, a.v, row, s, i + kWarps, count);
+    float4 k[kChunks], v[kChunks];
+    LoadToken(k, a, a.k, row, s, i);
+    LoadToken(v, a, a.v, row, s, i);
     state.Add(k, v, s.q + h0 * dim, dim, plan.scale);
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) k[c] = next_k[c], v[c] = next_v[c];
   }
   float* out = s.parts + warp * kHeads * dim;
   float2* ends = reinterpret_cast<float2*>(s.parts + kWarps * kHeads * dim);
@@ -131,12 +130,13 @@ __device__ __forceinline__ void AttendList(const DecodeArgs& a, const Plan& plan
     if (lane == 0) ends[e * kWarps + warp] = {state.max[e], state.sum[e]};
   }
   __syncthreads();
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < kHeads * dim; i += kThreads) {
     const float2* of_head = ends + i / dim * kWarps;
     float max = kNoScore, sum = 0, total = 0;
-#pragma unroll
+#pragma unroll 4
     for (int w = 0; w < kWarps; ++w) max = fmaxf(max, of_head[w].x);
-#pragma unroll
+#pragma unroll 4
     for (int w = 0; w < kWarps; ++w) {
       const float by = Exp2(of_head[w].x - max);
       sum = fmaf(of_head[w].y, by, sum);
@@ -160,6 +160,7 @@ __device__ __forceinline__ void WriteOutputs(const DecodeArgs& a, const Plan& pl
   const int share = row.dim / row.blocks, b = int(threadIdx.x) % 16, outputs = row.group * share;
   const bool mean = plan.mean && !row.all;
   const float seen = float(row.position - row.first + 1);
+#pragma unroll 1
   for (int i0 = int(threadIdx.x) / 32 * 2; i0 < outputs; i0 += kThreads / 16) {
     const int i = min(i0 + int(threadIdx.x) % 32 / 16, outputs - 1), h = i / share;
     const int d = row.rank * share + i % share;

@@ -6,7 +6,8 @@
 
 namespace nibble::cuda::sparq {
 
-inline constexpr int kBatch = 8;  // channels whose loads are under way together
+inline constexpr int kBatch = 8;      // channels of a copy whose loads are under way together
+inline constexpr int kOpenBatch = 4;  // the same of an open row, for each of eight lanes
 
 __device__ __forceinline__ float SumOfWarp(float x) {
 #pragma unroll
@@ -17,8 +18,10 @@ __device__ __forceinline__ float SumOfWarp(float x) {
 // Fills channels: all of them by falling sum of |q|, of equal ones the lower first. Four lanes a channel
 // count those before it.
 __device__ __forceinline__ void OrderChannels(const Row& row, const Shared& s) {
+#pragma unroll 1
   for (int d = int(threadIdx.x); d < row.dim; d += kThreads) {
     float sum = 0;
+#pragma unroll 1
     for (int h = 0; h < row.group; ++h) sum += fabsf(s.q[h * row.dim + d]);
     s.magnitude[d] = sum;
   }
@@ -26,6 +29,7 @@ __device__ __forceinline__ void OrderChannels(const Row& row, const Shared& s) {
   for (int d = int(threadIdx.x) / 4; d < row.dim; d += kThreads / 4) {
     const float mine = s.magnitude[d];
     int before = 0;
+#pragma unroll 8
     for (int i = int(threadIdx.x) % 4; i < row.dim; i += 4)
       before += s.magnitude[i] > mine || (s.magnitude[i] == mine && i < d);
     before += __shfl_xor_sync(kAll, before, 1);
@@ -39,7 +43,9 @@ __device__ __forceinline__ void OrderChannels(const Row& row, const Shared& s) {
 __device__ __forceinline__ int AdaptiveR(const Row& row, const Shared& s, const SparqParams& p) {
   if (p.rho <= 0) return p.r;
   float total = 0, held = 0;
+#pragma unroll 1
   for (int d = 0; d < row.dim; ++d) total += s.magnitude[d];
+#pragma unroll 1
   for (int i = 0; i < p.r; ++i) {
     if (i > 0 && i % 8 == 0 && held >= p.rho * total) return i;
     held += s.magnitude[s.channels[i]];
@@ -51,13 +57,17 @@ __device__ __forceinline__ int AdaptiveR(const Row& row, const Shared& s, const 
 // batch, for which the last channel stands again. A warp a head.
 __device__ __forceinline__ void ChooseQueries(const Row& row, const Shared& s, const Plan& plan, int r) {
   const int lane = int(threadIdx.x % 32), padded = (r + kBatch - 1) / kBatch * kBatch;
+#pragma unroll 1
   for (int h = int(threadIdx.x / 32); h < plan.heads; h += kWarps) {
     const float* q = s.q + h * row.dim;
     float total = 0, held = 0;
+#pragma unroll 1
     for (int d = lane; d < row.dim; d += 32) total += fabsf(q[d]);
+#pragma unroll 1
     for (int i = lane; i < r; i += 32) held += fabsf(q[s.channels[i]]);
     total = SumOfWarp(total), held = SumOfWarp(held);
     const float tau = sqrtf(held > 0 ? float(row.dim) * held / total : float(row.dim));
+#pragma unroll 1
     for (int i = lane; i < padded; i += 32)
       s.ranker[(h / kHeads * row.dim + i) * kHeads + h % kHeads] =
           i < r ? q[s.channels[i]] / tau * kLog2e : 0.0f;
@@ -105,15 +115,18 @@ __device__ __forceinline__ void RankSealed(const SparqDecodeArgs& a, const Row& 
   using Copy = CopyOf<F>;
   constexpr int kWordBytes = int(sizeof(typename Copy::Word)), kRowBytes = kPage / 4 * kWordBytes;
   const int lane = int(threadIdx.x % 32), sealed = row.slots - row.opens, token = lane % 16 * 4;
+#pragma unroll 1
   for (int pair = int(threadIdx.x / 32); 2 * pair < sealed; pair += kWarps) {
     const int slot = min(2 * pair + lane / 16, sealed - 1);
     const std::byte* copy =
         a.records + int64_t{s.table[slot]} * a.record_stride + row.head * a.record_head_stride + a.k_copy;
     const std::byte* codes = copy + lane % 16 * kWordBytes;
     const std::byte* scales = copy + row.dim * kRowBytes + token / 32 * 2;
+#pragma unroll 1
     for (int h0 = 0; h0 < heads; h0 += kHeads) {
       const float* ranker = s.ranker + h0 * row.dim;
       float logit[kHeads][4] = {};
+#pragma unroll 1
       for (int i0 = 0; i0 < r; i0 += kBatch) {
         typename Copy::Word word[kBatch];
         uint16_t scale[kBatch];
@@ -154,14 +167,23 @@ __device__ __forceinline__ void RankOpen(const DecodeArgs& a, const Row& row, co
   const int token = int(threadIdx.x) / 8, lane = int(threadIdx.x) % 8;
   const bool bf16 = RawIsBf16(a.k), seen = token <= row.position % kPage;
   const std::byte* keys = OpenPage(a, a.k, row) + token * row.dim * 2;
+#pragma unroll 1
   for (int h0 = 0; h0 < heads; h0 += kHeads) {
     float logit[kHeads] = {};
-    for (int i = lane; i < r && seen; i += 8) {
-      const uint16_t bits = Load<uint16_t>(keys + s.channels[i] * 2);
-      const float k = Pair(bits, bf16).x;
-      const float* q = s.ranker + (h0 / kHeads * row.dim + i) * kHeads;
+#pragma unroll 1
+    for (int i0 = lane; i0 < r; i0 += 8 * kOpenBatch) {
+      uint16_t bits[kOpenBatch];
 #pragma unroll
-      for (int e = 0; e < kHeads; ++e) logit[e] = fmaf(q[e], k, logit[e]);
+      for (int j = 0; j < kOpenBatch; ++j)
+        bits[j] = seen && i0 + 8 * j < r ? Load<uint16_t>(keys + s.channels[i0 + 8 * j] * 2) : 0;
+#pragma unroll
+      for (int j = 0; j < kOpenBatch; ++j) {
+        if (i0 + 8 * j >= r) continue;
+        const float4 q = *reinterpret_cast<const float4*>(s.ranker + h0 * row.dim + (i0 + 8 * j) * kHeads);
+        const float k = Pair(bits[j], bf16).x;
+        logit[0] = fmaf(q.x, k, logit[0]), logit[1] = fmaf(q.y, k, logit[1]);
+        logit[2] = fmaf(q.z, k, logit[2]), logit[3] = fmaf(q.w, k, logit[3]);
+      }
     }
 #pragma unroll
     for (int e = 0; e < kHeads; ++e) {
@@ -179,6 +201,7 @@ __device__ __forceinline__ float2 Joined(float2 a, float2 b) {
   return {max, a.y * Exp2(a.x - max) + b.y * Exp2(b.x - max)};
 }
 __device__ __forceinline__ float2 JoinedLanes(float2 x, int lanes) {
+#pragma unroll 1
   for (int step = lanes / 2; step > 0; step /= 2)
     x = Joined(x, {__shfl_down_sync(kAll, x.x, step), __shfl_down_sync(kAll, x.y, step)});
   return x;  // of lane 0
@@ -187,11 +210,14 @@ __device__ __forceinline__ float2 JoinedLanes(float2 x, int lanes) {
 // The level of each head over the tokens of all blocks. Ends with a barrier.
 __device__ __forceinline__ void FindLevels(const Row& row, const Shared& s) {
   const int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), tokens = row.Tokens();
+#pragma unroll 1
   for (int h = 0; h < row.group; ++h) {
     const float* logits = s.logits + h * tokens;
     float2 peak = {kNoScore, 0};
+#pragma unroll 1
     for (int t = int(threadIdx.x); t < tokens; t += kThreads)
       if (row.Sees(row.PositionOf(t))) peak.x = fmaxf(peak.x, logits[t]);
+#pragma unroll 1
     for (int t = int(threadIdx.x); t < tokens; t += kThreads)
       if (row.Sees(row.PositionOf(t))) peak.y += Exp2(logits[t] - peak.x);
     peak = JoinedLanes(peak, 32);

@@ -37,6 +37,7 @@ struct Shared {
   int* table;        // [slots]
   int* list;         // [list] chosen tokens, by index in the block
   uint32_t* counts;  // others: [2][kBins + kCoarse]
+  uint32_t* coarse;  // [kWarps][kCoarse] what each block counted
   float2 *warp_peaks, *peaks;  // [kMostHeads][kWarps]; others: [kMostHeads] maximum, sum of exp2
   float2* ends;                // others: [kMostHeads] the same of attention
   float *level, *alpha;        // [kMostHeads] maximum + log2(sum) of all; others: weight of the list
@@ -71,6 +72,7 @@ __host__ __device__ inline int Carve(Shared* s, char* base, const Plan& plan, in
   s->table = c.Take<int>(plan.slots);
   s->list = c.Take<int>(plan.list);
   s->counts = c.Take<uint32_t>(2 * (kBins + kCoarse));
+  s->coarse = c.Take<uint32_t>(kWarps * kCoarse);
   s->warp_peaks = c.Take<float2>(kMostHeads * kWarps);
   s->peaks = c.Take<float2>(kMostHeads);
   s->ends = c.Take<float2>(kMostHeads);

@@ -18,9 +18,11 @@ __device__ __forceinline__ uint32_t OrderKey(float x) {
 // Scores of the block's tokens as keys: the newest `local` and the first `sinks` are above all others.
 __device__ __forceinline__ void MakeKeys(const Row& row, const Shared& s, const SparqParams& p) {
   const int local = p.local < 0 ? p.k / 4 : p.local, tokens = row.Tokens();
+#pragma unroll 1
   for (int t = int(threadIdx.x); t < tokens; t += kThreads) {
     const int position = row.PositionOf(t);
     float score = 0;
+#pragma unroll 1
     for (int h = 0; h < row.group; ++h) {
       const float logit = s.logits[h * tokens + t];
       score += p.rank_logits ? logit : Exp2(logit - s.level[h]);
@@ -60,24 +62,25 @@ __device__ __forceinline__ Digit FromAbove(int count, int wanted) {
   return {lane, __shfl_sync(kAll, total - count, lane), __shfl_sync(kAll, count, lane)};
 }
 
-__device__ __forceinline__ int CountOfAll(const Row& row, const uint32_t* at) {
-  int sum = 0;
-#pragma unroll
-  for (int b = 0; b < 16; ++b)
-    if (b < row.blocks) sum += int(*OfBlock(at, b));
-  return sum;
+// What all blocks counted in the coarse digits, to this block's memory: a warp reads one block's.
+__device__ __forceinline__ void GatherCoarse(const Row& row, const Shared& s, const uint32_t* counts) {
+  const int b = int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
+  uint4 x = {0, 0, 0, 0};
+  if (b < row.blocks) x = *(reinterpret_cast<const uint4*>(OfBlock(counts + kBins, b)) + lane);
+  reinterpret_cast<uint4*>(s.coarse)[threadIdx.x] = x;
+  __syncthreads();
 }
 
 // By one warp, from the counts of all blocks: the group of 4 coarse digits, the coarse digit, the digit.
-__device__ __forceinline__ Digit FindDigit(const Row& row, const uint32_t* counts, int wanted) {
+__device__ __forceinline__ Digit FindDigit(const Row& row, const Shared& s, const uint32_t* counts,
+                                           int wanted) {
   const int lane = int(threadIdx.x % 32);
   uint4 four = {0, 0, 0, 0};
-#pragma unroll
-  for (int b = 0; b < 16; ++b)
-    if (b < row.blocks) {
-      const uint4 x = *(reinterpret_cast<const uint4*>(OfBlock(counts + kBins, b)) + lane);
-      four.x += x.x, four.y += x.y, four.z += x.z, four.w += x.w;
-    }
+#pragma unroll 4
+  for (int b = 0; b < kWarps; ++b) {
+    const uint4 x = reinterpret_cast<const uint4*>(s.coarse)[b * 32 + lane];
+    four.x += x.x, four.y += x.y, four.z += x.z, four.w += x.w;
+  }
   const Digit group = FromAbove(int(four.x + four.y + four.z + four.w), wanted);
   wanted -= group.above;
   const uint32_t parts[4] = {__shfl_sync(kAll, four.x, group.value), __shfl_sync(kAll, four.y, group.value),
@@ -89,17 +92,28 @@ __device__ __forceinline__ Digit FindDigit(const Row& row, const uint32_t* count
                                                  : 0),
                                  wanted);
   wanted -= coarse.above;
+  // A lane reads one digit of every other block; all loads are under way at once.
   const int first = (group.value * 4 + coarse.value) * kPerCoarse;
-  const Digit fine = FromAbove(lane < kPerCoarse ? CountOfAll(row, counts + first + lane) : 0, wanted);
+  uint32_t part[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    part[i] = *OfBlock(counts + first + lane % kPerCoarse, min(2 * i + lane / kPerCoarse, row.blocks - 1));
+  int count = 0;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) count += 2 * i + lane / kPerCoarse < row.blocks ? int(part[i]) : 0;
+  count += __shfl_xor_sync(kAll, count, kPerCoarse);
+  const Digit fine = FromAbove(lane < kPerCoarse ? count : 0, wanted);
   return {first + fine.value, group.above + coarse.above + fine.above, fine.inside};
 }
 
 // Counts digits [shift, shift + 11) of the block's tokens that are as the threshold says so far.
 __device__ __forceinline__ void CountDigits(const Row& row, const Shared& s, const Threshold& t, int shift,
                                             uint32_t mask, uint32_t* counts) {
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < (kBins + kCoarse) / 4; i += kThreads)
     reinterpret_cast<uint4*>(counts)[i] = uint4{0, 0, 0, 0};
   __syncthreads();
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < row.Tokens(); i += kThreads) {
     const uint64_t order = Order(row, s, i);
     if (order >> t.shift == t.least) atomicAdd(counts + (uint32_t(order >> shift) & mask), 1u);
@@ -126,8 +140,9 @@ __device__ __forceinline__ Threshold FindThreshold(const Row& row, const Shared&
     const int shift = kShift[digit], bits = t.shift - shift;
     CountDigits(row, s, t, shift, (1u << bits) - 1, counts);
     ClusterSync();
+    GatherCoarse(row, s, counts);
     if (threadIdx.x < 32) {
-      const Digit found = FindDigit(row, counts, k);
+      const Digit found = FindDigit(row, s, counts, k);
       if (threadIdx.x == 0)
         s.scalars[0] = found.value, s.scalars[1] = found.above, s.scalars[2] = found.inside;
     }
@@ -147,6 +162,7 @@ __device__ __forceinline__ int ListTokens(const Row& row, const Shared& s, const
   const int begin = min(int(threadIdx.x) * each, row.Tokens()), end = min(begin + each, row.Tokens());
   const auto taken = [&](int i) { return row.all ? row.Sees(row.PositionOf(i)) : t.Takes(Order(row, s, i)); };
   int count = 0;
+#pragma unroll 1
   for (int i = begin; i < end; ++i) count += taken(i);
   int before = count;
 #pragma unroll
@@ -157,10 +173,12 @@ __device__ __forceinline__ int ListTokens(const Row& row, const Shared& s, const
   if (lane == 31) s.scalars[8 + threadIdx.x / 32] = before;
   __syncthreads();
   int total = 0, at = before - count;
+#pragma unroll 1
   for (int w = 0; w < kWarps; ++w) {
     if (w < int(threadIdx.x / 32)) at += s.scalars[8 + w];
     total += s.scalars[8 + w];
   }
+#pragma unroll 1
   for (int i = begin; i < end; ++i)
     if (taken(i)) s.list[at++] = i;
   __syncthreads();
@@ -170,6 +188,7 @@ __device__ __forceinline__ int ListTokens(const Row& row, const Shared& s, const
 // Bits of the tokens that are read; a warp a page.
 __device__ __forceinline__ void WriteChosen(const SparqDecodeArgs& a, const Row& row, const Shared& s,
                                             int count) {
+#pragma unroll 1
   for (int slot = int(threadIdx.x / 32); slot < row.slots; slot += kWarps) {
     const int lane = int(threadIdx.x % 32);
     uint32_t words[2] = {0, 0};

@@ -113,8 +113,8 @@ struct Producer {
   NIBBLE_DEVICE void Run(int units) {
     RingPosition<2> q_ring;
     RingPosition<Shared<kDim>::kStages> ring;
-    for (int unit = blockIdx.x; unit < units; unit += gridDim.x, q_ring.advance()) {
-      const Work w = FindWork(a, unit);
+    for (int round = 0; unit_of(round) < units; ++round, q_ring.advance()) {
+      const Work w = FindWork(a, unit_of(round));
       barrier_wait(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
       if (lead) LoadQueries(w, q_ring.stage);
       for (int j = w.k_tiles - 1; j >= 0; --j, ring.advance()) {
@@ -190,8 +190,8 @@ struct Consumer {
   // Tile after tile over all units: Q K^T of the next one is issued, then P V of this one, and the softmax of
   // the next runs while the second is under way.
   NIBBLE_DEVICE void Run(int units) {
-    int unit = blockIdx.x;
-    if (unit >= units) return;
+    int round = 0;
+    if (unit_of(round) >= units) return;
     barrier_wait(&shared.q_full[0], 0);
     Work w = shared.work[0];
     int j = w.k_tiles - 1;
@@ -202,13 +202,13 @@ struct Consumer {
     wgmma_wait<0>();
     WeighTile(w, j, alpha);
     PackWeights(s, p);
-    while (j > 0 || unit + int(gridDim.x) < units) {
+    while (j > 0 || unit_of(round + 1) < units) {
       const bool turn = j == 0;  // the next tile is of the next unit
       const ExactState ended = state;
       Work next = w;
       if (turn) {
         barrier_arrive_if(&shared.q_empty[q_ring.stage], lane == 0);
-        unit += int(gridDim.x);
+        ++round;
         q_ring.advance();
         barrier_wait(&shared.q_full[q_ring.stage], q_ring.parity);
         next = shared.work[q_ring.stage];

@@ -73,8 +73,8 @@ NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared<
   RingPosition<kStages> ring;
   const int group = a.shape.heads / a.shape.kv_heads;
   int v_column = -1, v_row = 0;  // the values still to be loaded
-  for (int unit = blockIdx.x; unit < units; unit += gridDim.x, q_ring.advance()) {
-    const Work w = FindWork(a.shape, unit);
+  for (int round = 0; unit_of(round) < units; ++round, q_ring.advance()) {
+    const Work w = FindWork(a.shape, unit_of(round));
     const int kv_head = w.head / group, at = w.head * a.shape.q_tiles + w.tile;
     barrier_wait(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
     shared.work[q_ring.stage] = w;
@@ -100,31 +100,67 @@ NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared<
   tma_load_2d(shared.v[ring.stage], &maps.v, &shared.full[ring.stage], v_column, v_row);
 }
 
+// out = o / sum as bf16, 16 bytes a lane.
+template <int kDim>
+NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const float (&weights)[2],
+                               const float (&o)[kDim / 2], int first_row) {
+  const int lane = threadIdx.x % 32, quad = lane % 4;
+  auto* out = static_cast<__nv_bfloat16*>(a.out) + w.head * kDim;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float sum = __shfl_sync(~0u, weights[i], lane & ~3);  // of the quad's first lane
+    const float inverse = 1.0f / sum;
+    const int row = first_row + 8 * i;
+    const bool sees = w.keys > 0 && (!a.shape.causal || w.position + row > 0);  // or the output is 0
+#pragma unroll
+    for (int j = 0; j < kDim / 8; j += 4) {
+      uint32_t v[4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        v[r] = sees ? to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse) : 0;
+      transpose_quad(v);
+      if (row < w.queries)
+        *reinterpret_cast<uint4*>(out + (w.query + row) * a.out_stride + 8 * (j + quad)) =
+            make_uint4(v[0], v[1], v[2], v[3]);
+    }
+  }
+}
+
+// o = o * alpha + part * v_scale, for a quarter of the channels.
+template <int kOutputs>
+NIBBLE_DEVICE void Add(float (&o)[kOutputs], const float (&part)[kOutputs + 4], int quarter, float v_scale) {
+#pragma unroll
+  for (int r = kOutputs / 4 * quarter; r < kOutputs / 4 * (quarter + 1); ++r)
+    o[r] = fmaf(part[r], v_scale, o[r]);
+}
+
 // x * alpha, where 0 forgets even NaN. A row's first visible tile has alpha 0, which clears what the unit
 // before left.
 NIBBLE_DEVICE float Times(float x, float alpha) { return alpha == 0 ? 0.0f : x * alpha; }
 
-// One warpgroup: 64 queries of each unit. The scores of the next tile are always under way, those of the next
-// unit's first tile too, so that an output is stored while the tensor cores work.
+template <int kOutputs>
+NIBBLE_DEVICE void Rescale(float (&o)[kOutputs], const float (&alpha)[2]) {
+  if (!__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
+#pragma unroll
+  for (int r = 0; r < kOutputs; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
+}
+
 template <int kDim>
-struct Consumer {
-  static constexpr int kOutputs = kDim / 2;  // of a thread
-  const SageAttentionArgs& a;
-  Shared<kDim>& shared;
-  const int mine = int(threadIdx.x) / 128 - 1, lane = int(threadIdx.x) % 32, quad = lane % 4;
-  const int warp = int(threadIdx.x) % 128 / 32;
+NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim>& shared, int units) {
+  constexpr int kOutputs = kDim / 2;  // of a thread
+  const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
+  const int warp = threadIdx.x % 128 / 32;
   const int row = 64 * mine + 16 * warp + lane / 4;  // first of the thread's two
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
   int32_t s[64];
-  float part[kOutputs + 4];  // of one tile; the last four: its sums of P, of quads' first lanes
-  float o[kOutputs];
-  float weights[2];  // sums of P so far
-  float v_scale;     // of the tile in `part`
+  float part[kOutputs + 4];
+  uint32_t p[4][4];
+  if (int(blockIdx.x) >= units) return;
 
-  NIBBLE_DEVICE void MyTurn() { named_sync(1 + mine, 256); }
+  const auto my_turn = [&] { named_sync(1 + mine, 256); };
   // ptxas moves arithmetic across barriers, so the barrier's number is made to hang on all of the weights.
-  NIBBLE_DEVICE void NextTurn(const uint32_t (&p)[4][4]) {
+  const auto next_turn = [&](const uint32_t(&p)[4][4]) {
     uint32_t all = 0;
 #pragma unroll
     for (int i = 0; i < 16; ++i) all |= p[i / 4][i % 4];
@@ -133,139 +169,95 @@ struct Consumer {
         " bar.arrive id, 256;\n}" ::"r"(all),
         "r"(2 - mine)
         : "memory");
-  }
-  NIBBLE_DEVICE void IssueScores(int q_stage, int stage) {
+  };
+  const auto scores = [&](int q_stage, int stage) {
     wgmma_fence();
     const uint64_t q = k_major_line<kDim>(shared.q[q_stage]) + mine * (64 * kDim / 16),
                    k = k_major_line<kDim>(shared.k[stage]);
 #pragma unroll
     for (int step = 0; step < kDim / 32; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
     wgmma_commit();
-  }
-  NIBBLE_DEVICE void IssueValues(const uint32_t (&p)[4][4]) {
-    wgmma_fence();
-    const uint64_t v = k_major(shared.v[ring.stage]);
+  };
+  if (mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
 #pragma unroll
-    for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
-    wgmma_commit();
-  }
-  // o += part * v_scale, for a quarter of the channels.
-  NIBBLE_DEVICE void AddPart(int quarter) {
-#pragma unroll
-    for (int r = kOutputs / 4 * quarter; r < kOutputs / 4 * (quarter + 1); ++r)
-      o[r] = fmaf(part[r], v_scale, o[r]);
-  }
-  NIBBLE_DEVICE void Rescale(const float (&alpha)[2]) {
-    if (!__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
-#pragma unroll
-    for (int r = 0; r < kOutputs; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
-  }
-  NIBBLE_DEVICE void ClearPart() {
-#pragma unroll
-    for (int r = 0; r < kOutputs + 4; ++r) part[r] = 0;
-    pin(part);
-  }
+  for (int r = 0; r < kOutputs + 4; ++r) part[r] = 0;
+  pin(part);
+  ClearScores(s);
+  barrier_wait(&shared.q_full[0], 0);
+  barrier_wait(&shared.full[0], 0);
+  scores(0, 0);
 
-  // Tile j of the unit: its scores are ready, become weights and are sent off with the scores of the next
-  // one, for the queries of stage next_q.
-  NIBBLE_DEVICE void Tile(const Work& w, RowState* state, float q_factor, int j, int stage, int next_q) {
-    const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
-                             Factor(q_factor * shared.scale[stage][4 + quad])};
-    const float v_scale_next = shared.scale[stage][8];
-    const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
-    const int limit = w.keys - j * kTile;
-    const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
-    barrier_wait(&shared.full[ring.stage], ring.parity);
-    wgmma_wait<0>();
-    pin(s);
-    pin(part);
-    if (!whole) Mask(s, visible, limit);
-    pin(s);  // or the compiler keeps the sums twice, as integers and as floats
-    float alpha[2];
-    uint32_t p[4][4];
-    const Arguments arguments = UpdateMax(s, factor, state, alpha);
-    // The pipe of the exponentials is what both warpgroups want at once: they take turns there, and the
-    // tensor cores work for the one whose turn it is not. The product of the tile before is added in its
-    // shadow.
-    MyTurn();
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      Weigh(s, arguments, c, p[c]);
-      AddPart(c);
-    }
-    ClearScores(s);
-    NextTurn(p);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[kOutputs + 2 * i], alpha[i]);
-    v_scale = v_scale_next;
-    IssueValues(p);
-    IssueScores(next_q, ring.stage);  // after the last tile of all of old bytes, which nobody reads
-    barrier_arrive_if(&shared.empty[stage], lane == 0);
-    Rescale(alpha);
-  }
-  NIBBLE_DEVICE void Unit(bool more) {
+  // The scores of the next tile are always under way, those of the next unit's first tile too, so that an
+  // output is stored while the tensor cores work.
+  for (int round = 0; unit_of(round) < units; ++round) {
     const Work w = shared.work[q_ring.stage];
     const float q_factor = shared.q_scale[q_ring.stage][mine * 4 + warp][lane / 4] * a.scale * kLog2e;
+    const bool more = unit_of(round + 1) < units;
     const int this_q = q_ring.stage;
     RowState state;
-    v_scale = 0;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) weights[i] = 0;
+    float o[kOutputs];
+    float weights[2] = {0, 0};  // sums of P: of quads' first lanes
+    float v_scale = 0;
 #pragma unroll
     for (int r = 0; r < kOutputs; ++r) o[r] = 0;
     for (int j = w.k_tiles - 1; j >= 0; --j) {
       const int stage = ring.stage;
+      const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
+                               Factor(q_factor * shared.scale[stage][4 + quad])};
+      const float v_scale_next = shared.scale[stage][8];
+      const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
+      const int limit = w.keys - j * kTile;
+      const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
       ring.advance();
+      int next_q = this_q;
       if (j == 0) {
         q_ring.advance();
-        if (more) barrier_wait(&shared.q_full[q_ring.stage], q_ring.parity);
+        next_q = q_ring.stage;
+        if (more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
       }
-      Tile(w, &state, q_factor, j, stage, q_ring.stage);
+      barrier_wait(&shared.full[ring.stage], ring.parity);
+      wgmma_wait<0>();
+      pin(s);
+      pin(part);
+      if (!whole) Mask(s, visible, limit);
+      pin(s);  // or the compiler keeps the sums twice, as integers and as floats
+      float alpha[2];
+      const Arguments arguments = UpdateMax(s, factor, &state, alpha);
+      // The pipe of the exponentials is what both warpgroups want at once: they take turns there, and the
+      // tensor cores work for the one whose turn it is not. The product of the tile before is added in its
+      // shadow.
+      my_turn();
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        Weigh(s, arguments, c, p[c]);
+        Add(o, part, c, v_scale);
+      }
+      ClearScores(s);
+      next_turn(p);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[kOutputs + 2 * i], alpha[i]);
+      v_scale = v_scale_next;
+      wgmma_fence();
+      const uint64_t v = k_major(shared.v[ring.stage]);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
+      wgmma_commit();
+      scores(next_q, ring.stage);  // after the last tile of all of old bytes, which nobody reads
+      barrier_arrive_if(&shared.empty[stage], lane == 0);
+      Rescale(o, alpha);
     }
     wgmma_wait<1>();
     pin(part);
     barrier_arrive_if(&shared.q_empty[this_q], lane == 0);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) AddPart(c);
+    for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
 #pragma unroll
     for (int i = 0; i < 2; ++i) weights[i] += part[kOutputs + 2 * i];
-    Store(w);
+    StoreOutput<kDim>(a, w, weights, o, row);
   }
-  // out = o / sum as bf16, 16 bytes a lane.
-  NIBBLE_DEVICE void Store(const Work& w) {
-    auto* out = static_cast<__nv_bfloat16*>(a.out) + w.head * kDim;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float sum = __shfl_sync(~0u, weights[i], lane & ~3);  // of the quad's first lane
-      const float inverse = 1.0f / sum;
-      const int at = row + 8 * i;
-      const bool sees = w.keys > 0 && (!a.shape.causal || w.position + at > 0);  // or the output is 0
-#pragma unroll
-      for (int j = 0; j < kDim / 8; j += 4) {
-        uint32_t v[4];
-#pragma unroll
-        for (int r = 0; r < 4; ++r)
-          v[r] = sees ? to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse) : 0;
-        transpose_quad(v);
-        if (at < w.queries)
-          *reinterpret_cast<uint4*>(out + (w.query + at) * a.out_stride + 8 * (j + quad)) =
-              make_uint4(v[0], v[1], v[2], v[3]);
-      }
-    }
-  }
-  NIBBLE_DEVICE void Run(int units) {
-    if (int(blockIdx.x) >= units) return;
-    if (mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
-    ClearPart();
-    ClearScores(s);
-    barrier_wait(&shared.q_full[0], 0);
-    barrier_wait(&shared.full[0], 0);
-    IssueScores(0, 0);
-    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) Unit(unit + int(gridDim.x) < units);
-    wgmma_wait<0>();
-    if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
-  }
-};
+  wgmma_wait<0>();
+  if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
+}
 
 template <int kDim>
 __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Maps maps,
@@ -290,14 +282,13 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
   }
   fence_proxy_async();
   __syncthreads();
-  wait_for_previous_kernel();
   const int units = a.shape.heads * a.shape.q_tiles;
   if (threadIdx.x < 128) {
     shrink_registers<24>();
     if (threadIdx.x == 0) Produce(maps, a, shared, units);
   } else {
     grow_registers<240>();
-    Consumer<kDim>{a, shared}.Run(units);
+    Consume(a, shared, units);
   }
 }
 
@@ -314,9 +305,7 @@ Launch Run(const SageAttentionArgs& a, Stream stream) {
   static_assert(kShared <= 227 * 1024);
   static const cudaError_t allowed = AllowShared(kernel, kShared);
   if (allowed != cudaSuccess) return {int(allowed), "SageAttention: shared memory"};
-  const dim3 grid(unsigned(min(multiprocessors(), s.heads * s.q_tiles)));
-  if (const cudaError_t e = LaunchClusters(kernel, grid, 384, kShared, 1, a.early_start, stream, maps, a))
-    return {int(e), "SageAttention: the launch"};
+  kernel<<<min(multiprocessors(), s.heads * s.q_tiles), 384, kShared, stream>>>(maps, a);
   return Launched("SageAttention");
 }
 

@@ -6,7 +6,6 @@
 
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/launched.cuh"
-#include "kernels/cuda/sm90/ptx.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -270,7 +269,6 @@ __device__ void QuantizeV(const SageQuantizeArgs& a, int tile_index, int kv_head
 
 template <int kDim>
 __global__ __launch_bounds__(kThreads, 3) void SageQuantizeKernel(const SageQuantizeArgs a) {
-  hopper::let_next_kernel_start();
   const int tile = blockIdx.y;  // heads are neighbours in memory, so they run together
   int head = blockIdx.x;
   if (head < a.shape.heads) {
