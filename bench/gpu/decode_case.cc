@@ -28,6 +28,15 @@ float Value(uint32_t token, uint32_t channel, uint32_t seed) {
 
 }  // namespace
 
+std::vector<int32_t> ShuffledTable(int64_t pages) {
+  std::vector<int32_t> table(size_t(pages), 0);
+  for (size_t i = 0; i < table.size(); ++i) {
+    table[i] = int32_t(i);
+    std::swap(table[i], table[Mix(uint32_t(i), 9) % (i + 1)]);
+  }
+  return table;
+}
+
 std::string DecodeShape::Name() const {
   return fmt::format("decode {} d{} {}x{} rows {} window {} chunk {} lengths {}", kv::Get(codec).name,
                      head_dim, kv_heads, group, rows, window, chunk_pages, fmt::join(lengths, ","));

@@ -50,6 +50,7 @@ class DecodeOnDevice {
   cuda::Launch Run(cudaStream_t stream = nullptr) { return cuda::AttentionDecode(args_, stream); }
   std::vector<float> Out() const;
   std::vector<float> Lse() const { return lse_.Host(); }
+  const cuda::DecodeArgs& args() const { return args_; }
   std::vector<uint16_t> Bytes() const { return out_.Host(); }
 
  private:
@@ -60,6 +61,9 @@ class DecodeOnDevice {
   cuda::DecodeArgs args_{};
   Buffer<std::byte> workspace_;
 };
+
+// 0 .. pages - 1 in random order.
+std::vector<int32_t> ShuffledTable(int64_t pages);
 
 constexpr int64_t RoundUp16(int64_t x) { return (x + 15) / 16 * 16; }
 

@@ -39,15 +39,6 @@ Buffer<std::byte> MakePool(kv::CodecId codec, int head_dim, int64_t pages, uint3
   return pool;
 }
 
-std::vector<int32_t> ShuffledTable(int64_t pages) {
-  std::vector<int32_t> table(size_t(pages), 0);
-  for (size_t i = 0; i < table.size(); ++i) {
-    table[i] = int32_t(i);
-    std::swap(table[i], table[Mix(uint32_t(i), 9) % (i + 1)]);
-  }
-  return table;
-}
-
 void TimeOne(Times* times, const TimedShape& s) {
   const kv::CodecInfo& codec = kv::Get(s.codec);
   const std::string name = fmt::format("decode {}", codec.name);

@@ -19,7 +19,9 @@ int Check(const std::string& filter) {
   Checks checks(filter);
   CheckLinear(&checks);
   CheckDecode(&checks);
+  CheckSparq(&checks);
   CheckPrefill(&checks);
+  CheckPrefillExact(&checks);
   fmt::print("{} cases, {} failed\n", checks.cases(), checks.failed());
   return checks.failed() == 0 && checks.cases() > 0 ? 0 : 1;
 }
@@ -28,7 +30,9 @@ int Time(const std::string& filter, const std::string& output) {
   Times times(filter);
   TimeLinear(&times);
   TimeDecode(&times);
+  TimeSparq(&times);
   TimePrefill(&times);
+  TimePrefillExact(&times);
   if (output.empty()) return 0;
   cudaDeviceProp device{};
   Require(cudaGetDeviceProperties(&device, 0), "device");

@@ -23,5 +23,8 @@ NIBBLE_HD float Normal(uint32_t i, uint32_t seed) {
 }
 // Fills device memory with pseudo-random bytes.
 void FillRandom(void* data, size_t bytes, uint32_t seed);
+// Fills device memory with normal numbers in bf16 or f16, which are also finite as f32. Uses seed and seed
+// + 1.
+void FillNormal(void* data, size_t bytes, bool bf16, uint32_t seed);
 
 }  // namespace nibble::gpu

@@ -99,7 +99,11 @@ void CheckLinear(Checks*);
 void TimeLinear(Times*);
 void CheckDecode(Checks*);
 void TimeDecode(Times*);
+void CheckSparq(Checks*);
+void TimeSparq(Times*);
 void CheckPrefill(Checks*);
 void TimePrefill(Times*);
+void CheckPrefillExact(Checks*);
+void TimePrefillExact(Times*);
 
 }  // namespace nibble::gpu

@@ -14,7 +14,7 @@ namespace nibble::cuda {
 // rows k_offsets[s] .. k_offsets[s + 1]; its last query sees its last key (bottom-right causal mask).
 struct SageShape {
   int sequences = 0, heads = 0, kv_heads = 0;
-  int head_dim = 128;          // 128
+  int head_dim = 128;          // 64 or 128
   int q_tiles = 0;             // sum over sequences of ceil(queries / 128)
   int k_tiles = 0;             // sum over sequences of ceil(keys / 128)
   const int32_t* q_offsets;    // [sequences + 1]
@@ -65,5 +65,37 @@ struct SageAttentionArgs {
 // The E4M3 range of P is 2^8 under the row's running maximum rounded up to a power of two, so rescaling by it
 // is exact and seldom. Bitwise repeatable; a sequence's rows do not depend on the others.
 Launch SageAttention(const SageAttentionArgs&, Stream);
+
+// K or V in pages of 64 rows, bf16 [64][head_dim] of one KV head each. Strides are in bytes, multiples of a
+// row; `bytes` are those of the memory, all of which may be read.
+struct KvPages {
+  const void *pool, *open;
+  int64_t page_stride, head_stride, open_stride, open_head_stride;
+  int64_t pool_bytes, open_bytes;
+};
+
+// Exact attention, bf16 in and out, sums in f32. Sequences as SageShape has them; K and V are packed rows or,
+// where page_table is given, pages: key t of sequence s lies in page page_table[s][t / 64], those of its last
+// page in page open_index[s] of `open`. What lies behind the last key may be anything, NaN too.
+struct ExactAttentionArgs {
+  int sequences, heads, kv_heads;
+  int head_dim;  // 64 or 128
+  int q_tiles;   // sum over sequences of ceil(queries / 128)
+  const int32_t *q_offsets, *k_offsets, *q_tile_ends;
+  bool causal;
+  const void* q;      // bf16 [q_rows][heads][head_dim], row stride q_stride elements
+  const void *k, *v;  // bf16 [k_rows][kv_heads][head_dim], or null
+  int64_t q_stride, k_stride, v_stride;
+  int q_rows, k_rows;
+  KvPages k_pages, v_pages;
+  const int32_t* page_table;  // [sequences, max_pages], or null
+  const int32_t* open_index;  // [sequences], or null: sequence s has index s
+  int max_pages;
+  void* out;  // bf16 [q_rows][heads][head_dim]
+  int64_t out_stride;
+  float* lse;   // [q_rows][heads]: ln of the sum of exp(score), -infinity of a row that sees nothing; or null
+  float scale;  // of the scores
+};
+Launch ExactAttention(const ExactAttentionArgs&, Stream);
 
 }  // namespace nibble::cuda

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared-memory matrix descriptors for wgmma, 128-byte swizzle only.
+// Shared-memory matrix descriptors for wgmma: 128-byte swizzle, and the 64-byte one of
+// k_major_line.
 //
 // Bits  0..13  start address / 16
 //      16..29  leading byte offset (LBO) / 16
@@ -29,6 +30,17 @@ NIBBLE_DEVICE uint64_t make_descriptor(const void* tile, uint32_t leading_bytes,
 // values). SBO = 1024: from one group of 8 rows to the next. LBO is not used: a step never leaves the line.
 // Step s along K: descriptor + s * kStepK, s = 0..3. Row 64 of the tile: descriptor + 64 * 128 / 16.
 NIBBLE_DEVICE uint64_t k_major(const void* tile) { return make_descriptor(tile, 16, kAtomBytes); }
+
+// The same with lines of kLine bytes, 64 or 128, in the swizzle of that length: with 64, SBO = 512, and bits
+// 62
+// .. 63 are 2.
+template <int kLine>
+NIBBLE_DEVICE uint64_t k_major_line(const void* tile) {
+  if constexpr (kLine == 128) return k_major(tile);
+  static_assert(kLine == 64 || kLine == 128);
+  return static_cast<uint64_t>((shared_address(tile) & 0x3FFFF) >> 4) | uint64_t{1} << 16 |
+         uint64_t{512 >> 4} << 32 | uint64_t{2} << 62;
+}
 
 // MN-major (16-bit B only, with the transposing wgmma): lines are 64 consecutive n of one k. A panel is 64 n
 // wide and `k_rows` lines tall; panels for n = 64.. follow each other. SBO = 1024: from one group of 8 k to

@@ -209,12 +209,14 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
   "88,"                                                                                                 \
   "%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110," \
   "%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define NIBBLE_L36 NIBBLE_L32 ",%32,%33,%34,%35"
 #define NIBBLE_L68 NIBBLE_L64 ",%64,%65,%66,%67"
 #define NIBBLE_D8(c, i) \
   c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
 #define NIBBLE_D16(c, i) NIBBLE_D8(c, i), NIBBLE_D8(c, i + 8)
 #define NIBBLE_D32(c, i) NIBBLE_D8(c, i), NIBBLE_D8(c, i + 8), NIBBLE_D8(c, i + 16), NIBBLE_D8(c, i + 24)
 #define NIBBLE_D64(c, i) NIBBLE_D32(c, i), NIBBLE_D32(c, i + 32)
+#define NIBBLE_D36(c, i) NIBBLE_D32(c, i), c(d[i + 32]), c(d[i + 33]), c(d[i + 34]), c(d[i + 35])
 #define NIBBLE_D68(c, i) NIBBLE_D64(c, i), c(d[i + 64]), c(d[i + 65]), c(d[i + 66]), c(d[i + 67])
 #define NIBBLE_D128(c, i) NIBBLE_D64(c, i), NIBBLE_D64(c, i + 64)
 
@@ -246,7 +248,8 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
 #define NIBBLE_INT(x) "+r"(x)
 #define NIBBLE_FLT(x) "+f"(x)
 // The accumulator array's length (N/2 registers per thread) picks the shape: 8 -> n16, 16 -> n32, 32 -> n64,
-// 64 -> n128, 128 -> n256 (68 -> n136 for e4m3: 128 channels and a column of ones, which adds up P).
+// 64 -> n128, 128 -> n256 (36 -> n72 and 68 -> n136 for e4m3: 64 or 128 channels and a column of ones, which
+// adds up P).
 #define NIBBLE_WGMMA_SHAPES(name, type, c, k, kinds, tail)                              \
   NIBBLE_WGMMA(name, type, c, 8, "m64n16" k, kinds, tail, 8, 9, 10, 11, 12, 10, 13)     \
   NIBBLE_WGMMA(name, type, c, 16, "m64n32" k, kinds, tail, 16, 17, 18, 19, 20, 18, 21)  \
@@ -256,6 +259,8 @@ NIBBLE_DEVICE void pin(float (&d)[kCount]) {
 NIBBLE_WGMMA_SHAPES(wgmma_s8, int32_t, NIBBLE_INT, "k32", "s32.s8.s8", NIBBLE_S8)
 NIBBLE_WGMMA_SHAPES(wgmma_u8s8, int32_t, NIBBLE_INT, "k32", "s32.u8.s8", NIBBLE_S8)
 NIBBLE_WGMMA_SHAPES(wgmma_e4m3, float, NIBBLE_FLT, "k32", "f32.e4m3.e4m3", NIBBLE_E4)
+NIBBLE_WGMMA(wgmma_e4m3, float, NIBBLE_FLT, 36, "m64n72k32", "f32.e4m3.e4m3", NIBBLE_E4, 36, 37, 38, 39, 40,
+             38, 41)
 NIBBLE_WGMMA(wgmma_e4m3, float, NIBBLE_FLT, 68, "m64n136k32", "f32.e4m3.e4m3", NIBBLE_E4, 68, 69, 70, 71, 72,
              70, 73)
 NIBBLE_WGMMA_SHAPES(wgmma_bf16, float, NIBBLE_FLT, "k16", "f32.bf16.bf16", NIBBLE_BF)

@@ -17,10 +17,9 @@ namespace {
 
 using namespace nibble::hopper;
 
-constexpr int kTile = 128, kDim = 128, kStages = 4;
-constexpr int kTileBytes = kTile * kDim;
-constexpr int kOnes =
-    8;  // rows under V^T: one of ones, whose product with P is the sum of its rounded weights
+constexpr int kTile = 128, kStages = 4;
+// Rows under V^T: one of ones, whose product with P is the sum of its rounded weights.
+constexpr int kOnes = 8;
 constexpr float kLog2e = 1.44269504f;
 
 // A unit of work: 128 queries of one head. Made by the producer, which runs ahead.
@@ -33,10 +32,12 @@ struct Work {
 
 // A stage holds the keys of one tile and the values of the tile before: what is needed and done with at the
 // same time. Tiles of one unit follow those of another without a gap.
+template <int kDim>
 struct alignas(1024) Shared {
-  uint8_t q[2][kTileBytes];
-  uint8_t k[kStages][kTileBytes];
-  uint8_t v[kStages][kTileBytes + kOnes * kTile];
+  static constexpr int kBytes = kTile * kDim;  // of a tile of Q, K or V
+  uint8_t q[2][kBytes];
+  uint8_t k[kStages][kBytes];
+  uint8_t v[kStages][kBytes + kOnes * kTile];
   float scale[kStages][16];
   float q_scale[2][8][8];
   Work work[2];
@@ -65,13 +66,15 @@ struct Maps {
   CUtensorMap q, k, v;
 };
 
-NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared& shared, int units) {
+template <int kDim>
+NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared<kDim>& shared, int units) {
+  constexpr int kTileBytes = Shared<kDim>::kBytes;
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
   const int group = a.shape.heads / a.shape.kv_heads;
   int v_column = -1, v_row = 0;  // the values still to be loaded
-  for (int unit = blockIdx.x; unit < units; unit += gridDim.x, q_ring.advance()) {
-    const Work w = FindWork(a.shape, unit);
+  for (int round = 0; unit_of(round) < units; ++round, q_ring.advance()) {
+    const Work w = FindWork(a.shape, unit_of(round));
     const int kv_head = w.head / group, at = w.head * a.shape.q_tiles + w.tile;
     barrier_wait(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
     shared.work[q_ring.stage] = w;
@@ -98,8 +101,9 @@ NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared&
 }
 
 // out = o / sum as bf16, 16 bytes a lane.
+template <int kDim>
 NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const float (&weights)[2],
-                               const float (&o)[64], int first_row) {
+                               const float (&o)[kDim / 2], int first_row) {
   const int lane = threadIdx.x % 32, quad = lane % 4;
   auto* out = static_cast<__nv_bfloat16*>(a.out) + w.head * kDim;
 #pragma unroll
@@ -109,7 +113,7 @@ NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const 
     const int row = first_row + 8 * i;
     const bool sees = w.keys > 0 && (!a.shape.causal || w.position + row > 0);  // or the output is 0
 #pragma unroll
-    for (int j = 0; j < 16; j += 4) {
+    for (int j = 0; j < kDim / 8; j += 4) {
       uint32_t v[4];
 #pragma unroll
       for (int r = 0; r < 4; ++r)
@@ -123,29 +127,34 @@ NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const 
 }
 
 // o = o * alpha + part * v_scale, for a quarter of the channels.
-NIBBLE_DEVICE void Add(float (&o)[64], const float (&part)[68], int quarter, float v_scale) {
+template <int kOutputs>
+NIBBLE_DEVICE void Add(float (&o)[kOutputs], const float (&part)[kOutputs + 4], int quarter, float v_scale) {
 #pragma unroll
-  for (int r = 16 * quarter; r < 16 * quarter + 16; ++r) o[r] = fmaf(part[r], v_scale, o[r]);
+  for (int r = kOutputs / 4 * quarter; r < kOutputs / 4 * (quarter + 1); ++r)
+    o[r] = fmaf(part[r], v_scale, o[r]);
 }
 
 // x * alpha, where 0 forgets even NaN. A row's first visible tile has alpha 0, which clears what the unit
 // before left.
 NIBBLE_DEVICE float Times(float x, float alpha) { return alpha == 0 ? 0.0f : x * alpha; }
 
-NIBBLE_DEVICE void Rescale(float (&o)[64], const float (&alpha)[2]) {
+template <int kOutputs>
+NIBBLE_DEVICE void Rescale(float (&o)[kOutputs], const float (&alpha)[2]) {
   if (!__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
 #pragma unroll
-  for (int r = 0; r < 64; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
+  for (int r = 0; r < kOutputs; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
 }
 
-NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units) {
+template <int kDim>
+NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim>& shared, int units) {
+  constexpr int kOutputs = kDim / 2;  // of a thread
   const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
   const int warp = threadIdx.x % 128 / 32;
   const int row = 64 * mine + 16 * warp + lane / 4;  // first of the thread's two
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
   int32_t s[64];
-  float part[68];
+  float part[kOutputs + 4];
   uint32_t p[4][4];
   if (int(blockIdx.x) >= units) return;
 
@@ -163,14 +172,15 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
   };
   const auto scores = [&](int q_stage, int stage) {
     wgmma_fence();
-    const uint64_t q = k_major(shared.q[q_stage]) + mine * (64 * kDim / 16), k = k_major(shared.k[stage]);
+    const uint64_t q = k_major_line<kDim>(shared.q[q_stage]) + mine * (64 * kDim / 16),
+                   k = k_major_line<kDim>(shared.k[stage]);
 #pragma unroll
-    for (int step = 0; step < 4; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
+    for (int step = 0; step < kDim / 32; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
     wgmma_commit();
   };
   if (mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
 #pragma unroll
-  for (int r = 0; r < 68; ++r) part[r] = 0;
+  for (int r = 0; r < kOutputs + 4; ++r) part[r] = 0;
   pin(part);
   ClearScores(s);
   barrier_wait(&shared.q_full[0], 0);
@@ -179,17 +189,17 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
 
   // The scores of the next tile are always under way, those of the next unit's first tile too, so that an
   // output is stored while the tensor cores work.
-  for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
+  for (int round = 0; unit_of(round) < units; ++round) {
     const Work w = shared.work[q_ring.stage];
     const float q_factor = shared.q_scale[q_ring.stage][mine * 4 + warp][lane / 4] * a.scale * kLog2e;
-    const bool more = unit + int(gridDim.x) < units;
+    const bool more = unit_of(round + 1) < units;
     const int this_q = q_ring.stage;
     RowState state;
-    float o[64];
+    float o[kOutputs];
     float weights[2] = {0, 0};  // sums of P: of quads' first lanes
     float v_scale = 0;
 #pragma unroll
-    for (int r = 0; r < 64; ++r) o[r] = 0;
+    for (int r = 0; r < kOutputs; ++r) o[r] = 0;
     for (int j = w.k_tiles - 1; j >= 0; --j) {
       const int stage = ring.stage;
       const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
@@ -225,7 +235,7 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
       ClearScores(s);
       next_turn(p);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[64 + 2 * i], alpha[i]);
+      for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[kOutputs + 2 * i], alpha[i]);
       v_scale = v_scale_next;
       wgmma_fence();
       const uint64_t v = k_major(shared.v[ring.stage]);
@@ -242,17 +252,18 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared& shared, int units
 #pragma unroll
     for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) weights[i] += part[64 + 2 * i];
-    StoreOutput(a, w, weights, o, row);
+    for (int i = 0; i < 2; ++i) weights[i] += part[kOutputs + 2 * i];
+    StoreOutput<kDim>(a, w, weights, o, row);
   }
   wgmma_wait<0>();
   if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
 }
 
+template <int kDim>
 __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Maps maps,
                                                      const SageAttentionArgs a) {
   extern __shared__ uint8_t raw[];
-  auto& shared = *reinterpret_cast<Shared*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+  auto& shared = *reinterpret_cast<Shared<kDim>*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       barrier_init(&shared.q_full[i], 1);
@@ -266,7 +277,8 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
   }
   for (int i = threadIdx.x; i < kStages * kOnes * kTile; i += blockDim.x) {
     const int row = i / kTile % kOnes;
-    shared.v[i / (kOnes * kTile)][kTileBytes + i % (kOnes * kTile)] = row == 0 ? 0x38 : 0;  // 1.0 in E4M3
+    shared.v[i / (kOnes * kTile)][Shared<kDim>::kBytes + i % (kOnes * kTile)] =
+        row == 0 ? 0x38 : 0;  // 1.0 in E4M3
   }
   fence_proxy_async();
   __syncthreads();
@@ -280,17 +292,19 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
   }
 }
 
+template <int kDim>
 Launch Run(const SageAttentionArgs& a, Stream stream) {
   Maps maps;
   const SageShape& s = a.shape;
-  if (make_map_8bit(&maps.q, a.tiles.q, uint64_t(s.heads) * s.q_tiles * kTile, kDim, kTile) ||
-      make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile) ||
+  if (make_map_8bit(&maps.q, a.tiles.q, uint64_t(s.heads) * s.q_tiles * kTile, kDim, kTile, kDim) ||
+      make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile, kDim) ||
       make_map_8bit(&maps.v, a.tiles.v, uint64_t(s.kv_heads) * kDim, uint64_t(s.k_tiles) * kTile, kDim))
     return Refused("sage: a tensor map was refused");
-  const auto kernel = SageKernel;
-  constexpr int kShared = sizeof(Shared) + 1024;
+  const auto kernel = SageKernel<kDim>;
+  constexpr int kShared = sizeof(Shared<kDim>) + 1024;
   static_assert(kShared <= 227 * 1024);
-  if (const cudaError_t e = AllowShared(kernel, kShared)) return {int(e), "SageAttention"};
+  static const cudaError_t allowed = AllowShared(kernel, kShared);
+  if (allowed != cudaSuccess) return {int(allowed), "SageAttention: shared memory"};
   kernel<<<min(multiprocessors(), s.heads * s.q_tiles), 384, kShared, stream>>>(maps, a);
   return Launched("SageAttention");
 }
@@ -298,9 +312,9 @@ Launch Run(const SageAttentionArgs& a, Stream stream) {
 }  // namespace
 
 Launch SageAttention(const SageAttentionArgs& a, Stream stream) {
-  if (a.shape.head_dim != kDim) return Refused("sage: head_dim must be 128");
+  if (a.shape.head_dim != 64 && a.shape.head_dim != 128) return Refused("sage: head_dim must be 64 or 128");
   if (a.out_stride % 8) return Refused("sage: out_stride must be a multiple of 8");
-  return Run(a, stream);
+  return a.shape.head_dim == 64 ? Run<64>(a, stream) : Run<128>(a, stream);
 }
 
 }  // namespace nibble::cuda

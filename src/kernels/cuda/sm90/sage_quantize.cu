@@ -10,8 +10,7 @@
 namespace nibble::cuda {
 namespace {
 
-constexpr int kRows = 128, kThreads = 256, kDim = 128;
-constexpr int kChunks = kDim / 32;  // 16-byte chunks of a row that a lane of a quad holds
+constexpr int kRows = 128, kThreads = 256;
 
 struct Tile {
   int row, rows;      // first row in the packed input, rows of this tile (1..128)
@@ -40,7 +39,9 @@ __device__ uint32_t PackCodes(const float (&x)[4]) {
 
 // Rows r and r + 8 of each 16, r = lane / 4: of each row the 16-byte chunks lane % 4 + 4c. Zeros beyond the
 // tile.
+template <int kDim>
 struct Rows {
+  static constexpr int kChunks = kDim / 32;
   uint32_t pair[2][kChunks][4];
 
   __device__ void Load(const __nv_bfloat16* base, int64_t stride, const Tile& tile) {
@@ -63,7 +64,8 @@ struct Rows {
 };
 
 // The pair less the mean of its channels; `mean` in shared memory, or null.
-__device__ float2 Value(const Rows& rows, int i, int c, int w, const float* mean) {
+template <int kDim>
+__device__ float2 Value(const Rows<kDim>& rows, int i, int c, int w, const float* mean) {
   float2 x = Unpack(rows.pair[i][c][w]);
   if (mean != nullptr) {
     const float2 m = *reinterpret_cast<const float2*>(mean + (threadIdx.x % 4 + 4 * c) * 8 + 2 * w);
@@ -77,13 +79,14 @@ __device__ float MaxOrNan(float a, float b) { return isnan(a) || isnan(b) ? NAN 
 
 // Over both rows and the quad of lanes that hold them; NaN for what is not finite: a broken value stays
 // visible. `rows_here`: rows of the tile, beyond which a mean must not show.
-__device__ float Greatest(const Rows& rows, const float* mean, int rows_here) {
+template <int kDim>
+__device__ float Greatest(const Rows<kDim>& rows, const float* mean, int rows_here) {
   float amax = 0, check = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if (mean != nullptr && int(threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + 8 * i) >= rows_here) continue;
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c)
+    for (int c = 0; c < Rows<kDim>::kChunks; ++c)
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         const float2 x = Value(rows, i, c, w, mean);
@@ -96,14 +99,15 @@ __device__ float Greatest(const Rows& rows, const float* mean, int rows_here) {
   return MaxOrNan(amax, __shfl_xor_sync(~0u, amax, 2));
 }
 
-__device__ void Store(const Rows& rows, const float* mean, int rows_here, int8_t* out, float inverse) {
+template <int kDim>
+__device__ void Store(const Rows<kDim>& rows, const float* mean, int rows_here, int8_t* out, float inverse) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int row = warp * 16 + lane / 4 + 8 * i;
     const float factor = row < rows_here ? inverse : 0.0f;
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
+    for (int c = 0; c < Rows<kDim>::kChunks; ++c) {
       uint32_t word[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -119,11 +123,12 @@ __device__ void Store(const Rows& rows, const float* mean, int rows_here, int8_t
 __device__ float Scale(float amax) { return amax == 0 ? 1.0f : amax / 127.0f; }
 __device__ float Inverse(float amax) { return amax > 0 ? 127.0f / amax : 0.0f; }
 
+template <int kDim>
 __device__ void QuantizeQ(const SageQuantizeArgs& a, int tile_index, int head) {
   const Tile tile = FindTile(a.shape.q_offsets, a.shape.q_tile_ends, tile_index);
-  Rows rows;
+  Rows<kDim> rows;
   rows.Load(static_cast<const __nv_bfloat16*>(a.q) + head * kDim, a.q_stride, tile);
-  const float amax = Greatest(rows, nullptr, tile.rows);
+  const float amax = Greatest<kDim>(rows, nullptr, tile.rows);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t at = int64_t{head} * a.shape.q_tiles + tile_index;
   Store(rows, nullptr, tile.rows, a.tiles.q + at * kRows * kDim, Inverse(amax));
@@ -132,6 +137,7 @@ __device__ void QuantizeQ(const SageQuantizeArgs& a, int tile_index, int head) {
 
 // The mean of the first 64 keys, which any reader can compute from them. All loads of a thread are in flight
 // at once: 16 bytes of rows t, t + 16, t + 32 and t + 48.
+template <int kDim>
 __device__ void KeyMean(const SageQuantizeArgs& a, const Tile& tile, int kv_head, float* mean) {
   constexpr int kParts = kThreads / (kDim / 8);
   const int n = min(64, tile.length), chunk = threadIdx.x % (kDim / 8), first = threadIdx.x / (kDim / 8);
@@ -163,14 +169,15 @@ __device__ void KeyMean(const SageQuantizeArgs& a, const Tile& tile, int kv_head
   __syncthreads();
 }
 
+template <int kDim>
 __device__ void QuantizeK(const SageQuantizeArgs& a, int tile_index, int kv_head) {
   const Tile tile = FindTile(a.shape.k_offsets, a.shape.k_tile_ends, tile_index);
   __shared__ alignas(16) float mean[kDim];
   __shared__ float greatest[8][4];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  Rows rows;
+  Rows<kDim> rows;
   rows.Load(static_cast<const __nv_bfloat16*>(a.k) + kv_head * kDim, a.k_stride, tile);
-  KeyMean(a, tile, kv_head, mean);
+  KeyMean<kDim>(a, tile, kv_head, mean);
   float amax = Greatest(rows, mean, tile.rows);
   const float other = __shfl_xor_sync(~0u, amax, 4);  // keys 2g and 2g + 1 share a group
   amax = MaxOrNan(amax, other);
@@ -185,77 +192,95 @@ __device__ void QuantizeK(const SageQuantizeArgs& a, int tile_index, int kv_head
   if (warp % 4 == 0 && lane % 8 == 0) a.tiles.scale[at * 16 + page * 4 + group] = Scale(amax);
 }
 
-// V turned to [channel][token]. Lane (a, q) of a warp holds tokens 16a + 2q + {0, 1, 8, 9}, which become four
-// neighbours, of 16 channels: 32 lanes write the 128 tokens of a channel.
-__device__ void QuantizeV(const SageQuantizeArgs& a, int tile_index, int kv_head) {
-  const Tile tile = FindTile(a.shape.k_offsets, a.shape.k_tile_ends, tile_index);
-  __shared__ float greatest[8];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const __nv_bfloat16* v =
-      static_cast<const __nv_bfloat16*>(a.v) + tile.row * a.v_stride + kv_head * kDim + warp * 16;
-  uint32_t words[4][8];
+__device__ uint32_t ToE4m3(float x) {
+  // Infinite values stay so: E4M3 has no infinity, they become NaN.
+  return __nv_cvt_float_to_fp8(x, isfinite(x) ? __NV_SATFINITE : __NV_NOSAT, __NV_E4M3);
+}
+
+// Over the block; 0 for values that are not finite throughout.
+template <int kDim>
+__device__ float GreatestOfBlock(const Rows<kDim>& rows) {
+  __shared__ float greatest[kThreads / 32];
   float amax = 0;
 #pragma unroll
-  for (int t = 0; t < 4; ++t) {
-    const int token = lane / 4 * 16 + lane % 4 * 2 + t % 2 + t / 2 * 8;
-    uint4 low = make_uint4(0, 0, 0, 0), high = low;
-    if (token < tile.rows) {
-      low = *reinterpret_cast<const uint4*>(v + token * a.v_stride);
-      high = *reinterpret_cast<const uint4*>(v + token * a.v_stride + 8);
-    }
-    const uint32_t loaded[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  for (int i = 0; i < 2; ++i)
 #pragma unroll
-    for (int w = 0; w < 8; ++w) {
-      words[t][w] = loaded[w];
-      const float2 pair = Unpack(loaded[w]);
-      amax = fmaxf(amax, fmaxf(fabsf(pair.x), fabsf(pair.y)));
-    }
-  }
+    for (int c = 0; c < Rows<kDim>::kChunks; ++c)
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const float2 x = Unpack(rows.pair[i][c][w]);
+        amax = fmaxf(amax, fmaxf(fabsf(x.x), fabsf(x.y)));
+      }
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) amax = fmaxf(amax, __shfl_xor_sync(~0u, amax, step));
-  if (lane == 0) greatest[warp] = amax;
+  if (threadIdx.x % 32 == 0) greatest[threadIdx.x / 32] = amax;
   __syncthreads();
-  amax = 0;
 #pragma unroll
-  for (int w = 0; w < 8; ++w) amax = fmaxf(amax, greatest[w]);
+  for (int w = 0; w < kThreads / 32; ++w) amax = fmaxf(amax, greatest[w]);
+  return amax;
+}
+
+// V turned to [channel][token] by way of shared memory. Tokens 2g, 2g + 1, 2g + 8 and 2g + 9 of each 16,
+// which two lanes hold, become four neighbours: the lanes trade half of their channels.
+template <int kDim>
+__device__ void QuantizeV(const SageQuantizeArgs& a, int tile_index, int kv_head) {
+  constexpr int kPitch = kRows + 4, kMine = Rows<kDim>::kChunks / 2;  // chunks that a lane keeps
+  const Tile tile = FindTile(a.shape.k_offsets, a.shape.k_tile_ends, tile_index);
+  __shared__ alignas(16) uint8_t turned[kDim * kPitch];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, odd = lane / 4 % 2;
+  Rows<kDim> rows;
+  rows.Load(static_cast<const __nv_bfloat16*>(a.v) + kv_head * kDim, a.v_stride, tile);
+  const float amax = GreatestOfBlock(rows);
   // A power of two that brings the greatest value into 128 .. 256: it costs nothing to undo and no code is
-  // rounded by it. Infinite values stay so: E4M3 has no infinity, they become NaN.
+  // rounded by it.
   const int exponent = amax > 0 && isfinite(amax) ? ilogbf(amax) - 7 : 0;
   const float inverse = ldexpf(1.0f, -exponent);
-  const int64_t row = int64_t{kv_head} * kDim + warp * 16;
-  uint8_t* out = a.tiles.v + row * a.shape.k_tiles * kRows + int64_t{tile_index} * kRows + lane * 4;
 #pragma unroll
-  for (int w = 0; w < 8; ++w) {
+  for (int c = 0; c < kMine; ++c)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t word = 0;
+    for (int w = 0; w < 4; ++w) {
+      uint32_t word[2] = {0, 0};  // of two channels
 #pragma unroll
-      for (int t = 0; t < 4; ++t) {
-        const float2 pair = Unpack(words[t][w]);
-        const float x = (half == 0 ? pair.x : pair.y) * inverse;
-        word |= uint32_t(__nv_cvt_float_to_fp8(x, isfinite(x) ? __NV_SATFINITE : __NV_NOSAT, __NV_E4M3))
-                << (8 * t);
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t keep = odd ? rows.pair[i][c + kMine][w] : rows.pair[i][c][w];
+        const uint32_t give = odd ? rows.pair[i][c][w] : rows.pair[i][c + kMine][w];
+        const uint32_t got = __shfl_xor_sync(~0u, give, 4);
+        const float2 even_token = Unpack(odd ? got : keep), odd_token = Unpack(odd ? keep : got);
+        word[0] |= (ToE4m3(even_token.x * inverse) | ToE4m3(odd_token.x * inverse) << 8) << (16 * i);
+        word[1] |= (ToE4m3(even_token.y * inverse) | ToE4m3(odd_token.y * inverse) << 8) << (16 * i);
       }
-      *reinterpret_cast<uint32_t*>(out + int64_t{2 * w + half} * a.shape.k_tiles * kRows) = word;
+      const int channel = (lane % 4 + 4 * (c + odd * kMine)) * 8 + 2 * w, token = warp * 16 + lane / 8 * 4;
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        *reinterpret_cast<uint32_t*>(turned + (channel + e) * kPitch + token) = word[e];
     }
+  __syncthreads();
+  uint8_t* out = a.tiles.v + int64_t{kv_head} * kDim * a.shape.k_tiles * kRows + int64_t{tile_index} * kRows;
+#pragma unroll
+  for (int i = 0; i < kDim * kRows / 16 / kThreads; ++i) {
+    const int piece = i * kThreads + threadIdx.x, channel = piece / 8, token = piece % 8 * 16;
+    const auto* from = reinterpret_cast<const uint32_t*>(turned + channel * kPitch + token);
+    *reinterpret_cast<uint4*>(out + int64_t{channel} * a.shape.k_tiles * kRows + token) =
+        make_uint4(from[0], from[1], from[2], from[3]);
   }
   if (threadIdx.x == 0)
     a.tiles.scale[(int64_t{kv_head} * a.shape.k_tiles + tile_index) * 16 + 8] = ldexpf(1.0f, exponent);
 }
 
+template <int kDim>
 __global__ __launch_bounds__(kThreads, 3) void SageQuantizeKernel(const SageQuantizeArgs a) {
   const int tile = blockIdx.y;  // heads are neighbours in memory, so they run together
   int head = blockIdx.x;
   if (head < a.shape.heads) {
-    if (tile < a.shape.q_tiles) QuantizeQ(a, tile, head);
+    if (tile < a.shape.q_tiles) QuantizeQ<kDim>(a, tile, head);
     return;
   }
   head -= a.shape.heads;
   if (tile >= a.shape.k_tiles) return;
   if (head < a.shape.kv_heads)
-    QuantizeK(a, tile, head);
+    QuantizeK<kDim>(a, tile, head);
   else
-    QuantizeV(a, tile, head - a.shape.kv_heads);
+    QuantizeV<kDim>(a, tile, head - a.shape.kv_heads);
 }
 
 size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -286,11 +311,14 @@ SageTiles SageTilesAt(const SageShape& shape, void* base) {
 }
 
 Launch SageQuantize(const SageQuantizeArgs& a, Stream stream) {
-  if (a.shape.head_dim != kDim) return Refused("sage: head_dim must be 128");
+  if (a.shape.head_dim != 64 && a.shape.head_dim != 128) return Refused("sage: head_dim must be 64 or 128");
   if (a.q_stride % 8 || a.k_stride % 8 || a.v_stride % 8)
     return Refused("sage: row strides must be multiples of 8");
   const dim3 grid(a.shape.heads + 2 * a.shape.kv_heads, max(a.shape.q_tiles, a.shape.k_tiles));
-  SageQuantizeKernel<<<grid, kThreads, 0, stream>>>(a);
+  if (a.shape.head_dim == 64)
+    SageQuantizeKernel<64><<<grid, kThreads, 0, stream>>>(a);
+  else
+    SageQuantizeKernel<128><<<grid, kThreads, 0, stream>>>(a);
   return Launched("SageQuantize");
 }
 

@@ -20,6 +20,13 @@ struct RingPosition {
   }
 };
 
+// The units of a persistent block: blocks take them in turn, every other round backwards. Units of rising and
+// falling length, as causal masks make them, even out.
+NIBBLE_DEVICE int unit_of(int round) {
+  const int block = int(blockIdx.x), blocks = int(gridDim.x);
+  return round * blocks + (round % 2 == 0 ? block : blocks - 1 - block);
+}
+
 // Lane q of a quad holds column q of a 4x4 matrix, v[i] = M[i][q]; afterwards it holds row q, v[i] = M[q][i].
 NIBBLE_DEVICE void transpose_quad(uint32_t (&v)[4]) {
   const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
