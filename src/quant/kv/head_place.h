@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 2. What is known of one KV head of a sequence under a codec that mixes widths (head_mix.h). Apart, for
-// kernels that need no registry.
+// Floor 2. What is known of one KV head of a sequence under a codec that mixes widths (head_mix.h). Apart,
+// for kernels that need no registry.
 #pragma once
 #include <cstdint>
 
