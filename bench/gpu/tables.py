@@ -55,13 +55,17 @@ against exact attention on normal data: 0.99925.
 Persistent blocks take units in turn, every other round backwards: with a causal mask and sequences of 1k, blocks that always went
 forwards had up to a third more work than the mean.
 
+Figures up to 951 TOP/s for 1x16384 were published before, from data that repeated every 1,024 rows; these are from data that does not. How
+much of the difference is the data has not been separated. The consumer as one struct with a method a step, instead of one long function,
+was slower (862 TOP/s for 897).
+
 What made the kernel fast, in order: sums that start at 1.5 * 2^23 (integers become floats for nothing), weights added up by a column of
 ones in the second product, row maxima rounded up to integers, scores of the next tile always under way, and turns between the two
 warpgroups at the exponentials (ptxas moves arithmetic across barriers, so the barrier's number hangs on the weights). What did not
 help: turns at the matrix products, a polynomial for part of the exponentials (issue slots are as scarce as their pipe), handing out
 tiles by a counter; for the quantizing pass, which runs at two thirds of its floor and costs short sequences the lead, turning V by way
-of shared memory, so that whole rows are read, and a programmatic launch of the attention behind it: the same to one percent. Head size 64 is
-bound by the exponentials: half the products of 128 for the same number of weights.
+of shared memory so that whole rows are read, and a programmatic launch of the attention behind it: neither gained anything. Head size
+64 has half the products of 128 for the same number of exponentials.
 """
 
 
@@ -75,8 +79,8 @@ def exact():
 ## Prefill attention, exact in bf16
 
 TFLOP/s, from packed rows. Two consumer warpgroups of 64 queries; a warpgroup issues Q K^T of the next tile and then P V of this one, and
-computes the next softmax while the second runs. ptxas makes all products wait for each other as soon as anything but a product writes an
-accumulator while another is under way, clearing the outputs included, or as soon as scores are under way at the end of a loop's body.
+computes the next softmax while the second runs. With scores under way across the end of the loop's body ptxas made all products wait for
+each other; the loop is turned so that scores are issued and used in one pass.
 
 {table(["batch x length", "ours", "cuDNN", "flash", "against cuDNN", "of 900"], rows)}"""
 
@@ -91,8 +95,13 @@ def sparq():
 
 Beside our dense decode of the same f16 pages in the same call. One launch: a cluster of 16 blocks for each row and KV head ranks the
 tokens on the d-major copy of K, finds the k-th greatest score and attends. The floor counts r rows of the copy and k rows of K and V.
-int8 and int4 copies hold random bits here, with which softmax is all but one token and the k-th score is 0 many times over: the slowest
-selection there is.
+int8 and int4 copies hold random bits here, whose logits are far apart.
+
+The wanted factor is 4; this is 1 for one sequence of 32k and 1.5 for 16. A block takes 30 to 40 us however few its tokens, and 14
+clusters of 16 blocks run at once. By `ncu` (one sequence, f16 copy: 43 us, 5,000 instructions a warp) samples spread over ranking 14%,
+levels of the heads 14%, the wait for the slowest block 9%, and a dozen stages of 2 to 7% between barriers: latency, not bytes. Reading
+all blocks' counts at once in the search for the k-th score and rolling up loops gained 3 to 13% together with 16 blocks, and lost up to
+half with 8 (before: 40, 92, 244 and 156 us in the four shapes, f16 copy). A programmatic launch gained nothing, here and in dense decode.
 
 {table(["batch x context, heads/KV heads, head size", "copy of K, blocks a cluster", "us", "of the floor", "dense / this"], lines)}"""
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel of SparQ decode, checks of its arguments and its launch. Nearly all of its code runs once a
-// block, so that loops stay rolled where they can: unrolled, most of the time went into waiting for
-// instructions.
+// The kernel of SparQ decode, checks of its arguments and its launch. Nearly all of this code runs once a
+// block, so loops over tokens stay rolled.
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/sparq_attend.cuh"
 
