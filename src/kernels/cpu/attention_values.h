@@ -98,9 +98,13 @@ static NIBBLE_HD void FinishValues(const AttentionWork& w, const PageRows& v, in
       const int n = PartOf16(head_dim - d), at = d + 16 * i;
       if constexpr (kIsCodes<kX>) {
         const Vec16 offset = Vec16::Set1(w.More(kValueOffset)[e]);
-        x[i] = v.affine == Affine::kToken
-                   ? Vec16::Add(x[i], offset)
-                   : Vec16::Fma(x[i], Vec16::Load(step + at), Vec16::Mul(offset, Vec16::Load(base + at)));
+        if (v.affine == Affine::kToken) {
+          x[i] = Vec16::Add(x[i], offset);
+        } else {  // the page's scale last: of one token alone the rest is an integer, and the value Decode8's
+          const Vec16 sum =
+              Vec16::Fma(x[i], Vec16::Load(step + at), Vec16::Mul(offset, Vec16::Load(base + at)));
+          x[i] = Vec16::Mul(sum, Vec16::Set1(v.page_scale));
+        }
       }
       Vec16::Fma(Vec16::LoadPart(acc + at, n), fix, x[i]).StorePart(acc + at, n);
     }
@@ -131,11 +135,10 @@ static NIBBLE_HD void PrepareWeights(const AttentionWork& w, const PageRows& v, 
 // The channels of a page, in w.part behind the sums.
 static NIBBLE_HD void PrepareChannels(const AttentionWork& w, const PageRows& v) {
   const int head_dim = w.a.page.head_dim;
-  const Vec16 scale = Vec16::Set1(v.page_scale);
   for (int d = 0; d < head_dim; d += 16) {
     const Channels16 c = LoadChannels(v, d);
-    Vec16::Mul(c.step, scale).Store(w.part + 4 * head_dim + d);
-    Vec16::Mul(c.base, scale).Store(w.part + 5 * head_dim + d);
+    c.step.Store(w.part + 4 * head_dim + d);
+    c.base.Store(w.part + 5 * head_dim + d);
   }
 }
 

@@ -135,7 +135,7 @@ static void CountMean(const SparqWork& s, int n, Reallocation how) {
       int64_t{sums} * r.page.head_dim * 4 + raw * r.v_bytes.raw + partial * r.v_bytes.token;
 }
 
-// REQUIRES sparq.r <= head_dim, page.tokens a multiple of 64, records of all sealed pages.
+// REQUIRES sparq.r <= head_dim, page.tokens 64, records of all sealed pages.
 static void Sparq(const SparqArgs& a) {
   const SelectRow& r = a.row;
   const SparqParams& p = a.sparq;
