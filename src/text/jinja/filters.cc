@@ -70,7 +70,7 @@ Value ToJsonFilter(Run& run, const Value& input, const Args& args) {
       if (!run.AllowText(static_cast<size_t>(std::max<int64_t>(width, 0)))) return Value::None();
       style.indent = std::string(static_cast<size_t>(std::max<int64_t>(width, 0)), ' ');
     }
-    style.between = ",";
+    style.between = ',';
   }
   if (b.has(2) && !b[2].is_none()) {
     const Values two = CanWalk(b[2]) ? Walked(run, b[2]) : Values();
@@ -197,7 +197,8 @@ Value Indent(Run& run, const Value& input, const Args& args) {
   const bool first = b.Flag(1, false), blank = b.Flag(2, false);
   std::string out;
   bool is_first = true;
-  const std::string ended = input.text() + "\n";
+  std::string ended = input.text();
+  ended += '\n';
   for (const Text line : SplitLines(ended)) {
     if (!is_first) out += '\n';
     if (is_first ? first : (blank || !line.empty())) out += pad;
