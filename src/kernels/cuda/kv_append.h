@@ -18,7 +18,8 @@ struct AppendArgs {
 Launch CopyOpenRows(const PagedKv&, Stream);
 Launch AppendRows(const AppendArgs&, Stream);
 
-// Which heads get 2 bits, where a page is the first of its sequence (backend/head_choice.h): as `planned` says
+// Which heads get 2 bits, where a page is the first of its sequence (backend/head_choice.h): as `planned`
+// says
 // ([kv_heads], 1: 2 bits), or with null the `two_bit` heads of lowest priority. K or V; before SealPages.
 Launch ChooseHeads(const PagedKv&, bool is_v, int two_bit, const uint8_t* planned, Stream);
 
