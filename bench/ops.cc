@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <exception>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
@@ -212,11 +213,21 @@ int Main(int argc, char** argv) {
   Ops ops(threads, rows, filter);
   ops.Run();
   ops.Print();
-  if (!file.empty()) std::ofstream(file) << ops.ToJson().dump(1) << "\n";
-  return 0;
+  if (file.empty()) return 0;
+  std::ofstream out(file);
+  if (out << ops.ToJson().dump(1) << "\n" << std::flush) return 0;
+  fmt::print(stderr, "ops_bench: {}: cannot be written\n", file);
+  return 1;
 }
 
 }  // namespace
 }  // namespace nibble::bench
 
-int main(int argc, char** argv) { return nibble::bench::Main(argc, argv); }
+int main(int argc, char** argv) {
+  try {
+    return nibble::bench::Main(argc, argv);
+  } catch (const std::exception& e) {
+    std::fputs(e.what(), stderr);
+    return 1;
+  }
+}
