@@ -9,7 +9,7 @@ nibble=out/release/nibble
 model=models/novelist-10m
 text=texts/Doyle_Hound_1902.txt
 prompt="It was a dark and stormy night"
-windows=4 # of 2048 tokens; `nibble eval` alone takes 40, which is ten times as long
+windows=2 # of 2048 tokens; `nibble eval` alone takes 40, which is twenty times as long
 work=out/demo
 quantized=$work/novelist-10m-w4a8-g128
 
