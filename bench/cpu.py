@@ -87,7 +87,7 @@ codes 2 KiB ahead; 256 rows, kernel alone, 460 GOP/s of 610 to 650.
   inputs, unpacking, zero points and the float end.
 - W8A8 with AVX2 stays at 110 GOP/s of 184: sign, multiply, widen and add are four instructions where the floor counts three, and
   half of them want the two multipliers.
-- Two threads with AVX-512 and 512 rows reach 50 to 59% of the rate, one thread's kernel alone 71 to 75%. The rest is
+- Two threads with AVX-512 and 512 rows reach 50 to 59% of the rate, one thread's kernel alone about 70%. The rest is
   not explained by counters, which the virtual machine hides.
 """
 
