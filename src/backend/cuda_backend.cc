@@ -37,8 +37,7 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend() {
   if (error == cudaSuccess) error = cudaSetDevice(0);
   if (error == cudaSuccess) error = cudaFree(nullptr);  // makes the context, or says why not
   if (error != cudaSuccess)
-    return Error(Code::kUnsupported, "cuda: the GPU cannot be used: {}; use --device cpu",
-                 cudaGetErrorString(error));
+    return Error(Code::kIo, "cuda: the GPU cannot be used: {}; use --device cpu", cudaGetErrorString(error));
   return std::unique_ptr<Backend>(std::make_unique<CudaBackend>(0, properties));
 }
 

@@ -15,8 +15,10 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend() {
 Result<std::unique_ptr<Backend>> MakeBackend(DeviceChoice choice, int threads) {
   if (choice == DeviceChoice::kCpu) return MakeCpuBackend(threads);
   auto cuda = MakeCudaBackend();
-  if (cuda.ok() || choice == DeviceChoice::kCuda) return cuda;
-  return MakeCpuBackend(threads);
+  // kAuto takes the CPU where there is no device to use; one that is there and fails is an error.
+  const bool absent = !cuda.ok() && cuda.status().code() == Code::kUnsupported;
+  if (choice == DeviceChoice::kAuto && absent) return MakeCpuBackend(threads);
+  return cuda;
 }
 
 }  // namespace nibble

@@ -188,6 +188,8 @@ void CheckOptions(const Options& o) {
   if (o.weights_given && o.shape.empty())
     throw CLI::ValidationError("--weights", "belongs to --shape; a folder has its own format");
   if (!o.common.plan.empty()) throw CLI::ValidationError("--plan", "bench runs without plans");
+  if (o.common.device == "cuda")
+    throw CLI::ValidationError("--device", "bench measures the CPU; leave it out, or say cpu");
   if (Cases(o).empty()) throw CLI::ValidationError("-p, -n", "nothing to measure: both are 0");
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
 }
