@@ -159,6 +159,24 @@ TEST_F(CompareCommand, TasksAreLeftOut) {
   EXPECT_NEAR(r["loss"], std::max(0.0, 1 - r["repetition"][0]["of_exact"].get<double>()), 1e-9);
 }
 
+// The trials of a length are the same whether it stands alone or not.
+TEST_F(CompareCommand, RetrievalAtLengthsOfOnesChoice) {
+  const auto with = [&](const char* list) {
+    const RunResult r =
+        RunNibble({"compare", "-m", Model10m(), "--text", Text(), "--recipes", "kivi2", "--tasks",
+                   "repetition", "--context", "640", "--contexts", list, "--window", "256", "--json"});
+    EXPECT_EQ(r.exit_code, 0) << r.err;
+    return json::parse(r.out, nullptr, false);
+  };
+  const json one = with("640"), both = with("640,320");
+  EXPECT_EQ(one["contexts"], json::array({640}));
+  EXPECT_EQ(both["contexts"], json::array({320, 640}));
+  const json alone = Find(one, "kivi2")["repetition"], beside = Find(both, "kivi2")["repetition"];
+  ASSERT_EQ(alone.size(), 1u);
+  ASSERT_EQ(beside.size(), 2u);
+  EXPECT_EQ(alone[0], beside[1]);
+}
+
 TEST_F(CompareCommand, ARecipeThatCannotRunIsListedWithItsReason) {
   const json report = Run("qk=bf16,kv8", {"--tasks", "passkey"});
   ASSERT_EQ(report["refused"].size(), 1u);
@@ -196,6 +214,7 @@ TEST_F(CompareCommand, UsageErrorsComeBeforeAnyWork) {
   ExpectError(with({"--all", "--recipe", "kv8"}), 2, "--recipes");
   ExpectError(with({"--all", "--tasks", "poetry"}), 2, "poetry");
   ExpectError(with({"--all", "--context", "12"}), 2, "--context");
+  ExpectError(with({"--all", "--contexts", "400,12"}), 2, "--contexts");
   ExpectError(with({"--all", "--plan", "p.json", "--calibrate", "t.txt"}), 2, "one of the two");
 }
 
@@ -209,6 +228,8 @@ TEST_F(CompareCommand, TextsAndContextsThatDoNotFit) {
   ExpectError(with(Text(2000), {}), 1, "fewer than one window of 2048");
   ExpectError(with(Text(9000), {"--window", "512"}), 1, "fewer than the context of 3500");
   ExpectError(with(Text(), {"--context", "4000"}), 1, "context of 4096");
+  ExpectError(with(Text(), {"--contexts", "500,3501"}), 1, "320 to 3500 tokens (the context), not 3501");
+  ExpectError(with(Text(), {"--contexts", "500,500"}), 1, "given twice");
   ExpectError(with(Text(), {"--window", "5000"}), 1, "window of 5000");
   ExpectError(with(Text(), {"--calibrate", WriteFile(dir_ / "short.txt", "Ahoy!")}), 1,
               "short.txt: calibration");

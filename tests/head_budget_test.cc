@@ -94,17 +94,22 @@ TEST(HeadBudget, SettlesIntoThePlan) {
   const std::vector<HeadOption> flat = {{10, 1, 8, 32, {}}, {20, .99, 16, 64, {}}},
                                 steep = {{10, 1, 8, 32, {}}, {20, .1, 16, 64, {}}, {30, .05, 16, 128, {}}};
   const auto words = SettleHeads(
-      {{sparq(0, 20, flat), sparq(1, 20, steep)}, {sparq(0, 20, flat), sparq(1, 20, steep)}}, &plan);
+      {{sparq(0, 20, flat), sparq(1, 20, steep)}, {sparq(0, 20, flat), sparq(1, 20, steep)}}, 1, &plan);
   for (const LayerPlan& l : plan.layers) {
     EXPECT_EQ(l.sparq_r, (std::vector<int>{8, 16}));
     EXPECT_EQ(l.sparq_k, (std::vector<int>{32, 128}));
   }
   EXPECT_EQ(words, (std::vector<std::string>(2, "sparq r=8,k=32 r=16,k=128")));
+  Plan half;  // of what the recipe spends: one head at its cheapest, the other one step further, and no more
+  half.layers.resize(1);
+  SettleHeads({{sparq(0, 20, flat), sparq(1, 40, steep)}}, .5, &half);
+  EXPECT_EQ(half.layers[0].sparq_r, (std::vector<int>{8, 16}));
+  EXPECT_EQ(half.layers[0].sparq_k, (std::vector<int>{32, 64}));
   Plan qaq;
   qaq.layers.resize(1);
   SettleHeads({{{HeadOptions::What::kQaqKeys, 0, 2, {{2, 1, 0, 0, {.5f, 0, 4}}}},
                 {HeadOptions::What::kQaqValues, 0, 2, {{2, 1, 0, 0, {.25f, 1, 5}}}}}},
-              &qaq);
+              1, &qaq);
   EXPECT_EQ(qaq.layers[0].k_qaq, (std::vector<QaqBounds>{{.5f, 0, 4}}));
   EXPECT_EQ(qaq.layers[0].v_qaq, (std::vector<QaqBounds>{{.25f, 1, 5}}));
 }

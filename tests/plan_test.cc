@@ -389,6 +389,24 @@ TEST(Calibrate, HeadsShareTheRecipesBudget) {
   }
 }
 
+TEST(Calibrate, AGreaterBudgetIsSpent) {
+  double error[2] = {};
+  int most_k[2] = {};
+  for (const int i : {0, 1}) {
+    CalibrateOptions o{
+        .model = kModel, .recipe = "sparq:r=8,k=16", .tokens = 256, .window = 256, .threads = 2};
+    o.budget = i + 1;
+    const auto report = Calibrate(o, FirstHalf());
+    ASSERT_TRUE(report.ok()) << report.status().message();
+    for (const LayerReport& l : report->layers) error[i] += l.after.error2;
+    for (const LayerPlan& l : report->plan.layers)
+      for (const int k : l.sparq_k) most_k[i] = std::max(most_k[i], k);
+  }
+  EXPECT_LT(error[1], 0.8 * error[0]);
+  EXPECT_EQ(most_k[0], 32) << "settings beyond twice the recipe's own take a greater budget";
+  EXPECT_EQ(most_k[1], 64);
+}
+
 TEST(Calibrate, ThreadsChangeNothing) {
   const TempDir dir;
   std::string texts[2];

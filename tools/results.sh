@@ -53,8 +53,7 @@ page() {
   case $name in
     *-w4a8*) options=(--reference "${name%-w4a8*}" --recipes "kv8,qserve" --tasks ppl) ;;
     *-outliers) options=(--recipes "$treated" --tasks ppl --calibrate "$calibration") ;;
-    novelist-10m) windows=4 options=(--all --trials 2) ;;
-    *) windows=4 options=(--all) ;;
+    novelist-*) windows=4 options=(--all) ;;
   esac
   "$nibble" compare -m "$name" --text "$text" --max-windows "${WINDOWS:-$windows}" -t "${THREADS:-0}" "${options[@]}" -o "$name.html"
   cp "$name.html" "$root/docs/results/"

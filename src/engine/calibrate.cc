@@ -55,7 +55,7 @@ class Calibrator final : public Observer {
   // the model runs once more, and the layers' errors are measured anew.
   bool Settle() {
     if (by_head_[0].empty()) return false;
-    const std::vector<std::string> words = SettleHeads(by_head_, &report_.plan);
+    const std::vector<std::string> words = SettleHeads(by_head_, options_.budget, &report_.plan);
     for (size_t i = 0; i < words.size(); ++i) {
       std::string& all = report_.layers[i].choices;
       all += (all.empty() ? "" : "; ") + words[i];
@@ -74,7 +74,7 @@ class Calibrator final : public Observer {
   }
 
   Status Search() {
-    PlanSearch search(backend_, rows_, recipe_, options_.min_score);
+    PlanSearch search(backend_, rows_, recipe_, options_.min_score, options_.budget);
     NIBBLE_ASSIGN(LayerChoice choice, search.Run());
     report_.plan.layers.push_back(std::move(choice.plan));
     report_.layers.push_back({choice.before, choice.after, std::move(choice.words)});

@@ -25,6 +25,7 @@ struct CalibrateOptions {
   DeviceChoice device = DeviceChoice::kCpu;
   int threads = 0;          // of the CPU; 0: all available
   double min_score = 0.97;  // INT4 stays where cos * (1 - relative L1) reaches it (SageAttention 2)
+  double budget = 1;        // what heads that share a budget may spend, in units of the recipe's own cost
   std::function<void(int64_t done, int64_t total)> on_progress = {};  // layers
   const std::atomic<bool>* cancel = nullptr;
 };

@@ -42,6 +42,7 @@ class Comparison {
  private:
   Status LoadReference();
   Status Prepare(std::string_view text);
+  Status ChooseContexts();
   Status PrepareRetrieval(std::span<const int32_t> ids);
   Status CheckCalibration() const;
   Status CaptureAttention();
@@ -93,6 +94,19 @@ Status Comparison::LoadReference() {
   return {};
 }
 
+// Lengths of the retrieval texts, ascending. None exceeds the context, of which is known that it fits.
+Status Comparison::ChooseContexts() {
+  report_.contexts = o_.contexts.empty() ? RetrievalContexts(report_.context) : o_.contexts;
+  std::sort(report_.contexts.begin(), report_.contexts.end());
+  if (std::adjacent_find(report_.contexts.begin(), report_.contexts.end()) != report_.contexts.end())
+    return Error(Code::kInvalidArgument, "contexts: a length is given twice");
+  if (report_.contexts.front() >= kShortestContext && report_.contexts.back() <= report_.context) return {};
+  return Error(
+      Code::kInvalidArgument, "contexts: retrieval texts have {} to {} tokens (the context), not {}",
+      kShortestContext, report_.context,
+      report_.contexts.front() < kShortestContext ? report_.contexts.front() : report_.contexts.back());
+}
+
 Status Comparison::PrepareRetrieval(std::span<const int32_t> ids) {
   const ModelConfig& config = exact_->config();
   RetrievalOptions options{.contexts = report_.contexts, .trials = o_.trials, .seed = o_.seed};
@@ -139,7 +153,7 @@ Status Comparison::Prepare(std::string_view text) {
                  "the text has {} tokens, fewer than the context of {}; try --context {}", ids.size(),
                  report_.context, ids.size());
   NIBBLE_RETURN_IF_ERROR(CheckCalibration());
-  report_.contexts = RetrievalContexts(report_.context);
+  NIBBLE_RETURN_IF_ERROR(ChooseContexts());
   NIBBLE_RETURN_IF_ERROR(PrepareRetrieval(ids));
 
   if (config.bos_token >= 0) inputs_.decode_prompt.push_back(config.bos_token);

@@ -23,9 +23,9 @@ struct CompareOptions {
   std::string reference = {};  // folder that the exact recipe runs in f32; "": engine.model
   bool perplexity = true, passkey = true, repetition = true;
   int window = 2048, max_windows = 4;
-  int64_t context =
-      0;           // of a decode step and of the longest retrieval trial; 0: kDefaultContext or what fits
-  int trials = 1;  // texts a task and context length
+  int64_t context = 0;          // before a timed decode step; 0: kDefaultContext or what fits
+  std::vector<int> contexts{};  // lengths of the retrieval texts; none: RetrievalContexts(context)
+  int trials = 1;               // texts a task and context length
   uint64_t seed = 1;
   // Of a text to calibrate on. Not empty: recipes that leave something to choose (engine/calibrate.h) are
   // measured a second time with a plan made from it, each with its own.

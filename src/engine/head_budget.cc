@@ -60,12 +60,13 @@ std::vector<size_t> Allocate(const std::vector<std::vector<HeadOption>>& lists, 
   return chosen;
 }
 
-std::vector<std::string> SettleHeads(const std::vector<std::vector<HeadOptions>>& layers, Plan* plan) {
+std::vector<std::string> SettleHeads(const std::vector<std::vector<HeadOptions>>& layers, double share,
+                                     Plan* plan) {
   std::vector<std::vector<HeadOption>> lists;
   double budget = 0;
   for (const auto& layer : layers)
     for (const HeadOptions& head : layer) lists.push_back(head.options), budget += head.own_cost;
-  const std::vector<size_t> chosen = Allocate(lists, budget);
+  const std::vector<size_t> chosen = Allocate(lists, share * budget);
   std::vector<std::string> words;
   size_t next = 0;
   for (size_t l = 0; l < layers.size(); ++l) {

@@ -28,8 +28,10 @@ struct HeadOptions {
 // comes first. Of equal steps that of the earlier list.
 std::vector<size_t> Allocate(const std::vector<std::vector<HeadOption>>& lists, double budget);
 
-// Chooses under the sum of all own_cost and writes the choice into the plan. `layers`: what each layer's
-// search found, in order. Returns a word for people on each layer, empty where nothing was to choose.
-std::vector<std::string> SettleHeads(const std::vector<std::vector<HeadOptions>>& layers, Plan* plan);
+// Chooses under `share` times the sum of all own_cost and writes the choice into the plan. `layers`: what
+// each layer's search found, in order. Returns a word for people on each layer, empty where nothing was to
+// choose.
+std::vector<std::string> SettleHeads(const std::vector<std::vector<HeadOptions>>& layers, double share,
+                                     Plan* plan);
 
 }  // namespace nibble

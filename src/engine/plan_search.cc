@@ -202,8 +202,10 @@ Result<std::vector<HeadOptions>> PlanSearch::SparqOptions() {
   std::vector<HeadOptions> heads;
   for (int h = 0; h < rows_.kv_heads; ++h)
     heads.push_back({HeadOptions::What::kSparq, h, own_costs_[size_t(h)].bytes_read, {}});
-  for (const int r : {own.r / 4, own.r / 2, own.r, own.r * 2})
-    for (const int k : {own.k / 2, own.k, own.k * 2}) {
+  const int most = budget_ > 1 ? 4 : 2;  // times the recipe's own
+  for (int quarters = 1; quarters <= 4 * most; quarters *= 2)
+    for (int halves = 1; halves <= 2 * most; halves *= 2) {
+      const int r = own.r * quarters / 4, k = own.k * halves / 2;
       const int forced = std::max(own.local, 0) + own.sinks;
       if (r < 1 || r > rows_.head_dim || k < std::max(forced, 1) || (own.local < 0 && k / 4 + own.sinks > k))
         continue;

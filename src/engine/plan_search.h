@@ -19,8 +19,10 @@ struct LayerChoice {
 
 class PlanSearch {
  public:
-  PlanSearch(Backend& backend, const LayerRows& rows, const AttentionRecipe& recipe, double min_score)
-      : trial_(backend, rows), rows_(rows), recipe_(recipe), min_score_(min_score) {}
+  // `min_score`, `budget`: as of CalibrateOptions.
+  PlanSearch(Backend& backend, const LayerRows& rows, const AttentionRecipe& recipe, double min_score,
+             double budget)
+      : trial_(backend, rows), rows_(rows), recipe_(recipe), min_score_(min_score), budget_(budget) {}
 
   // kInvalidArgument when the recipe leaves nothing to choose.
   static Status Check(const AttentionRecipe& recipe);
@@ -51,7 +53,7 @@ class PlanSearch {
   LayerTrial trial_;
   const LayerRows& rows_;
   const AttentionRecipe& recipe_;
-  double min_score_;
+  double min_score_, budget_;
   LayerPlan plan_;
   std::string words_;
   std::vector<HeadCost> own_costs_;  // [kv_heads] of the recipe without a plan

@@ -16,7 +16,7 @@ struct Options {
   CommonOptions common;
   std::string model, text, out;
   int tokens = 4096, window = 2048;
-  double min_score = 0.97;
+  double min_score = 0.97, budget = 1;
   bool json = false;
 };
 
@@ -63,7 +63,7 @@ Result<int> Run(const Options& o) {
   options.tokens = o.tokens, options.window = o.window;
   options.device = ToDevice(o.common.device);
   options.threads = o.common.threads;
-  options.min_score = o.min_score;
+  options.min_score = o.min_score, options.budget = o.budget;
   options.on_progress = [&](int64_t done, int64_t total) { progress.Update(done, total); };
   options.cancel = guard.flag();
   const auto report = Calibrate(options, text);
@@ -93,6 +93,11 @@ Command AddCalibrate(CLI::App& app) {
       ->add_option("--min-score", o->min_score,
                    "INT4 scores stay where cosine * (1 - relative L1) reaches this [0.97]")
       ->check(CLI::Range(0.0, 1.0).description(""))
+      ->type_name("X");
+  parser
+      ->add_option("--budget", o->budget,
+                   "What heads may spend together under sparq and qaq, in the recipe's own cost [1]")
+      ->check(CLI::Range(0.25, 4.0).description(""))
       ->type_name("X");
   parser->add_flag("--json", o->json, "Print one JSON object");
   AddCommon(*parser, o->common);

@@ -140,6 +140,13 @@ void AddMeasures(CLI::App* parser, Options* o) {
       ->check(CLI::Range(kShortestContext, kMaxWindow).description(""))
       ->type_name("N")
       ->group(group);
+  parser
+      ->add_option("--contexts", o->compare.contexts,
+                   "Tokens of the retrieval texts, joined by commas [--context and its halves]")
+      ->delimiter(',')
+      ->check(CLI::Range(kShortestContext, kMaxWindow).description(""))
+      ->type_name("LIST")
+      ->group(group);
   parser->add_option("--seed", o->compare.seed, "Of the retrieval texts [1]")->type_name("S")->group(group);
 }
 
