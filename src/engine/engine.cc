@@ -188,6 +188,8 @@ const char* ToString(FinishReason reason) {
       return "cancelled";
     case FinishReason::kConstraint:
       return "constraint";
+    case FinishReason::kError:
+      return "error";
   }
   return "?";
 }

@@ -33,9 +33,10 @@ struct EngineOptions {
   int64_t max_tokens = 0;   // KV tokens over all sequences; 0: what the requests of a call need
 };
 
-// kConstraint: the constraint cannot go on, which takes a long text of a very ambiguous grammar, or logits
-// that are no numbers.
-enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kConstraint };
+// kConstraint: the constraint cannot go on, which takes a long text of a very ambiguous grammar. kError: the
+// model's logits are no numbers, or the engine failed.
+enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kConstraint, kError };
+inline constexpr size_t kFinishReasons = 5;
 const char* ToString(FinishReason);
 
 struct Request {

@@ -196,7 +196,8 @@ Status Generation::RunStep() {
 bool Generation::AllGreedy() const {
   return std::all_of(logit_owners_.begin(), logit_owners_.end(), [](const Running* r) {
     const SamplingParams& p = r->request->sampling;
-    return p.temperature == 0 && p.repetition_penalty == 1 && !r->constraint &&
+    return p.temperature == 0 && p.repetition_penalty == 1 && p.frequency_penalty == 0 &&
+           p.presence_penalty == 0 && p.logit_bias.empty() && !r->constraint &&
            (r->request->logits_top == 0 || r->NewTokens() > 0);
   });
 }
@@ -301,7 +302,7 @@ Result<std::vector<Completion>> RunGeneration(const GenerationContext& context,
                                               std::span<const Request> requests,
                                               const std::atomic<bool>* cancel) {
   for (const Request& r : requests) {
-    NIBBLE_RETURN_IF_ERROR(CheckSampling(r.sampling));
+    NIBBLE_RETURN_IF_ERROR(CheckSampling(r.sampling, context.model.config().vocab));
     if (r.max_tokens < 0)
       return Error(Code::kInvalidArgument, "max_tokens is {}, must be >= 0", r.max_tokens);
     NIBBLE_RETURN_IF_ERROR(CheckPrompt(r.prompt, context.model.config(), r.max_tokens));
