@@ -28,6 +28,7 @@ struct Choice {
   int stop_index = -1;
   std::string error{};
   ServingUsage usage{};
+  std::vector<float> embedding{};
   double score = 0;  // sum of the new tokens' logprobs, for best_of
 };
 

@@ -50,8 +50,7 @@ class HttpServerImpl final : public HttpServer {
     return endpoint_.address().is_v6() ? fmt::format("[{}]:{}", host, port()) : fmt::format("{}:{}", host, port());
   }
   uint16_t port() const override { return endpoint_.port(); }
-  int WaitForSignal() override;
-  void Stop() override;
+  int WaitForSignal(double seconds) override;
   void Drain() override;
   bool WaitIdle(double seconds) override;
   int connections() const override { return context_->connections; }
@@ -79,7 +78,6 @@ class HttpServerImpl final : public HttpServer {
   std::vector<std::weak_ptr<Session>> sessions_;
   size_t compact_at_ = 64;
   int signal_ = 0, signals_seen_ = 0;
-  bool stopped_ = false;
 };
 
 // Room for every connection that may be open at once, where the system lets a process ask for it.
@@ -150,18 +148,10 @@ void HttpServerImpl::AwaitSignal() {
   });
 }
 
-int HttpServerImpl::WaitForSignal() {
+int HttpServerImpl::WaitForSignal(double seconds) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return signals_seen_ > 0 || stopped_; });
+  changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return signals_seen_ > 0; });
   return signal_;
-}
-
-void HttpServerImpl::Stop() {
-  {
-    const std::lock_guard lock(mutex_);
-    stopped_ = true;
-  }
-  changed_.notify_all();
 }
 
 void HttpServerImpl::Accept() {

@@ -28,9 +28,8 @@ class HttpServer {
 
   virtual std::string address() const = 0;  // "127.0.0.1:8080"
   virtual uint16_t port() const = 0;
-  // Waits for SIGINT or SIGTERM, or Stop. Gives the signal, 0 after Stop.
-  virtual int WaitForSignal() = 0;
-  virtual void Stop() = 0;  // from any thread
+  // Waits for SIGINT or SIGTERM; 0 when none came within `seconds`.
+  virtual int WaitForSignal(double seconds) = 0;
   // From now on every answer ends its connection, and connections without a request are closed.
   virtual void Drain() = 0;
   // Waits until no request is under way; false when `seconds` pass before or another signal comes.
