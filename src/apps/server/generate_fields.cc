@@ -220,6 +220,8 @@ std::vector<std::string> IgnoredFields(JsonRef body, const std::vector<std::stri
     const auto is_key = [key](std::string_view other) { return other == key; };
     if (std::any_of(known.begin(), known.end(), is_key)) continue;
     if (std::any_of(std::begin(kCommonFields), std::end(kCommonFields), is_key)) continue;
+    if (std::any_of(std::begin(kRefused), std::end(kRefused), [&](const Refused& r) { return is_key(r.key); }))
+      continue;
     ignored.push_back(Printable(key.substr(0, kMostBytes)));
   }
   return ignored;

@@ -149,12 +149,12 @@ void Session::RefuseBadSyntax(const ErrorCode& error) {
                                                      in_target ? "the request line is" : "the headers are",
                                                      context_->limits.max_header_bytes));
   }
+  if (error == http::error::bad_version) return Refuse(505, "only HTTP/1.0 and HTTP/1.1 are spoken here");
   Refuse(400, fmt::format("not HTTP/1.1: {}", error.message()));
 }
 
 int Session::CheckHead() const {
   const auto& head = parser_->get();
-  if (head.version() != 10 && head.version() != 11) return 505;
   if (std::distance(head.begin(), head.end()) > context_->limits.max_headers) return 431;
   if (head.version() == 11 && head.count(http::field::host) != 1) return 400;
   const auto coding = head.equal_range(http::field::transfer_encoding);
@@ -188,7 +188,6 @@ void Session::OnHead() {
   chunked_ = parser_->get().version() >= 11;
   answer_began_ = steady_clock::now();
   switch (CheckHead()) {
-    case 505: return Refuse(505, "only HTTP/1.0 and HTTP/1.1 are spoken here");
     case 431: return Refuse(431, fmt::format("more than {} headers", context_->limits.max_headers));
     case 400: return Refuse(400, "wanted one Host header and either Content-Length or Transfer-Encoding: chunked");
     default: break;
