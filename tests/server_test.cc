@@ -233,7 +233,7 @@ TEST(Server, BytesThatAreNoRequest) {
       {post + "Transfer-Encoding: gzip\r\n\r\n", 400},
       {std::string("GET / HTTP/1.1\r\nHost: x\r\nA: a") + '\0' + "b\r\n\r\n", 400},
       {"GET / HTTP/1.1\r\nHost: x\r\nA: a\rb\r\n\r\n", 400},
-      {"GET /\r\n\r\n", 505},
+      {"GET /\r\n\r\n", 400},
       {"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 505},
       {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505},
       {std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11), 400},
