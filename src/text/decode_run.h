@@ -27,6 +27,7 @@ class DecodeRun {
   void Push(int32_t id);  // ids that do not exist are skipped
   void Finish();
   std::string Take();  // text since the last call
+  void MoveTo(std::string* text);  // appends it
 
  private:
   const std::vector<TokenEntry>& entries_;
