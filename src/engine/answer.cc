@@ -59,8 +59,7 @@ void Answer::Admitted(int64_t cached) {
 bool Answer::TakeHidden(std::span<const float> hidden) {
   hidden_sum_.resize(hidden.size());
   const bool adds = request_.pooling == Pooling::kMean;
-  for (size_t i = 0; i < hidden.size(); ++i)
-    hidden_sum_[i] = (adds ? hidden_sum_[i] : 0) + double(hidden[i]);
+  for (size_t i = 0; i < hidden.size(); ++i) hidden_sum_[i] = (adds ? hidden_sum_[i] : 0) + double(hidden[i]);
   return AllFinite(hidden);
 }
 
@@ -77,8 +76,7 @@ void Answer::TakePromptRow(int64_t position, std::span<const float> logits, std:
 void Answer::TakeLastRow(std::span<float> logits, std::span<const float> hidden, Sampler* sampler,
                          std::vector<float>* raw) {
   if (!AllFinite(logits)) return Finish(FinishReason::kError, "logits are not finite");
-  if (new_tokens() == 0 && request_.logits_top > 0)
-    BestLogits(logits, request_.logits_top, &prompt_logits_);
+  if (new_tokens() == 0 && request_.logits_top > 0) BestLogits(logits, request_.logits_top, &prompt_logits_);
   if (request_.max_tokens == 0) {
     if (request_.pooling != Pooling::kNone && !TakeHidden(hidden))
       return Finish(FinishReason::kError, "hidden states are not finite");
@@ -131,8 +129,8 @@ void Answer::Finish(FinishReason reason, std::string error) {
 }
 
 void Answer::Deliver() {
-  const bool silent = !finish_ && said_tokens_ == new_tokens() && prompt_logprobs_.View().empty() &&
-                      prompt_logits_.empty();
+  const bool silent =
+      !finish_ && said_tokens_ == new_tokens() && prompt_logprobs_.View().empty() && prompt_logits_.empty();
   if (silent) return;
   if (!finish_ && first_token_) usage_.decode_seconds = Seconds(*first_token_, Clock::now());
   const auto fresh = std::span<const int32_t>(tokens_).subspan(size_t(prompt_tokens() + said_tokens_));

@@ -29,9 +29,10 @@ class Answer {
   int64_t prefill_tokens() const {
     return request_.prefill_tokens < 0 ? prompt_tokens() : request_.prefill_tokens;
   }
-  bool wants_all_rows() const;  // of the prompt, which is not through yet
+  bool wants_all_rows() const;   // of the prompt, which is not through yet
   bool wants_best_only() const;  // of the logits nothing but the index of the greatest
   bool finished() const { return finish_.has_value(); }
+  FinishReason finish() const { return *finish_; }  // REQUIRES finished()
   ServingUsage& usage() { return usage_; }
 
   void Admitted(int64_t cached);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 8. The steps of many requests over one cache: asks the scheduler, moves requests between waiting and
-// running, runs the model, hands each answer its rows. One thread. A step that only decodes allocates nothing.
+// running, runs the model, hands each answer its rows. One thread. A step that only decodes allocates
+// nothing.
 #pragma once
+#include <array>
 #include <memory>
 #include <span>
 #include <string>
@@ -9,7 +11,6 @@
 
 #include "cache/kv_cache.h"
 #include "engine/answer.h"
-#include "engine/generation.h"
 #include "engine/scheduler.h"
 
 namespace nibble {
@@ -35,12 +36,12 @@ struct StepCounters {
 
 class StepLoop {
  public:
-  static Result<std::unique_ptr<StepLoop>> Make(const GenerationContext&, const StepLoopOptions&);
+  static Result<std::unique_ptr<StepLoop>> Make(const EngineParts&, const StepLoopOptions&);
   ~StepLoop();
   StepLoop(const StepLoop&) = delete;
   StepLoop& operator=(const StepLoop&) = delete;
 
-  // REQUIRES a request that CheckRequest and the pool allow. Ranks differ; the least goes first.
+  // REQUIRES a request that CheckRequest and the pool allow. The least rank goes first, of equal ones the older.
   void Add(std::unique_ptr<Answer> answer, int64_t rank);
   void Cancel(RequestId id);  // its last event and its pages, at once; an unknown id: nothing
   void EndAll(FinishReason reason, const std::string& error = {});
@@ -66,7 +67,7 @@ class StepLoop {
   };
   using Queue = std::vector<std::unique_ptr<Active>>;  // in order of rank
 
-  StepLoop(const GenerationContext& context, const StepLoopOptions& options);
+  StepLoop(const EngineParts& context, const StepLoopOptions& options);
   Status Init();
   static void Insert(Queue* queue, std::unique_ptr<Active> active);
   Job JobOf(const Active& active) const;
@@ -84,10 +85,9 @@ class StepLoop {
   std::span<float> LogitsAt(size_t row);
   std::span<const float> HiddenAt(size_t row) const;
   void Release(Active* active);
-  void Remove(Active* active);
   void DropFinished();
 
-  const GenerationContext c_;
+  const EngineParts c_;
   const StepLoopOptions options_;
   const bool on_host_;  // logits can be read where they are
   Scheduler scheduler_;
