@@ -63,6 +63,16 @@ struct Completion {
   double prefill_seconds = 0, decode_seconds = 0;
 };
 
+// What an engine is made of, for those who run steps of their own.
+struct EngineParts {
+  Model& model;
+  const Tokenizer& tokenizer;
+  Backend& backend;
+  const AttentionRecipe& recipe;
+  const EngineOptions& options;
+  const Plan* plan;  // or null
+};
+
 class Engine {
  public:
   // `plan`: one that is in memory, in place of the file that the options name.
@@ -93,6 +103,7 @@ class Engine {
   virtual const Tokenizer& tokenizer() const = 0;
   virtual const AttentionRecipe& recipe() const = 0;
   virtual Backend& backend() = 0;
+  virtual EngineParts parts() = 0;
   // What attention read since the last call: of rows after the prefill, in Generate and Score alike.
   virtual RowReads TakeReads() = 0;
   virtual size_t weight_bytes() const = 0;

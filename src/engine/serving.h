@@ -82,11 +82,12 @@ struct ServingEvent {
   std::span<const TokenLogprobs> logprobs{};  // one for each of `tokens`, where asked for
   // For the prompt tokens from the second on, in order, over as many events as the prompt takes steps.
   std::span<const TokenLogprobs> prompt_logprobs{};
-  std::span<const float> embedding{};    // with the last event, where asked for
-  std::optional<FinishReason> finish{};  // set in the last event, and only there
-  int stop_index = -1;                   // which of ServingRequest::stop ended it; -1: none
-  std::string_view error{};              // with FinishReason::kError
-  ServingUsage usage{};                  // so far
+  std::span<const TokenLogprob> prompt_logits{};  // logits, with the first event that has them
+  std::span<const float> embedding{};             // with the last event, where asked for
+  std::optional<FinishReason> finish{};           // set in the last event, and only there
+  int stop_index = -1;                            // which of ServingRequest::stop ended it; -1: none
+  std::string_view error{};                       // with FinishReason::kError
+  ServingUsage usage{};                           // so far
 };
 
 enum class Pooling : uint8_t { kNone, kLast, kMean };
@@ -100,8 +101,10 @@ struct ServingRequest {
   std::vector<int32_t> stop_tokens{};  // beside the model's end tokens; ignore_eos does not concern them
   std::shared_ptr<Constraint> constraint{};  // as in Request. Engine thread only, once it is submitted
   int priority = 0;                          // lower is sooner, see priority_seconds
-  int logprobs = -1;         // of new tokens: -1 none, else the chosen one's and those of so many best
-  int prompt_logprobs = -1;  // of the prompt's. The prefix cache is not asked then: all rows must run
+  int logprobs = -1;            // of new tokens: -1 none, else the chosen one's and those of so many best
+  int prompt_logprobs = -1;     // of the prompt's. The prefix cache is not asked then: all rows must run
+  int logits_top = 0;           // how many of the last prompt position's logits to return, best first
+  int64_t prefill_tokens = -1;  // as in Request
   Pooling pooling = Pooling::kNone;  // embedding: hidden states behind the last norm, of the last prompt
                                      // token or averaged over all; needs max_tokens 0
   std::string cache_salt{};          // requests with different ones share no page
