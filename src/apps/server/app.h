@@ -83,6 +83,15 @@ class App final : public HttpService {
   Status StartCompletions(const HttpRequest&, const ReplyPtr&);
   Status StartChat(const HttpRequest&, const ReplyPtr&);
   Status StartEmbeddings(const HttpRequest&, const ReplyPtr&);
+  // app_messages.cc
+  void Messages(const HttpRequest&, const ReplyPtr&);
+  void CountTokens(const HttpRequest&, const ReplyPtr&);
+  void Responses(const HttpRequest&, const ReplyPtr&);
+  Status StartMessages(const HttpRequest&, const ReplyPtr&);
+  Status AnswerTokenCount(const HttpRequest&, const ReplyPtr&);
+  Status StartResponses(const HttpRequest&, const ReplyPtr&);
+  Status PlanChat(const ChatRequest& request, CallPlan* plan, int64_t* prompt_tokens) const;
+  ToolSyntax SyntaxFor(const ChatRequest& request) const;
 
   // Puts n or best_of requests a prompt into the plan; max_tokens is what is left of the context where the
   // call does not say and `fill`.

@@ -86,16 +86,10 @@ Status App::StartChat(const HttpRequest& http, const ReplyPtr& reply) {
   NIBBLE_ASSIGN(const Json json, ParseBody(http.body, options_.limits));
   NIBBLE_ASSIGN(const ChatRequest request, ParseChatRequest(json.root(), options_.limits));
   const GenerateFields& fields = request.fields;
-  NIBBLE_RETURN_IF_ERROR(model_->CheckName(fields.model));
-  NIBBLE_ASSIGN(std::vector<int32_t> ids, model_->EncodeChat(request.chat));
-  NIBBLE_ASSIGN(auto constraint, model_->MakeConstraint(fields.structured));
-  if (request.chat.forced_tool) {
-    NIBBLE_ASSIGN(constraint, model_->MakeToolConstraint(request.chat.tools));
-  }
   CallPlan plan;
-  NIBBLE_RETURN_IF_ERROR(AddPrompt(fields, std::move(ids), constraint, /*fill=*/true, &plan));
-  const ToolSyntax tools = request.chat.tools.empty() ? ToolSyntax::kNone : model_->tool_syntax();
-  plan.format = MakeChatFormat(MakeHead("chatcmpl-", fields, 1, *model_), tools);
+  int64_t prompt_tokens = 0;
+  NIBBLE_RETURN_IF_ERROR(PlanChat(request, &plan, &prompt_tokens));
+  plan.format = MakeChatFormat(MakeHead("chatcmpl-", fields, 1, *model_), SyntaxFor(request));
   StartCall(fields, std::move(plan), reply);
   return {};
 }

@@ -12,7 +12,7 @@ namespace {
 using jinja::Value;
 
 constexpr std::string_view kRoles[] = {"system", "developer", "user", "assistant", "tool"};
-constexpr size_t kMaxToolNameBytes = 128;
+constexpr size_t kMaxToolNameBytes = 128, kShownBytes = 64;
 
 Value Text(std::string_view text) { return Value::String(std::string(text)); }
 
@@ -33,11 +33,9 @@ Result<Value> ParseToolCalls(JsonRef calls) {
     NIBBLE_ASSIGN(const JsonRef function, calls[i].Get("function"));
     NIBBLE_ASSIGN(const std::string_view name, function.GetString("name"));
     NIBBLE_ASSIGN(const JsonRef arguments, function.Get("arguments"));
-    NIBBLE_ASSIGN(Value parsed, ParseArguments(arguments));
     NIBBLE_ASSIGN(const std::string_view id, calls[i].GetStringOr("id", ""));
-    Value inner = Value::Dict({{Text("name"), Text(name)}, {Text("arguments"), std::move(parsed)}});
-    list.push_back(Value::Dict(
-        {{Text("id"), Text(id)}, {Text("type"), Text("function")}, {Text("function"), std::move(inner)}}));
+    NIBBLE_ASSIGN(Value call, PastCall(id, name, arguments));
+    list.push_back(std::move(call));
   }
   return Value::List(std::move(list));
 }
@@ -46,7 +44,7 @@ Result<Value> ParseMessage(JsonRef message) {
   NIBBLE_ASSIGN(std::string_view role, message.GetString("role"));
   if (std::find(std::begin(kRoles), std::end(kRoles), role) == std::end(kRoles))
     return Error(Code::kInvalidArgument, "{}.role: wanted system, developer, user, assistant or tool, found \"{}\"",
-                 message.Where(), Printable(role.substr(0, 64)));
+                 message.Where(), Printable(role.substr(0, kShownBytes)));
   const auto content = message.Find("content");
   const auto calls = message.Find("tool_calls");
   const bool has_calls = calls && !calls->is_null() && role == "assistant";
@@ -97,7 +95,7 @@ Result<Tool> ParseTool(JsonRef tool) {
   NIBBLE_ASSIGN(const std::string_view type, tool.GetStringOr("type", "function"));
   if (type != "function")
     return Error(Code::kUnsupported, "{}.type: only function tools are known, found \"{}\"", tool.Where(),
-                 Printable(type.substr(0, 64)));
+                 Printable(type.substr(0, kShownBytes)));
   NIBBLE_ASSIGN(const JsonRef function, tool.Get("function"));
   NIBBLE_ASSIGN(const std::string_view name, function.GetString("name"));
   if (name.empty() || name.size() > kMaxToolNameBytes)
@@ -114,20 +112,10 @@ Result<Tool> ParseTool(JsonRef tool) {
 Status ParseToolChoice(JsonRef body, ChatConversation* chat) {
   const auto choice = body.Find("tool_choice");
   if (!choice || choice->is_null()) return {};
-  if (choice->is_string()) {
-    const std::string_view word = *choice->String();
-    if (word == "none") chat->tools.clear(), chat->input.tools = Value::None();
-    chat->forced_tool = word == "required";
-    if (word == "auto" || word == "none" || (word == "required" && !chat->tools.empty())) return {};
-    return Error(Code::kInvalidArgument, "tool_choice: wanted auto, none, required (with tools) or a function, found \"{}\"",
-                 Printable(word.substr(0, 64)));
-  }
+  if (choice->is_string()) return ChooseTool(*choice->String(), "", chat);
   NIBBLE_ASSIGN(const JsonRef function, choice->Get("function"));
   NIBBLE_ASSIGN(const std::string_view name, function.GetString("name"));
-  std::erase_if(chat->tools, [name](const Tool& tool) { return tool.name != name; });
-  chat->forced_tool = true;
-  if (!chat->tools.empty()) return {};
-  return Error(Code::kInvalidArgument, "tool_choice: no tool is called \"{}\"", Printable(name.substr(0, 64)));
+  return ChooseTool("tool", name, chat);
 }
 
 Status ParseTools(JsonRef body, const Limits& limits, ChatConversation* chat) {
@@ -145,6 +133,58 @@ Status ParseTools(JsonRef body, const Limits& limits, ChatConversation* chat) {
     }
   }
   return ParseToolChoice(body, chat);
+}
+
+Status CheckModalities(JsonRef body) {
+  const auto list = body.Find("modalities");
+  if (!list || list->is_null()) return {};
+  const bool text = list->is_array() && list->size() == 1 && (*list)[0].is_string() && *(*list)[0].String() == "text";
+  return text ? Status() : Error(Code::kUnsupported, "modalities: answers are text alone");
+}
+
+}  // namespace
+
+Result<Value> PastCall(std::string_view id, std::string_view name, JsonRef arguments) {
+  NIBBLE_ASSIGN(Value parsed, ParseArguments(arguments));
+  Value inner = Value::Dict({{Text("name"), Text(name)}, {Text("arguments"), std::move(parsed)}});
+  return Value::Dict(
+      {{Text("id"), Text(id)}, {Text("type"), Text("function")}, {Text("function"), std::move(inner)}});
+}
+
+Value PastCalls(std::string text, jinja::Values calls) {
+  return Value::Dict({{Text("role"), Text("assistant")},
+                      {Text("content"), Value::String(std::move(text))},
+                      {Text("tool_calls"), Value::List(std::move(calls))}});
+}
+
+Value ToolResult(std::string_view call_id, std::string text) {
+  return Value::Dict({{Text("role"), Text("tool")},
+                      {Text("content"), Value::String(std::move(text))},
+                      {Text("tool_call_id"), Text(call_id)}});
+}
+
+Value DeclaredTool(std::string_view name, std::string_view description, Value parameters) {
+  jinja::Entries function{{Text("name"), Text(name)}};
+  if (!description.empty()) function.emplace_back(Text("description"), Text(description));
+  function.emplace_back(Text("parameters"), std::move(parameters));
+  return Value::Dict({{Text("type"), Text("function")}, {Text("function"), Value::Dict(std::move(function))}});
+}
+
+Status ChooseTool(std::string_view choice, std::string_view name, ChatConversation* chat) {
+  if (choice == "auto") return {};
+  if (choice == "none") {
+    chat->tools.clear();
+    chat->input.tools = Value::None();
+    return {};
+  }
+  if (choice != "required" && choice != "any" && choice != "tool")
+    return Error(Code::kInvalidArgument, "tool_choice: wanted auto, none, required or a function, found \"{}\"",
+                 Printable(choice.substr(0, kShownBytes)));
+  if (choice == "tool") std::erase_if(chat->tools, [name](const Tool& tool) { return tool.name != name; });
+  chat->forced_tool = true;
+  if (!chat->tools.empty()) return {};
+  return Error(Code::kInvalidArgument, "tool_choice: there is no tool{}{}{}", choice == "tool" ? " called \"" : "",
+               Printable(name.substr(0, kShownBytes)), choice == "tool" ? "\"" : "");
 }
 
 Status ParseTemplateVariables(JsonRef body, ChatInput* input) {
@@ -165,15 +205,6 @@ Status ParseTemplateVariables(JsonRef body, ChatInput* input) {
   return {};
 }
 
-Status CheckModalities(JsonRef body) {
-  const auto list = body.Find("modalities");
-  if (!list || list->is_null()) return {};
-  const bool text = list->is_array() && list->size() == 1 && (*list)[0].is_string() && *(*list)[0].String() == "text";
-  return text ? Status() : Error(Code::kUnsupported, "modalities: answers are text alone");
-}
-
-}  // namespace
-
 Result<std::string> ContentText(JsonRef content) {
   if (content.is_string()) return std::string(*content.String());
   if (!content.is_array())
@@ -183,7 +214,7 @@ Result<std::string> ContentText(JsonRef content) {
     NIBBLE_ASSIGN(const std::string_view type, content[i].GetString("type"));
     if (type != "text" && type != "input_text" && type != "output_text")
       return Error(Code::kUnsupported, "{}.type: only text is read, found \"{}\"", content[i].Where(),
-                   Printable(type.substr(0, 64)));
+                   Printable(type.substr(0, kShownBytes)));
     NIBBLE_ASSIGN(const std::string_view part, content[i].GetString("text"));
     text += part;
   }

@@ -29,6 +29,20 @@ struct ChatConversation {
 // documents, modalities and reasoning_effort.
 Result<ChatConversation> ParseChat(JsonRef body, const Limits& limits);
 
+// Reads chat_template_kwargs, reasoning_effort and documents.
+Status ParseTemplateVariables(JsonRef body, ChatInput* input);
+
+// A call in a past message. `arguments`: a JSON object, or its text.
+Result<jinja::Value> PastCall(std::string_view id, std::string_view name, JsonRef arguments);
+// An assistant's message with calls.
+jinja::Value PastCalls(std::string text, jinja::Values calls);
+// The answer of a tool.
+jinja::Value ToolResult(std::string_view call_id, std::string text);
+// A tool as OpenAI's chats declare it, which is what templates read.
+jinja::Value DeclaredTool(std::string_view name, std::string_view description, jinja::Value parameters);
+// Leaves the tools that the choice leaves: all ("auto", "required"), none, or the one of that name.
+Status ChooseTool(std::string_view choice, std::string_view name, ChatConversation* chat);
+
 // A message's content: a string, or parts of type "text" (or another `type`) joined. kUnsupported names
 // parts of other types, such as images.
 Result<std::string> ContentText(JsonRef content);
