@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bodies of requests that are wrong in every way we could think of, and the formats of answers. No sockets, no
-// model.
+// Bodies of requests that are wrong in every way we could think of, and the formats of answers. No sockets,
+// no model.
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
@@ -42,7 +42,8 @@ std::string Repeat(const std::string& part, int times) {
 void ExpectRefused(const Status& status, const std::string& field, const std::string& input) {
   ASSERT_FALSE(status.ok()) << input.substr(0, 200);
   EXPECT_EQ(HttpStatus(status.code()), 400) << input.substr(0, 200);
-  EXPECT_NE(status.message().find(field), std::string::npos) << input.substr(0, 200) << ": " << status.message();
+  EXPECT_NE(status.message().find(field), std::string::npos)
+      << input.substr(0, 200) << ": " << status.message();
   EXPECT_EQ(status.message().find('\n'), std::string::npos);
   const json body = json::parse(ErrorBody(400, status.message()));
   EXPECT_TRUE(body["error"]["message"].is_string());
@@ -116,11 +117,16 @@ TEST(ServerRequest, BadFieldsAreNamed) {
     ExpectRefused(ParseChatBody(Chat(bad.fields)), bad.named, bad.fields);
   }
   const Bad completion[] = {
-      {R"("logprobs":-1)", "logprobs"}, {R"("logprobs":21)", "logprobs"}, {R"("logprobs":true)", "logprobs"},
-      {R"("max_tokens":0)", "max_tokens"}, {R"("echo":1)", "echo"}, {R"("echo":true,"best_of":2)", "echo"},
+      {R"("logprobs":-1)", "logprobs"},
+      {R"("logprobs":21)", "logprobs"},
+      {R"("logprobs":true)", "logprobs"},
+      {R"("max_tokens":0)", "max_tokens"},
+      {R"("echo":1)", "echo"},
+      {R"("echo":true,"best_of":2)", "echo"},
       {R"("max_tokens":5,"max_tokens":6)", "twice"},
   };
-  for (const Bad& bad : completion) ExpectRefused(ParseCompletion(Completion(bad.fields)), bad.named, bad.fields);
+  for (const Bad& bad : completion)
+    ExpectRefused(ParseCompletion(Completion(bad.fields)), bad.named, bad.fields);
   const Bad chat[] = {
       {R"("top_logprobs":3)", "top_logprobs"},
       {R"("logprobs":true,"top_logprobs":21)", "top_logprobs"},
@@ -167,7 +173,8 @@ TEST(ServerRequest, BadBodiesAreRefused) {
 }
 
 TEST(ServerRequest, BadPromptsAndMessagesAreNamed) {
-  for (const char* prompt : {"[]", "[[]]", "[-1]", "[2147483648]", R"(["a",1])", R"([[1],"a"])", "null", "5", "[[1.5]]"})
+  for (const char* prompt :
+       {"[]", "[[]]", "[-1]", "[2147483648]", R"(["a",1])", R"([[1],"a"])", "null", "5", "[[1.5]]"})
     ExpectRefused(ParseCompletion(fmt::format(R"({{"prompt":{}}})", prompt)), "prompt", prompt);
   ExpectRefused(ParseCompletion("{}"), "prompt", "{}");
   const Bad messages[] = {
@@ -178,7 +185,8 @@ TEST(ServerRequest, BadPromptsAndMessagesAreNamed) {
       {R"([{"role":"user","content":null}])", "messages[0].content"},
       {R"([{"role":"user"}])", "messages[0].content"},
       {R"([{"role":"user","content":5}])", "content"},
-      {R"([{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://x"}}]}])", "content[0].type"},
+      {R"([{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://x"}}]}])",
+       "content[0].type"},
       {R"([{"role":"user","content":[{"type":"text"}]}])", "text"},
       {R"([{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"[1]"}}]}])", "arguments"},
       {R"([{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{"}}]}])", "arguments"},
@@ -190,13 +198,16 @@ TEST(ServerRequest, BadPromptsAndMessagesAreNamed) {
 
 TEST(ServerRequest, GoodFieldsArrive) {
   const Limits limits;
-  const auto body = ParseBody(Completion(R"("max_tokens":7,"n":2,"best_of":3,"temperature":-0,"top_p":0.5,"top_k":-1,
+  const auto body =
+      ParseBody(Completion(R"("max_tokens":7,"n":2,"best_of":3,"temperature":-0,"top_p":0.5,"top_k":-1,
     "min_p":0.1,"seed":-1,"logit_bias":{"5":-100,"6":100},"stop":["a","b"],"logprobs":3,"echo":true,
-    "best_of":2,"unknown_field":{"a":1},"n_discard":-5,"user":"u")"), limits);
+    "best_of":2,"unknown_field":{"a":1},"n_discard":-5,"user":"u")"),
+                limits);
   ASSERT_FALSE(body.ok());  // best_of twice: the table above would not see a reader that takes the last one
   const auto again = ParseBody(Completion(R"("max_tokens":7,"n":2,"temperature":-0,"top_p":0.5,"top_k":-1,
     "min_p":0.1,"seed":-1,"logit_bias":{"5":-100,"6":100},"stop":["a","b"],"logprobs":3,"echo":true,
-    "unknown_field":{"a":1},"n_discard":-5,"user":"u","suffix":null)"), limits);
+    "unknown_field":{"a":1},"n_discard":-5,"user":"u","suffix":null)"),
+                               limits);
   ASSERT_TRUE(again.ok());
   const auto request = ParseCompletionRequest(again->root(), limits);
   ASSERT_TRUE(request.ok()) << request.status().message();
@@ -305,7 +316,9 @@ TEST(ServerFormat, ToolCallsAtEverySplit) {
   const std::string call = R"({"name": "f", "arguments": {"a": [1, "x"]}})";
   const CallCase cases[] = {
       {ToolSyntax::kTagged, "Hi <tool_call>\n" + call + "\n</tool_call>", "Hi ", {R"(f {"a":[1,"x"]})"}},
-      {ToolSyntax::kTagged, "<tool_call>" + call + "</tool_call><tool_call>" + call + "</tool_call>", "",
+      {ToolSyntax::kTagged,
+       "<tool_call>" + call + "</tool_call><tool_call>" + call + "</tool_call>",
+       "",
        {R"(f {"a":[1,"x"]})", R"(f {"a":[1,"x"]})"}},
       {ToolSyntax::kTagged, "a < b <tool", "a < b <tool", {}},
       {ToolSyntax::kTagged, "<tool_call>no json</tool_call>", "<tool_call>no json</tool_call>", {}},
@@ -331,7 +344,8 @@ TEST(ServerFormat, ToolCallsAtEverySplit) {
 }
 
 TEST(ServerFormat, ErrorsNameTheField) {
-  const json error = json::parse(ErrorBody(400, "request: messages[0].role: wanted a string, found 3"))["error"];
+  const json error =
+      json::parse(ErrorBody(400, "request: messages[0].role: wanted a string, found 3"))["error"];
   EXPECT_EQ(error["param"], "messages[0].role");
   EXPECT_EQ(error["message"], "messages[0].role: wanted a string, found 3");
   EXPECT_TRUE(json::parse(ErrorBody(500, "The engine: broke"))["error"]["param"].is_null());

@@ -23,7 +23,8 @@ using nlohmann::json;
 using std::chrono::milliseconds;
 
 constexpr const char* kTemplate =
-    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% "
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt "
+    "%}[assistant]{% "
     "endif %}";
 
 struct Config {
@@ -91,8 +92,9 @@ class Running {
 };
 
 std::string Completion(int tokens, const std::string& more = "") {
-  return fmt::format(R"({{"prompt":"It was a dark and stormy night; the rain fell in torrents","max_tokens":{}{}{}}})",
-                     tokens, more.empty() ? "" : ",", more);
+  return fmt::format(
+      R"({{"prompt":"It was a dark and stormy night; the rain fell in torrents","max_tokens":{}{}{}}})",
+      tokens, more.empty() ? "" : ",", more);
 }
 
 // The data of every event; the last one is [DONE].
@@ -123,9 +125,11 @@ TEST(Server, CompletionsChatsAndTheirStreamsAgree) {
   EXPECT_EQ(events.back(), "[DONE]");
   EXPECT_EQ(json::parse(events[events.size() - 2])["usage"], whole["usage"]);
 
-  const json chat = json::parse(
-      server.Call("POST", "/v1/chat/completions",
-                  R"({"messages":[{"role":"user","content":"hello there"}],"max_tokens":6})").body);
+  const json chat =
+      json::parse(server
+                      .Call("POST", "/v1/chat/completions",
+                            R"({"messages":[{"role":"user","content":"hello there"}],"max_tokens":6})")
+                      .body);
   EXPECT_EQ(chat["object"], "chat.completion");
   EXPECT_EQ(chat["choices"][0]["message"]["role"], "assistant");
   EXPECT_FALSE(chat["choices"][0]["message"]["content"].get<std::string>().empty());
@@ -138,8 +142,10 @@ TEST(Server, ChoicesLogprobsEchoAndStops) {
   EXPECT_EQ(n["choices"][2]["index"], 2);
   EXPECT_EQ(n["usage"]["completion_tokens"], 9);
   // What lm-eval's local-completions asks for.
-  const json echo = json::parse(
-      server.Call("POST", "/v1/completions", R"({"prompt":[[5,6,7,8]],"max_tokens":1,"logprobs":1,"echo":true})").body);
+  const json echo = json::parse(server
+                                    .Call("POST", "/v1/completions",
+                                          R"({"prompt":[[5,6,7,8]],"max_tokens":1,"logprobs":1,"echo":true})")
+                                    .body);
   const json& logprobs = echo["choices"][0]["logprobs"];
   EXPECT_EQ(logprobs["tokens"].size(), 5u);
   EXPECT_TRUE(logprobs["token_logprobs"][0].is_null());
@@ -147,15 +153,18 @@ TEST(Server, ChoicesLogprobsEchoAndStops) {
   EXPECT_EQ(logprobs["token_logprobs"][4], -0.5);
   EXPECT_EQ(logprobs["top_logprobs"].size(), 5u);
   const json alone = json::parse(
-      server.Call("POST", "/v1/completions", R"({"prompt":[5,6],"max_tokens":0,"logprobs":1,"echo":true})").body);
+      server.Call("POST", "/v1/completions", R"({"prompt":[5,6],"max_tokens":0,"logprobs":1,"echo":true})")
+          .body);
   EXPECT_EQ(alone["choices"][0]["logprobs"]["tokens"].size(), 2u);
   const json stop = json::parse(
       server.Call("POST", "/v1/completions", Completion(30, R"("stop":"stormy")")).body)["choices"][0];
   EXPECT_EQ(stop["finish_reason"], "stop");
   EXPECT_EQ(stop["text"].get<std::string>().find("stormy"), std::string::npos);
-  const json kept = json::parse(
-      server.Call("POST", "/v1/completions", Completion(30, R"("stop":"stormy","include_stop_str_in_output":true)"))
-          .body)["choices"][0];
+  const json kept =
+      json::parse(server
+                      .Call("POST", "/v1/completions",
+                            Completion(30, R"("stop":"stormy","include_stop_str_in_output":true)"))
+                      .body)["choices"][0];
   EXPECT_EQ(kept["text"].get<std::string>(), stop["text"].get<std::string>() + "stormy");
 }
 
@@ -163,11 +172,13 @@ TEST(Server, OtherRoutes) {
   const Running server;
   const json tokens = json::parse(server.Call("POST", "/tokenize", R"({"prompt":"a dark night"})").body);
   EXPECT_EQ(tokens["count"], tokens["tokens"].size());
-  const json text = json::parse(server.Call("POST", "/detokenize", json{{"tokens", tokens["tokens"]}}.dump()).body);
+  const json text =
+      json::parse(server.Call("POST", "/detokenize", json{{"tokens", tokens["tokens"]}}.dump()).body);
   EXPECT_NE(text["prompt"].get<std::string>().find("a dark night"), std::string::npos);
-  EXPECT_EQ(json::parse(server.Call("POST", "/apply-template",
-                                    R"({"messages":[{"role":"user","content":"x"}]})").body)["prompt"],
-            "[user] x\n[assistant]");
+  EXPECT_EQ(
+      json::parse(server.Call("POST", "/apply-template", R"({"messages":[{"role":"user","content":"x"}]})")
+                      .body)["prompt"],
+      "[user] x\n[assistant]");
   EXPECT_EQ(json::parse(server.Call("GET", "/v1/models").body)["data"][0]["id"], "fake");
   EXPECT_EQ(json::parse(server.Call("GET", "/v1/models/fake").body)["id"], "fake");
   EXPECT_EQ(server.Call("GET", "/v1/models/other").status, 404);
@@ -180,7 +191,8 @@ TEST(Server, OtherRoutes) {
   server.Call("POST", "/v1/completions", Completion(4));
   const std::string metrics = server.Call("GET", "/metrics").body;
   EXPECT_NE(metrics.find("nibble:num_requests_running{model_name=\"fake\"}"), std::string::npos) << metrics;
-  EXPECT_NE(metrics.find("nibble:time_to_first_token_seconds_count{model_name=\"fake\"} 1\n"), std::string::npos)
+  EXPECT_NE(metrics.find("nibble:time_to_first_token_seconds_count{model_name=\"fake\"} 1\n"),
+            std::string::npos)
       << metrics;
   HttpClient head = server.Connect();
   ASSERT_TRUE(head.SendRequest("HEAD", "/version", "").ok());
@@ -188,7 +200,9 @@ TEST(Server, OtherRoutes) {
 
 TEST(Server, BadRequestsHaveTheirStatus) {
   const Running server;
-  const auto post = [&](std::string_view body) { return server.Call("POST", "/v1/completions", body).status; };
+  const auto post = [&](std::string_view body) {
+    return server.Call("POST", "/v1/completions", body).status;
+  };
   EXPECT_EQ(post("{"), 400);
   EXPECT_EQ(post(R"({"prompt":"x","model":"other"})"), 404);
   EXPECT_EQ(post(R"({"prompt":"x","max_tokens":1000000})"), 400);
@@ -205,7 +219,8 @@ TEST(Server, BadRequestsHaveTheirStatus) {
   const std::string head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\n";
   EXPECT_EQ(server.Raw(head + "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}"), 415);
   EXPECT_EQ(server.Raw(head + "Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"), 415);
-  const json error = json::parse(server.Call("POST", "/v1/completions", R"({"prompt":"x","n":0})").body)["error"];
+  const json error =
+      json::parse(server.Call("POST", "/v1/completions", R"({"prompt":"x","n":0})").body)["error"];
   EXPECT_EQ(error["param"], "n");
 }
 
@@ -213,7 +228,8 @@ TEST(Server, BytesThatAreNoRequest) {
   Config setup;
   setup.http.limits.max_body_bytes = 1 << 20;
   const Running server(setup);
-  const std::string post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\n", chunked = post + "Transfer-Encoding: chunked\r\n\r\n";
+  const std::string post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\n",
+                    chunked = post + "Transfer-Encoding: chunked\r\n\r\n";
   struct Case {
     std::string bytes;
     int status;
@@ -253,11 +269,14 @@ TEST(Server, SlowClientsAreTimedOut) {
   setup.http.limits.body_seconds = 0.3;
   setup.http.limits.idle_seconds = 0.3;
   const Running server(setup);
-  HttpClient head = server.Connect(), body = server.Connect(), idle = server.Connect(), expect = server.Connect();
+  HttpClient head = server.Connect(), body = server.Connect(), idle = server.Connect(),
+             expect = server.Connect();
   ASSERT_TRUE(head.Send("GET / HT").ok());
   ASSERT_TRUE(body.Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{").ok());
-  ASSERT_TRUE(
-      expect.Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n").ok());
+  ASSERT_TRUE(expect
+                  .Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: "
+                        "10\r\n\r\n")
+                  .ok());
   EXPECT_EQ(head.Read()->status, 408);
   EXPECT_EQ(body.Read()->status, 408);
   EXPECT_EQ(expect.Read()->status, 408);
@@ -292,12 +311,15 @@ TEST(Server, KeysOnEveryRouteButHealth) {
     EXPECT_EQ(server.Call("GET", path, "", "Authorization: Bearer secret-on\r\n").status, 401) << path;
     EXPECT_EQ(server.Call("GET", path, "", "Authorization: Bearer \r\n").status, 401) << path;
   }
-  for (const char* path : {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize"})
+  for (const char* path :
+       {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize", "/detokenize"})
     EXPECT_EQ(server.Call("POST", path, "{}").status, 401) << path;
-  for (const char* path : {"/health", "/health/live", "/health/ready"}) EXPECT_EQ(server.Call("GET", path).status, 200);
+  for (const char* path : {"/health", "/health/live", "/health/ready"})
+    EXPECT_EQ(server.Call("GET", path).status, 200);
   EXPECT_EQ(server.Call("GET", "/version", "", "Authorization: Bearer secret-two\r\n").status, 200);
   EXPECT_EQ(server.Call("GET", "/version", "", "X-Api-Key: secret-one\r\n").status, 200);
-  EXPECT_EQ(server.Call("GET", "/", "", "Authorization: Basic eDpzZWNyZXQtb25l\r\n").status, 200);  // x:secret-one
+  EXPECT_EQ(server.Call("GET", "/", "", "Authorization: Basic eDpzZWNyZXQtb25l\r\n").status,
+            200);  // x:secret-one
   EXPECT_EQ(server.Call("GET", "/").headers.at("www-authenticate"), "Basic realm=\"nibble\"");
 }
 
@@ -319,8 +341,10 @@ TEST(Server, OriginsAreNotAllowedUnlessConfigured) {
 
 TEST(Server, RequestIdsComeBack) {
   const Running server;
-  EXPECT_EQ(server.Call("GET", "/version", "", "X-Request-Id: my-id.7\r\n").headers.at("x-request-id"), "my-id.7");
-  const std::string made = server.Call("GET", "/version", "", "X-Request-Id: a b\r\n").headers.at("x-request-id");
+  EXPECT_EQ(server.Call("GET", "/version", "", "X-Request-Id: my-id.7\r\n").headers.at("x-request-id"),
+            "my-id.7");
+  const std::string made =
+      server.Call("GET", "/version", "", "X-Request-Id: a b\r\n").headers.at("x-request-id");
   EXPECT_EQ(made.rfind("req-", 0), 0u);
 }
 
@@ -408,7 +432,8 @@ TEST(Server, DrainFinishesWhatRunsAndRefusesTheRest) {
   std::atomic<int> whole{0};
   for (int i = 0; i < 16; ++i) {
     streams.emplace_back([&] {
-      const auto events = Events(server.Call("POST", "/v1/completions", Completion(200, R"("stream":true)")).body);
+      const auto events =
+          Events(server.Call("POST", "/v1/completions", Completion(200, R"("stream":true)")).body);
       if (!events.empty() && events.back() == "[DONE]") ++whole;
     });
   }
@@ -458,7 +483,8 @@ TEST(Server, EveryChunkIsUtf8) {
     const std::string body = fmt::format(R"({{"prompt":[{}],"max_tokens":100)", ids);
     const json whole = json::parse(server.Call("POST", "/v1/completions", body + "}").body);
     std::string text;
-    for (const std::string& event : Events(server.Call("POST", "/v1/completions", body + R"(,"stream":true})").body)) {
+    for (const std::string& event :
+         Events(server.Call("POST", "/v1/completions", body + R"(,"stream":true})").body)) {
       EXPECT_EQ(FindInvalidUtf8(event), event.npos);
       if (event != "[DONE]") text += json::parse(event)["choices"][0]["text"];
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// An engine without a model: every request gets its own prompt back, token by token, at a pace of choice. What
-// the server does around an engine is tested with it in milliseconds.
+// An engine without a model: every request gets its own prompt back, token by token, at a pace of choice.
+// What the server does around an engine is tested with it in milliseconds.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -55,7 +55,8 @@ class FakeServing final : public ServingEngine {
   Status Check(const ServingRequest& r) const override {
     const auto size = static_cast<int64_t>(r.prompt.size());
     for (const int32_t id : r.prompt)
-      if (id < 0 || id >= config_.vocab) return Error(Code::kInvalidArgument, "token {} is not in the vocabulary", id);
+      if (id < 0 || id >= config_.vocab)
+        return Error(Code::kInvalidArgument, "token {} is not in the vocabulary", id);
     NIBBLE_RETURN_IF_ERROR(CheckSampling(r.sampling, config_.vocab));
     if (size + r.max_tokens > config_.max_position)
       return Error(Code::kInvalidArgument, "{} + {} tokens, the context is {}", size, r.max_tokens,
@@ -150,8 +151,10 @@ class FakeServing final : public ServingEngine {
       event.tokens = {&token, 1};
       if (r.logprobs >= 0) logprobs.push_back({{token, -0.5f}, {}});
       event.logprobs = logprobs;
-      if (work->text.stopped()) event.finish = FinishReason::kStop, event.stop_index = 0;
-      else if (work->made == r.max_tokens) event.finish = FinishReason::kLength;
+      if (work->text.stopped())
+        event.finish = FinishReason::kStop, event.stop_index = 0;
+      else if (work->made == r.max_tokens)
+        event.finish = FinishReason::kLength;
     }
     if (event.finish) text += work->text.Finish();
     event.text = text;

@@ -24,7 +24,8 @@ Status PrintMemoryPlan(const ServingOptions& options, const CommonOptions& commo
   NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(options.engine.recipe, options.engine.dtype));
   const KvShape shape{config.layers, config.kv_heads, config.head_dim};
   const KvSizes one = PlanKv(shape, config.heads, recipe, 1, config.max_position);
-  fmt::print(stderr, "nibble: plan: weights {:.1f} MiB, KV {:.3f} MiB per 1000 tokens, {:.2f} MiB per sequence\n",
+  fmt::print(stderr,
+             "nibble: plan: weights {:.1f} MiB, KV {:.3f} MiB per 1000 tokens, {:.2f} MiB per sequence\n",
              static_cast<double>(PackedWeightBytes(weights->tensors(), options.engine.dtype)) / kMiB,
              static_cast<double>(one.pool_bytes) / kMiB * 1000 / static_cast<double>(config.max_position),
              static_cast<double>(one.tail_bytes_per_seq) / kMiB);
@@ -38,14 +39,16 @@ Result<int> Watch(server::HttpServer& http, const ServingEngine& engine, double 
     if (const int signal = http.WaitForSignal(kWatchSeconds); signal != 0) return signal;
     NIBBLE_RETURN_IF_ERROR(engine.Health());
     if (const double step = engine.Stats().step_under_way_seconds; step > limit)
-      return Error(Code::kIo, "a step of the engine has been running for {:.0f} s, at most {:.0f} are allowed", step,
+      return Error(Code::kIo,
+                   "a step of the engine has been running for {:.0f} s, at most {:.0f} are allowed", step,
                    limit);
   }
 }
 
 // What runs is answered, what comes is refused; then what still runs is cut.
 int Drain(server::HttpServer& http, server::App& app, ServingEngine& engine, double seconds) {
-  server::Log("info", "drain", fmt::format("\"under_way\":{},\"seconds\":{}", http.requests_under_way(), seconds));
+  server::Log("info", "drain",
+              fmt::format("\"under_way\":{},\"seconds\":{}", http.requests_under_way(), seconds));
   app.BeginDrain();
   http.Drain();
   const bool whole = http.WaitIdle(seconds);
@@ -111,7 +114,8 @@ Command AddServe(CLI::App& app) {
       "Examples:\n"
       "  nibble serve -m models/novelist-10m\n"
       "  nibble serve -m out/novelist-w4a8 --recipe qserve --host 0.0.0.0 --api-key-file keys.txt\n"
-      "SIGTERM and Ctrl-C let running requests finish for --drain-seconds; a second one ends the server at once.");
+      "SIGTERM and Ctrl-C let running requests finish for --drain-seconds; a second one ends the server at "
+      "once.");
   return {parser, [o] { return Run(*o); }};
 }
 

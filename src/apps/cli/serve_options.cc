@@ -21,7 +21,8 @@ void AddHttp(CLI::App& parser, ServeOptions& o) {
   Add(parser, "--host", o.http.host, "Address to listen on; 0.0.0.0 for all [127.0.0.1]", "IP", kHttp)
       ->envname("NIBBLE_HOST");
   Add(parser, "--port", o.http.port, "Port; 0 takes a free one [8080]", "N", kHttp)->envname("NIBBLE_PORT");
-  Add(parser, "--http-threads", o.http.threads, "Threads for sockets, and as many for parsing [2]", "N", kHttp)
+  Add(parser, "--http-threads", o.http.threads, "Threads for sockets, and as many for parsing [2]", "N",
+      kHttp)
       ->check(CLI::Range(1, 64).description(""));
   Add(parser, "--api-key", o.api_keys, "Key that clients must show; may be given again [none]", "KEY", kHttp)
       ->envname("NIBBLE_API_KEY");
@@ -33,21 +34,25 @@ void AddHttp(CLI::App& parser, ServeOptions& o) {
 
 void AddEngine(CLI::App& parser, ServeOptions& o) {
   ServingOptions& e = o.engine;
-  Add(parser, "-a,--served-model-name", o.name, "What clients call the model [name of its folder]", "NAME", kEngine);
-  Add(parser, "--chat-template-file", o.template_file, "Take this Jinja template, not the model's", "FILE", kEngine);
+  Add(parser, "-a,--served-model-name", o.name, "What clients call the model [name of its folder]", "NAME",
+      kEngine);
+  Add(parser, "--chat-template-file", o.template_file, "Take this Jinja template, not the model's", "FILE",
+      kEngine);
   Add(parser, "--max-num-seqs,--parallel", e.max_num_seqs, "Requests in flight [16]", "N", kEngine);
   Add(parser, "--max-num-batched-tokens", e.max_num_batched_tokens, "Rows of a step [512]", "N", kEngine);
-  Add(parser, "--kv-tokens", e.kv_tokens, "Tokens that the KV pool holds [what the requests in flight may need]", "N",
-      kEngine);
+  Add(parser, "--kv-tokens", e.kv_tokens,
+      "Tokens that the KV pool holds [what the requests in flight may need]", "N", kEngine);
   Add(parser, "--kv-bytes", e.kv_bytes, "The same as bytes, when --kv-tokens is not given", "N", kEngine);
   Add(parser, "--admission", o.admission,
-      "When a request starts: with pages for its prompt, or for the whole of it [prompt]", "prompt|whole", kEngine)
+      "When a request starts: with pages for its prompt, or for the whole of it [prompt]", "prompt|whole",
+      kEngine)
       ->check(CLI::IsMember({"prompt", "whole"}).description(""));
   parser.add_flag("--no-prefix-cache", o.no_prefix_cache, "Share no pages between requests")->group(kEngine);
   Add(parser, "--prefix-salt", e.prefix_salt, "Part of every key of the prefix cache", "TEXT", kEngine);
-  Add(parser, "--ngram", e.ngram.max_draft, "Tokens guessed a step by prompt lookup; 0 is off [0]", "N", kEngine);
-  Add(parser, "--watchdog-seconds", o.watchdog_seconds, "End the process when a step of the engine takes longer [120]",
-      "S", kEngine)
+  Add(parser, "--ngram", e.ngram.max_draft, "Tokens guessed a step by prompt lookup; 0 is off [0]", "N",
+      kEngine);
+  Add(parser, "--watchdog-seconds", o.watchdog_seconds,
+      "End the process when a step of the engine takes longer [120]", "S", kEngine)
       ->check(CLI::PositiveNumber.description(""));
 }
 
@@ -55,8 +60,8 @@ void AddLimits(CLI::App& parser, ServeOptions& o) {
   server::Limits& l = o.http.limits;
   Add(parser, "--max-connections", l.max_connections, "Open connections [4096]", "N", kLimits)
       ->check(CLI::Range(1, 1 << 20).description(""));
-  Add(parser, "--max-queued-requests", l.max_queued_requests, "Requests that wait; beyond them 429 [1024]", "N",
-      kLimits)
+  Add(parser, "--max-queued-requests", l.max_queued_requests, "Requests that wait; beyond them 429 [1024]",
+      "N", kLimits)
       ->check(CLI::Range(1, 1 << 20).description(""));
   Add(parser, "--max-queued-tokens", l.max_queued_tokens, "Prompt tokens of these [1048576]", "N", kLimits)
       ->check(CLI::PositiveNumber.description(""));
@@ -72,7 +77,9 @@ void AddLimits(CLI::App& parser, ServeOptions& o) {
 }  // namespace
 
 void AddServeOptions(CLI::App& parser, ServeOptions& o) {
-  parser.add_option("-m,--model", o.model, "Hugging Face model folder")->type_name("DIR")->envname("NIBBLE_MODEL");
+  parser.add_option("-m,--model", o.model, "Hugging Face model folder")
+      ->type_name("DIR")
+      ->envname("NIBBLE_MODEL");
   AddHttp(parser, o);
   AddEngine(parser, o);
   AddLimits(parser, o);

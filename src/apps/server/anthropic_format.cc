@@ -24,7 +24,8 @@ class MessageFormat final : public Format {
 
   std::string Begin() override {
     const Usage usage{.prompt_tokens = head_.prompt_tokens};
-    return Event("message_start", fmt::format(R"("message":{})", Message("", "null", "null", UsageOf(usage))));
+    return Event("message_start",
+                 fmt::format(R"("message":{})", Message("", "null", "null", UsageOf(usage))));
   }
 
   std::string Piece(const Choice& choice, const Delta& delta) override {
@@ -46,10 +47,11 @@ class MessageFormat final : public Format {
     if (!choice.finish) return out;
     if (text_open_) out += Event("content_block_stop", R"("index":0)");
     for (size_t i = 0; i < rest.calls.size(); ++i) out += CallEvents(i, rest.calls[i]);
-    return out + Event("message_delta",
-                       fmt::format(R"("delta":{{"stop_reason":{},"stop_sequence":{}}},"usage":{{"output_tokens":{}}})",
-                                   Reason(choice, !rest.calls.empty()), StopSequence(choice),
-                                   choice.usage.new_tokens));
+    return out +
+           Event("message_delta",
+                 fmt::format(
+                     R"("delta":{{"stop_reason":{},"stop_sequence":{}}},"usage":{{"output_tokens":{}}})",
+                     Reason(choice, !rest.calls.empty()), StopSequence(choice), choice.usage.new_tokens));
   }
 
   std::string End(std::span<const Choice>, const Usage&) override {
@@ -68,8 +70,8 @@ class MessageFormat final : public Format {
     return fmt::format(R"({{"type":"text","text":{}}})", Quoted(text));
   }
   std::string CallBlock(size_t i, std::string_view name, std::string_view input) const {
-    return fmt::format(R"({{"type":"tool_use","id":"toolu_{}_{}","name":{},"input":{}}})", head_.id, i, Quoted(name),
-                       input);
+    return fmt::format(R"({{"type":"tool_use","id":"toolu_{}_{}","name":{},"input":{}}})", head_.id, i,
+                       Quoted(name), input);
   }
   std::string CallEvents(size_t i, const ToolCall& call) const {
     const size_t index = i + (text_open_ ? 1 : 0);
@@ -92,7 +94,8 @@ class MessageFormat final : public Format {
   }
   std::string Reason(const Choice& choice, bool called) const {
     if (called) return "\"tool_use\"";
-    if (*choice.finish == FinishReason::kStop) return choice.stop_index >= 0 ? "\"stop_sequence\"" : "\"end_turn\"";
+    if (*choice.finish == FinishReason::kStop)
+      return choice.stop_index >= 0 ? "\"stop_sequence\"" : "\"end_turn\"";
     // There is no word for an answer that the server or a constraint cut short.
     return "\"max_tokens\"";
   }

@@ -41,8 +41,8 @@ Status AddParts(JsonRef message, std::string_view role, jinja::Values* messages)
       NIBBLE_ASSIGN(std::string result_text, result ? ContentText(*result) : std::string());
       messages->push_back(ToolResult(id, std::move(result_text)));
     } else {
-      return Error(Code::kUnsupported, "{}.type: wanted text, tool_use or tool_result, found \"{}\"", part.Where(),
-                   Printable(type.substr(0, 64)));
+      return Error(Code::kUnsupported, "{}.type: wanted text, tool_use or tool_result, found \"{}\"",
+                   part.Where(), Printable(type.substr(0, 64)));
     }
   }
   if (!calls.empty()) {
@@ -110,15 +110,16 @@ Status ParseTools(JsonRef body, const Limits& limits, ChatConversation* chat) {
 
 Result<ChatRequest> ParseMessagesRequest(JsonRef body, const Limits& limits, bool count_only) {
   ChatRequest request;
-  NIBBLE_ASSIGN(request.fields,
-                ParseGenerateFields(body, limits,
-                                    {"messages", "system", "max_tokens", "stop_sequences", "tools", "tool_choice",
-                                     "thinking", "service_tier", "chat_template_kwargs", "container", "mcp_servers"}));
+  NIBBLE_ASSIGN(request.fields, ParseGenerateFields(body, limits,
+                                                    {"messages", "system", "max_tokens", "stop_sequences",
+                                                     "tools", "tool_choice", "thinking", "service_tier",
+                                                     "chat_template_kwargs", "container", "mcp_servers"}));
   GenerateFields& f = request.fields;
   if (const auto thinking = body.Find("thinking"); thinking && thinking->is_object()) {
     NIBBLE_ASSIGN(const std::string_view type, thinking->GetString("type"));
     if (type != "disabled")
-      return Error(Code::kUnsupported, "thinking: use chat_template_kwargs, where the model's template knows it");
+      return Error(Code::kUnsupported,
+                   "thinking: use chat_template_kwargs, where the model's template knows it");
   }
   NIBBLE_RETURN_IF_ERROR(RefuseField(body, "container", "code is not run here"));
   NIBBLE_RETURN_IF_ERROR(RefuseField(body, "mcp_servers", "other servers are not called"));

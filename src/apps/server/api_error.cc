@@ -55,8 +55,8 @@ std::string_view FieldOf(std::string_view message) {
   const size_t end = message.find(": ");
   if (end == message.npos) return "";
   for (const char c : message.substr(0, end)) {
-    const bool in_path = (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '[' ||
-                         c == ']';
+    const bool in_path =
+        (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '[' || c == ']';
     if (!in_path) return "";
   }
   return message.substr(0, end);
@@ -90,8 +90,8 @@ std::string ErrorBody(int http_status, std::string_view message, Dialect dialect
   if (dialect == Dialect::kAnthropic)
     return fmt::format(R"({{"type":"error","error":{{"type":"{}","message":{}}}}})", type, Quoted(message));
   const std::string_view field = FieldOf(message);
-  return fmt::format(R"({{"error":{{"message":{},"type":"{}","param":{},"code":"{}"}}}})", Quoted(message), type,
-                     field.empty() ? "null" : Quoted(field), CodeName(http_status));
+  return fmt::format(R"({{"error":{{"message":{},"type":"{}","param":{},"code":"{}"}}}})", Quoted(message),
+                     type, field.empty() ? "null" : Quoted(field), CodeName(http_status));
 }
 
 HttpResponse ErrorResponse(int http_status, std::string_view message, Dialect dialect) {

@@ -74,7 +74,8 @@ std::optional<HttpResponse> App::Refuse(const HttpRequest& head) {
   const bool open = any && any->open;
   // A preflight carries no key: browsers do not send one.
   if (head.method != "OPTIONS" && !open && !HasKey(head)) {
-    HttpResponse response = ErrorResponse(401, "no API key, or a wrong one", any ? any->dialect : Dialect::kOpenAi);
+    HttpResponse response =
+        ErrorResponse(401, "no API key, or a wrong one", any ? any->dialect : Dialect::kOpenAi);
     response.headers.emplace_back("WWW-Authenticate", head.path == "/" ? "Basic realm=\"nibble\"" : "Bearer");
     return response;
   }
@@ -125,7 +126,8 @@ void App::Handle(HttpRequest request, ReplyPtr reply) {
     Headers headers{{"Allow", Allowed(request.path)}};
     if (!request.origin.empty() && MayCross(request.origin)) {
       headers.emplace_back("Access-Control-Allow-Methods", Allowed(request.path));
-      headers.emplace_back("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Api-Key, X-Request-Id");
+      headers.emplace_back("Access-Control-Allow-Headers",
+                           "Authorization, Content-Type, X-Api-Key, X-Request-Id");
       headers.emplace_back("Access-Control-Max-Age", "600");
     }
     return reply->Send({.status = 204, .content_type = "", .headers = std::move(headers)});

@@ -95,8 +95,8 @@ class App final : public HttpService {
 
   // Puts n or best_of requests a prompt into the plan; max_tokens is what is left of the context where the
   // call does not say and `fill`.
-  Status AddPrompt(const GenerateFields& fields, std::vector<int32_t> prompt, std::shared_ptr<Constraint> constraint,
-                   bool fill, CallPlan* plan) const;
+  Status AddPrompt(const GenerateFields& fields, std::vector<int32_t> prompt,
+                   std::shared_ptr<Constraint> constraint, bool fill, CallPlan* plan) const;
   void StartCall(const GenerateFields& fields, CallPlan plan, const ReplyPtr& reply);
 
   AppOptions options_;

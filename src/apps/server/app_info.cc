@@ -42,7 +42,8 @@ void App::Models(const HttpRequest& request, const ReplyPtr& reply) {
   if (request.path == kModels)
     return reply->Send({.body = fmt::format(R"({{"object":"list","data":[{}]}})", ModelJson())});
   const std::string name = request.path.substr(kModels.size() + 1);
-  const Status known = name.empty() ? nibble::Error(Code::kNotFound, "model: no name") : model_->CheckName(name);
+  const Status known =
+      name.empty() ? nibble::Error(Code::kNotFound, "model: no name") : model_->CheckName(name);
   if (!known.ok()) return Answer(known, reply);
   reply->Send({.body = ModelJson()});
 }
@@ -59,12 +60,13 @@ void App::MetricsRoute(const HttpRequest&, const ReplyPtr& reply) {
 }
 
 void App::Page(const HttpRequest&, const ReplyPtr& reply) {
-  reply->Send({.body = kPage,
-               .content_type = "text/html; charset=utf-8",
-               .headers = {{"Content-Security-Policy",
-                            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src "
-                            "'self'; img-src data:; frame-ancestors 'none'"},
-                           {"X-Content-Type-Options", "nosniff"}}});
+  reply->Send(
+      {.body = kPage,
+       .content_type = "text/html; charset=utf-8",
+       .headers = {{"Content-Security-Policy",
+                    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src "
+                    "'self'; img-src data:; frame-ancestors 'none'"},
+                   {"X-Content-Type-Options", "nosniff"}}});
 }
 
 }  // namespace nibble::server

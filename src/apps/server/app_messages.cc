@@ -27,9 +27,12 @@ ToolSyntax App::SyntaxFor(const ChatRequest& request) const {
 
 Status App::StartMessages(const HttpRequest& http, const ReplyPtr& reply) {
   NIBBLE_ASSIGN(const Json json, ParseBody(http.body, options_.limits));
-  NIBBLE_ASSIGN(const ChatRequest request, ParseMessagesRequest(json.root(), options_.limits, /*count_only=*/false));
+  NIBBLE_ASSIGN(const ChatRequest request,
+                ParseMessagesRequest(json.root(), options_.limits, /*count_only=*/false));
   CallPlan plan{.dialect = Dialect::kAnthropic};
-  MessageHead head{.id = NewAnswerId("msg_"), .model = model_->name(), .stops = request.fields.stop,
+  MessageHead head{.id = NewAnswerId("msg_"),
+                   .model = model_->name(),
+                   .stops = request.fields.stop,
                    .tools = SyntaxFor(request)};
   NIBBLE_RETURN_IF_ERROR(PlanChat(request, &plan, &head.prompt_tokens));
   plan.format = MakeMessageFormat(std::move(head));
@@ -39,7 +42,8 @@ Status App::StartMessages(const HttpRequest& http, const ReplyPtr& reply) {
 
 Status App::AnswerTokenCount(const HttpRequest& http, const ReplyPtr& reply) {
   NIBBLE_ASSIGN(const Json json, ParseBody(http.body, options_.limits));
-  NIBBLE_ASSIGN(const ChatRequest request, ParseMessagesRequest(json.root(), options_.limits, /*count_only=*/true));
+  NIBBLE_ASSIGN(const ChatRequest request,
+                ParseMessagesRequest(json.root(), options_.limits, /*count_only=*/true));
   NIBBLE_RETURN_IF_ERROR(model_->CheckName(request.fields.model));
   NIBBLE_ASSIGN(const std::string text, model_->RenderChat(request.chat));
   NIBBLE_ASSIGN(const auto ids, model_->engine().tokenizer().Encode(text, SpecialTokens::kOmit));

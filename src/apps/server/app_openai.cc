@@ -16,7 +16,8 @@ uint64_t RandomSeed() {
   return random();
 }
 
-AnswerHead MakeHead(const char* prefix, const GenerateFields& fields, size_t prompts, const ServedModel& model) {
+AnswerHead MakeHead(const char* prefix, const GenerateFields& fields, size_t prompts,
+                    const ServedModel& model) {
   return {.id = NewAnswerId(prefix),
           .model = model.name(),
           .created = std::time(nullptr),
@@ -34,7 +35,8 @@ Status App::AddPrompt(const GenerateFields& fields, std::vector<int32_t> prompt,
   ServingRequest request = model_->ToRequest(fields, std::move(prompt));
   if (!fields.max_tokens && (fill || room < request.max_tokens)) {
     if (room < 1)
-      return nibble::Error(Code::kInvalidArgument, "the prompt fills the context of {} tokens", model_->context());
+      return nibble::Error(Code::kInvalidArgument, "the prompt fills the context of {} tokens",
+                           model_->context());
     request.max_tokens = static_cast<int>(room);
   }
   request.constraint = std::move(constraint);
@@ -65,7 +67,8 @@ Status App::StartCompletions(const HttpRequest& http, const ReplyPtr& reply) {
   GenerateFields& fields = request.fields;
   NIBBLE_RETURN_IF_ERROR(model_->CheckName(fields.model));
   const bool asked = fields.prompt_logprobs >= 0;
-  if (request.echo && fields.logprobs >= 0) fields.prompt_logprobs = std::max(fields.prompt_logprobs, fields.logprobs);
+  if (request.echo && fields.logprobs >= 0)
+    fields.prompt_logprobs = std::max(fields.prompt_logprobs, fields.logprobs);
   NIBBLE_ASSIGN(const auto constraint, model_->MakeConstraint(fields.structured));
   CallPlan plan;
   std::vector<EchoedPrompt> echo;
@@ -73,11 +76,13 @@ Status App::StartCompletions(const HttpRequest& http, const ReplyPtr& reply) {
     NIBBLE_ASSIGN(std::vector<int32_t> ids, model_->Encode(prompt, SpecialTokens::kAdd));
     if (request.echo) {
       const auto* text = std::get_if<std::string>(&prompt);
-      echo.push_back({text ? *text : model_->engine().tokenizer().Decode(ids, /*skip_special=*/false), ids[0]});
+      echo.push_back(
+          {text ? *text : model_->engine().tokenizer().Decode(ids, /*skip_special=*/false), ids[0]});
     }
     NIBBLE_RETURN_IF_ERROR(AddPrompt(fields, std::move(ids), constraint, /*fill=*/false, &plan));
   }
-  plan.format = MakeCompletionFormat(MakeHead("cmpl-", fields, request.prompts.size(), *model_), std::move(echo), asked);
+  plan.format = MakeCompletionFormat(MakeHead("cmpl-", fields, request.prompts.size(), *model_),
+                                     std::move(echo), asked);
   StartCall(fields, std::move(plan), reply);
   return {};
 }
@@ -116,7 +121,9 @@ void App::Completions(const HttpRequest& request, const ReplyPtr& reply) {
   Answer(StartCompletions(request, reply), reply);
 }
 
-void App::Chat(const HttpRequest& request, const ReplyPtr& reply) { Answer(StartChat(request, reply), reply); }
+void App::Chat(const HttpRequest& request, const ReplyPtr& reply) {
+  Answer(StartChat(request, reply), reply);
+}
 
 void App::Embeddings(const HttpRequest& request, const ReplyPtr& reply) {
   Answer(StartEmbeddings(request, reply), reply);

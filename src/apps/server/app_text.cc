@@ -8,7 +8,8 @@ namespace {
 
 Result<std::vector<int32_t>> ReadTokens(JsonRef body) {
   NIBBLE_ASSIGN(const JsonRef tokens, body.Get("tokens"));
-  if (!tokens.is_array()) return Error(Code::kInvalidArgument, "{}: wanted an array of token ids", tokens.Where());
+  if (!tokens.is_array())
+    return Error(Code::kInvalidArgument, "{}: wanted an array of token ids", tokens.Where());
   std::vector<int32_t> ids;
   for (size_t i = 0; i < tokens.size(); ++i) {
     NIBBLE_ASSIGN(const int64_t id, tokens[i].Int(0, kMaxTokenCount));
@@ -27,7 +28,8 @@ Result<std::vector<int32_t>> TokensOf(JsonRef body, const ServedModel& model, co
   const char* key = body.Find("content") ? "content" : "prompt";
   NIBBLE_ASSIGN(const std::string_view text, body.GetString(key));
   const bool add_default = key[0] == 'p';
-  NIBBLE_ASSIGN(const bool add, body.GetBoolOr(add_default ? "add_special_tokens" : "add_special", add_default));
+  NIBBLE_ASSIGN(const bool add,
+                body.GetBoolOr(add_default ? "add_special_tokens" : "add_special", add_default));
   return model.engine().tokenizer().Encode(text, add ? SpecialTokens::kAdd : SpecialTokens::kOmit);
 }
 
@@ -44,7 +46,8 @@ Result<std::string> TokenizeBody(const HttpRequest& request, const ServedModel& 
                      model.context(), fmt::join(ids, ","), words ? "[" + strings + "]" : "null");
 }
 
-Result<std::string> DetokenizeBody(const HttpRequest& request, const ServedModel& model, const Limits& limits) {
+Result<std::string> DetokenizeBody(const HttpRequest& request, const ServedModel& model,
+                                   const Limits& limits) {
   NIBBLE_ASSIGN(const Json json, ParseBody(request.body, limits));
   NIBBLE_ASSIGN(const std::string_view name, json.root().GetStringOr("model", ""));
   NIBBLE_RETURN_IF_ERROR(model.CheckName(std::string(name)));

@@ -172,7 +172,8 @@ void Call::LogEnd() {
   reply_->Log("prompt_tokens", fmt::format("{}", usage.prompt_tokens));
   reply_->Log("cached_tokens", fmt::format("{}", usage.cached_tokens));
   reply_->Log("new_tokens", fmt::format("{}", usage.new_tokens));
-  if (first_token_seconds_ >= 0) reply_->Log("first_token_seconds", fmt::format("{:.6f}", first_token_seconds_));
+  if (first_token_seconds_ >= 0)
+    reply_->Log("first_token_seconds", fmt::format("{:.6f}", first_token_seconds_));
   reply_->Log("finish", fmt::format("\"{}\"", OpenAiFinish(*choices_[0].finish)));
 }
 

@@ -23,7 +23,7 @@ struct CallPlan {
   int choices_per_prompt = 1;            // candidates
   int kept_per_prompt = 1;               // the best of them, by mean logprob
   bool stream = false;
-  bool include_stop = false;        // the stop text ends the answer
+  bool include_stop = false;         // the stop text ends the answer
   std::vector<std::string> stops{};  // of every request
   std::unique_ptr<Format> format;
   Dialect dialect = Dialect::kOpenAi;

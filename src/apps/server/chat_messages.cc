@@ -43,8 +43,9 @@ Result<Value> ParseToolCalls(JsonRef calls) {
 Result<Value> ParseMessage(JsonRef message) {
   NIBBLE_ASSIGN(std::string_view role, message.GetString("role"));
   if (std::find(std::begin(kRoles), std::end(kRoles), role) == std::end(kRoles))
-    return Error(Code::kInvalidArgument, "{}.role: wanted system, developer, user, assistant or tool, found \"{}\"",
-                 message.Where(), Printable(role.substr(0, kShownBytes)));
+    return Error(Code::kInvalidArgument,
+                 "{}.role: wanted system, developer, user, assistant or tool, found \"{}\"", message.Where(),
+                 Printable(role.substr(0, kShownBytes)));
   const auto content = message.Find("content");
   const auto calls = message.Find("tool_calls");
   const bool has_calls = calls && !calls->is_null() && role == "assistant";
@@ -138,7 +139,8 @@ Status ParseTools(JsonRef body, const Limits& limits, ChatConversation* chat) {
 Status CheckModalities(JsonRef body) {
   const auto list = body.Find("modalities");
   if (!list || list->is_null()) return {};
-  const bool text = list->is_array() && list->size() == 1 && (*list)[0].is_string() && *(*list)[0].String() == "text";
+  const bool text =
+      list->is_array() && list->size() == 1 && (*list)[0].is_string() && *(*list)[0].String() == "text";
   return text ? Status() : Error(Code::kUnsupported, "modalities: answers are text alone");
 }
 
@@ -167,7 +169,8 @@ Value DeclaredTool(std::string_view name, std::string_view description, Value pa
   jinja::Entries function{{Text("name"), Text(name)}};
   if (!description.empty()) function.emplace_back(Text("description"), Text(description));
   function.emplace_back(Text("parameters"), std::move(parameters));
-  return Value::Dict({{Text("type"), Text("function")}, {Text("function"), Value::Dict(std::move(function))}});
+  return Value::Dict(
+      {{Text("type"), Text("function")}, {Text("function"), Value::Dict(std::move(function))}});
 }
 
 Status ChooseTool(std::string_view choice, std::string_view name, ChatConversation* chat) {
@@ -178,13 +181,15 @@ Status ChooseTool(std::string_view choice, std::string_view name, ChatConversati
     return {};
   }
   if (choice != "required" && choice != "any" && choice != "tool")
-    return Error(Code::kInvalidArgument, "tool_choice: wanted auto, none, required or a function, found \"{}\"",
+    return Error(Code::kInvalidArgument,
+                 "tool_choice: wanted auto, none, required or a function, found \"{}\"",
                  Printable(choice.substr(0, kShownBytes)));
   if (choice == "tool") std::erase_if(chat->tools, [name](const Tool& tool) { return tool.name != name; });
   chat->forced_tool = true;
   if (!chat->tools.empty()) return {};
-  return Error(Code::kInvalidArgument, "tool_choice: there is no tool{}{}{}", choice == "tool" ? " called \"" : "",
-               Printable(name.substr(0, kShownBytes)), choice == "tool" ? "\"" : "");
+  return Error(Code::kInvalidArgument, "tool_choice: there is no tool{}{}{}",
+               choice == "tool" ? " called \"" : "", Printable(name.substr(0, kShownBytes)),
+               choice == "tool" ? "\"" : "");
 }
 
 Status ParseTemplateVariables(JsonRef body, ChatInput* input) {
@@ -199,7 +204,8 @@ Status ParseTemplateVariables(JsonRef body, ChatInput* input) {
   if (!effort.empty()) input->extra.emplace_back(Text("reasoning_effort"), Text(effort));
   const auto documents = body.Find("documents");
   if (documents && !documents->is_null()) {
-    if (!documents->is_array()) return Error(Code::kInvalidArgument, "{}: wanted an array", documents->Where());
+    if (!documents->is_array())
+      return Error(Code::kInvalidArgument, "{}: wanted an array", documents->Where());
     NIBBLE_ASSIGN(input->documents, Value::FromJson(*documents));
   }
   return {};
@@ -225,7 +231,8 @@ Result<ChatConversation> ParseChat(JsonRef body, const Limits& limits) {
   ChatConversation chat;
   NIBBLE_RETURN_IF_ERROR(CheckModalities(body));
   NIBBLE_ASSIGN(chat.continue_final, body.GetBoolOr("continue_final_message", false));
-  NIBBLE_ASSIGN(chat.input.add_generation_prompt, body.GetBoolOr("add_generation_prompt", !chat.continue_final));
+  NIBBLE_ASSIGN(chat.input.add_generation_prompt,
+                body.GetBoolOr("add_generation_prompt", !chat.continue_final));
   if (chat.continue_final && chat.input.add_generation_prompt)
     return Error(Code::kInvalidArgument, "continue_final_message: wanted without add_generation_prompt");
   NIBBLE_RETURN_IF_ERROR(ParseMessages(body, limits, &chat));

@@ -19,9 +19,9 @@ struct TokenEntry {
 };
 
 struct Choice {
-  int index = 0;                // in the answer
-  size_t prompt = 0;            // which of the call's prompts it continues
-  std::string text{};           // so far
+  int index = 0;       // in the answer
+  size_t prompt = 0;   // which of the call's prompts it continues
+  std::string text{};  // so far
   std::vector<int32_t> tokens{};
   std::vector<TokenEntry> logprobs{}, prompt_logprobs{};  // where asked for
   std::optional<FinishReason> finish{};

@@ -15,7 +15,8 @@ std::string ToBase64(std::string_view bytes) {
   for (size_t i = 0; i < bytes.size(); i += 3) {
     uint32_t group = 0;
     const size_t left = std::min<size_t>(bytes.size() - i, 3);
-    for (size_t j = 0; j < 3; ++j) group = group << 8 | (j < left ? static_cast<unsigned char>(bytes[i + j]) : 0u);
+    for (size_t j = 0; j < 3; ++j)
+      group = group << 8 | (j < left ? static_cast<unsigned char>(bytes[i + j]) : 0u);
     for (size_t j = 0; j < 4; ++j) out += j <= left ? kDigits[group >> (18 - 6 * j) & 63] : '=';
   }
   return out;
@@ -40,14 +41,16 @@ class EmbeddingFormat final : public Format {
       list += fmt::format(R"({}{{"object":"embedding","index":{},"embedding":{}}})", list.empty() ? "" : ",",
                           choice.index, Vector(Normalized(choice.embedding)));
     return fmt::format(
-        R"({{"object":"list","data":[{}],"model":{},"usage":{{"prompt_tokens":{},"total_tokens":{}}}}})", list,
-        Quoted(model_), usage.prompt_tokens, usage.prompt_tokens);
+        R"({{"object":"list","data":[{}],"model":{},"usage":{{"prompt_tokens":{},"total_tokens":{}}}}})",
+        list, Quoted(model_), usage.prompt_tokens, usage.prompt_tokens);
   }
   // There are no streams of these.
   std::string Begin() override { return ""; }
   std::string Piece(const Choice&, const Delta&) override { return ""; }
   std::string End(std::span<const Choice>, const Usage&) override { return ""; }
-  std::string Error(int http_status, std::string_view message) override { return ErrorBody(http_status, message); }
+  std::string Error(int http_status, std::string_view message) override {
+    return ErrorBody(http_status, message);
+  }
 
  private:
   std::string Vector(const std::vector<float>& v) const {

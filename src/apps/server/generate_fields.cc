@@ -164,9 +164,11 @@ Status ParseStopTokens(JsonRef body, const Limits& limits, std::vector<int32_t>*
 Status ParseCounts(JsonRef body, const Limits& limits, GenerateFields* f) {
   NIBBLE_ASSIGN(const int64_t n, body.GetIntOr("n", 1, 1, limits.max_choices));
   NIBBLE_ASSIGN(const int64_t best_of, body.GetIntOr("best_of", n, 1, limits.max_choices));
-  if (best_of < n) return Error(Code::kInvalidArgument, "best_of: wanted at least n, which is {}, found {}", n, best_of);
+  if (best_of < n)
+    return Error(Code::kInvalidArgument, "best_of: wanted at least n, which is {}, found {}", n, best_of);
   if (best_of > n && f->stream)
-    return Error(Code::kInvalidArgument, "best_of: which answers are the best is known at the end, so not with stream");
+    return Error(Code::kInvalidArgument,
+                 "best_of: which answers are the best is known at the end, so not with stream");
   f->n = static_cast<int>(n), f->best_of = static_cast<int>(best_of);
   return {};
 }
@@ -220,7 +222,8 @@ std::vector<std::string> IgnoredFields(JsonRef body, const std::vector<std::stri
     const auto is_key = [key](std::string_view other) { return other == key; };
     if (std::any_of(known.begin(), known.end(), is_key)) continue;
     if (std::any_of(std::begin(kCommonFields), std::end(kCommonFields), is_key)) continue;
-    if (std::any_of(std::begin(kRefused), std::end(kRefused), [&](const Refused& r) { return is_key(r.key); }))
+    if (std::any_of(std::begin(kRefused), std::end(kRefused),
+                    [&](const Refused& r) { return is_key(r.key); }))
       continue;
     ignored.push_back(Printable(key.substr(0, kMostBytes)));
   }
@@ -230,7 +233,8 @@ std::vector<std::string> IgnoredFields(JsonRef body, const std::vector<std::stri
 Result<GenerateFields> ParseGenerateFields(JsonRef body, const Limits& limits,
                                            const std::vector<std::string_view>& known) {
   GenerateFields f;
-  for (const Refused& refused : kRefused) NIBBLE_RETURN_IF_ERROR(RefuseField(body, refused.key, refused.reason));
+  for (const Refused& refused : kRefused)
+    NIBBLE_RETURN_IF_ERROR(RefuseField(body, refused.key, refused.reason));
   NIBBLE_ASSIGN(f.model, body.GetStringOr("model", ""));
   NIBBLE_RETURN_IF_ERROR(ParseSampling(body, &f.sampling));
   NIBBLE_RETURN_IF_ERROR(ParseBias(body, limits, &f.sampling));
@@ -247,7 +251,8 @@ Result<GenerateFields> ParseGenerateFields(JsonRef body, const Limits& limits,
   f.priority = static_cast<int>(priority);
   NIBBLE_ASSIGN(const std::string_view salt, body.GetStringOr("cache_salt", ""));
   if (salt.size() > kMaxSaltBytes)
-    return Error(Code::kInvalidArgument, "cache_salt: {} bytes, at most {} are taken", salt.size(), kMaxSaltBytes);
+    return Error(Code::kInvalidArgument, "cache_salt: {} bytes, at most {} are taken", salt.size(),
+                 kMaxSaltBytes);
   f.cache_salt = salt;
   NIBBLE_ASSIGN(f.structured, ParseStructured(body));
   if (f.structured.kind != Structured::Kind::kNone && f.ignore_eos)

@@ -30,9 +30,9 @@ struct HttpResponse {
   Headers headers{};
 };
 
-// Where the answer of one request goes: one Send, or Start, any number of Writes and End. From any thread; the
-// calls for one request must not overlap. Dropping the last reference before the answer is whole closes the
-// connection.
+// Where the answer of one request goes: one Send, or Start, any number of Writes and End. From any thread;
+// the calls for one request must not overlap. Dropping the last reference before the answer is whole closes
+// the connection.
 class Reply {
  public:
   virtual ~Reply() = default;

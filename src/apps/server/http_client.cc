@@ -71,7 +71,8 @@ Status HttpClient::Send(std::string_view bytes) {
 Status HttpClient::SendRequest(std::string_view method, std::string_view path, std::string_view body,
                                std::string_view more_headers) {
   std::string request = fmt::format("{} {} HTTP/1.1\r\nHost: nibble\r\n{}", method, path, more_headers);
-  if (method == "POST") request += fmt::format("Content-Type: application/json\r\nContent-Length: {}\r\n", body.size());
+  if (method == "POST")
+    request += fmt::format("Content-Type: application/json\r\nContent-Length: {}\r\n", body.size());
   return Send(request + "\r\n" + std::string(body));
 }
 

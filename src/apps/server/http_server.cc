@@ -28,14 +28,17 @@ using asio::ip::tcp;
 
 namespace {
 
-constexpr int kSpareFiles = 64;     // beside connections: the model, the log, the listener, ...
+constexpr int kSpareFiles = 64;        // beside connections: the model, the log, the listener, ...
 constexpr double kRetrySeconds = 0.1;  // after accept has failed, as it does without file descriptors
 constexpr auto kPoll = std::chrono::milliseconds(5);
 
 class HttpServerImpl final : public HttpServer {
  public:
   HttpServerImpl(const HttpServerOptions& options, HttpService* service)
-      : context_(std::make_shared<SessionContext>()), work_(asio::make_work_guard(io_)), acceptor_(io_), signals_(io_),
+      : context_(std::make_shared<SessionContext>()),
+        work_(asio::make_work_guard(io_)),
+        acceptor_(io_),
+        signals_(io_),
         retry_(io_) {
     context_->limits = options.limits;
     context_->service = service;
@@ -47,7 +50,8 @@ class HttpServerImpl final : public HttpServer {
 
   std::string address() const override {
     const std::string host = endpoint_.address().to_string();
-    return endpoint_.address().is_v6() ? fmt::format("[{}]:{}", host, port()) : fmt::format("{}:{}", host, port());
+    return endpoint_.address().is_v6() ? fmt::format("[{}]:{}", host, port())
+                                       : fmt::format("{}:{}", host, port());
   }
   uint16_t port() const override { return endpoint_.port(); }
   int WaitForSignal(double seconds) override;
@@ -88,8 +92,8 @@ Status RaiseFileLimit(int connections) {
   if (files.rlim_cur >= wanted) return {};
   files.rlim_cur = std::min(files.rlim_max, wanted);
   if (files.rlim_cur < wanted || setrlimit(RLIMIT_NOFILE, &files) != 0)
-    return Error(Code::kIo, "{} connections need {} open files, but the system allows {} (ulimit -n)", connections,
-                 wanted, files.rlim_max);
+    return Error(Code::kIo, "{} connections need {} open files, but the system allows {} (ulimit -n)",
+                 connections, wanted, files.rlim_max);
   return {};
 }
 
@@ -99,7 +103,8 @@ Status HttpServerImpl::Listen(const HttpServerOptions& options) {
   const auto fail = [&] {
     return Error(Code::kIo, "cannot listen on {}:{}: {}", options.host, options.port, error.message());
   };
-  const auto address = asio::ip::make_address(options.host == "localhost" ? "127.0.0.1" : options.host, error);
+  const auto address =
+      asio::ip::make_address(options.host == "localhost" ? "127.0.0.1" : options.host, error);
   if (error)
     return Error(Code::kInvalidArgument, "--host {}: wanted an IP address, such as 127.0.0.1 or 0.0.0.0",
                  options.host);
@@ -173,7 +178,8 @@ void HttpServerImpl::OnAccept(const boost::system::error_code& error, tcp::socke
   }
   if (context_->connections >= context_->limits.max_connections) {
     constexpr char kFull[] =
-        "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n";
+        "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: "
+        "0\r\n\r\n";
     boost::system::error_code ignored;
     socket.non_blocking(true, ignored);
     socket.write_some(asio::buffer(kFull, sizeof kFull - 1), ignored);
@@ -224,7 +230,8 @@ bool HttpServerImpl::WaitIdle(double seconds) {
 
 }  // namespace
 
-Result<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerOptions& options, HttpService* service) {
+Result<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerOptions& options,
+                                                      HttpService* service) {
   auto server = std::make_unique<HttpServerImpl>(options, service);
   NIBBLE_RETURN_IF_ERROR(server->Listen(options));
   server->Run(options.threads);

@@ -80,11 +80,12 @@ void Session::NextRequest() {
 void Session::Read() {
   const size_t most = state_ == State::kBody ? kBodyReadBytes : kReadBytes;
   // During an answer this bounds what a client may send ahead.
-  if (reading_ || peer_closed_ || buffer_.size() >= context_->limits.max_header_bytes + kBodyReadBytes) return;
+  if (reading_ || peer_closed_ || buffer_.size() >= context_->limits.max_header_bytes + kBodyReadBytes)
+    return;
   reading_ = true;
-  socket_.async_read_some(buffer_.prepare(most), [self = shared_from_this()](const ErrorCode& error, size_t n) {
-    self->OnRead(error, n);
-  });
+  socket_.async_read_some(
+      buffer_.prepare(most),
+      [self = shared_from_this()](const ErrorCode& error, size_t n) { self->OnRead(error, n); });
 }
 
 void Session::OnRead(const ErrorCode& error, size_t bytes) {
@@ -188,9 +189,12 @@ void Session::OnHead() {
   chunked_ = parser_->get().version() >= 11;
   answer_began_ = steady_clock::now();
   switch (CheckHead()) {
-    case 431: return Refuse(431, fmt::format("more than {} headers", context_->limits.max_headers));
-    case 400: return Refuse(400, "wanted one Host header and either Content-Length or Transfer-Encoding: chunked");
-    default: break;
+    case 431:
+      return Refuse(431, fmt::format("more than {} headers", context_->limits.max_headers));
+    case 400:
+      return Refuse(400, "wanted one Host header and either Content-Length or Transfer-Encoding: chunked");
+    default:
+      break;
   }
   common_headers_ = context_->service->CommonHeaders(request_);
   if (auto refused = context_->service->Refuse(request_)) return RefuseWith(*std::move(refused));
@@ -204,7 +208,8 @@ void Session::OnHead() {
 void Session::OnExpect() {
   const auto expected = parser_->get()[http::field::expect];
   if (expected.empty()) return;
-  if (!boost::beast::iequals(expected, "100-continue")) return Refuse(417, "only Expect: 100-continue is known");
+  if (!boost::beast::iequals(expected, "100-continue"))
+    return Refuse(417, "only Expect: 100-continue is known");
   Queue("HTTP/1.1 100 Continue\r\n\r\n");
 }
 
@@ -260,10 +265,14 @@ void Session::ClearDeadline() {
 
 void Session::OnDeadline() {
   switch (state_) {
-    case State::kHead: return Refuse(408, "the headers took too long");
-    case State::kBody: return Refuse(408, "the body took too long");
-    case State::kAnswer: return Gone();  // it takes no bytes
-    default: return Close();
+    case State::kHead:
+      return Refuse(408, "the headers took too long");
+    case State::kBody:
+      return Refuse(408, "the body took too long");
+    case State::kAnswer:
+      return Gone();  // it takes no bytes
+    default:
+      return Close();
   }
 }
 

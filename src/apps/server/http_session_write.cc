@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t kKeptBytes = 64u << 10;  // of an empty buffer
 constexpr size_t kLoggedPathBytes = 200;
-constexpr int kClientGone = 499;          // in the log, as nginx has it
+constexpr int kClientGone = 499;  // in the log, as nginx has it
 
 }  // namespace
 
@@ -45,9 +45,8 @@ void SessionReply::Start(std::string content_type, std::string ping) {
 
 void SessionReply::Write(std::string piece) {
   if (piece.empty() || session_->gone_) return;
-  asio::post(session_->socket_.get_executor(), [session = session_, piece = std::move(piece)] {
-    session->WritePiece(piece);
-  });
+  asio::post(session_->socket_.get_executor(),
+             [session = session_, piece = std::move(piece)] { session->WritePiece(piece); });
 }
 
 void SessionReply::End() {
@@ -152,10 +151,9 @@ void Session::Queue(std::string bytes) {
 void Session::WriteSome() {
   writing_ = true;
   if (state_ == State::kAnswer) SetDeadline(context_->limits.send_seconds);
-  socket_.async_write_some(asio::buffer(outgoing_) + written_,
-                           [self = shared_from_this()](const ErrorCode& error, size_t bytes) {
-                             self->OnWritten(error, bytes);
-                           });
+  socket_.async_write_some(
+      asio::buffer(outgoing_) + written_,
+      [self = shared_from_this()](const ErrorCode& error, size_t bytes) { self->OnWritten(error, bytes); });
 }
 
 void Session::OnWritten(const ErrorCode& error, size_t bytes) {
@@ -208,8 +206,9 @@ void Session::LogAnswer(int status) {
   const std::chrono::duration<double> took = steady_clock::now() - answer_began_;
   Log("info", "request",
       fmt::format(R"("id":"{}","peer":"{}","method":{},"path":{},"status":{},"bytes":{},"seconds":{:.6f}{})",
-                  request_.id, request_.peer, Quoted(request_.method), Quoted(request_.path.substr(0, kLoggedPathBytes)), status, sent_bytes_,
-                  took.count(), log_));
+                  request_.id, request_.peer, Quoted(request_.method),
+                  Quoted(request_.path.substr(0, kLoggedPathBytes)), status, sent_bytes_, took.count(),
+                  log_));
   log_.clear();
 }
 

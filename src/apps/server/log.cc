@@ -41,10 +41,10 @@ void Log(std::string_view level, std::string_view event, std::string_view fields
   const auto now = std::chrono::system_clock::now();
   const auto millis =
       std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count() % 1000;
-  const std::string line = fmt::format(
-      "{{\"time\":\"{:%Y-%m-%dT%H:%M:%S}.{:03}Z\",\"level\":\"{}\",\"event\":\"{}\"{}{}}}\n",
-      fmt::gmtime(std::chrono::system_clock::to_time_t(now)), millis, level, event, fields.empty() ? "" : ",",
-      fields);
+  const std::string line =
+      fmt::format("{{\"time\":\"{:%Y-%m-%dT%H:%M:%S}.{:03}Z\",\"level\":\"{}\",\"event\":\"{}\"{}{}}}\n",
+                  fmt::gmtime(std::chrono::system_clock::to_time_t(now)), millis, level, event,
+                  fields.empty() ? "" : ",", fields);
   // One write a line, so lines of threads do not mix. There is nobody to tell when it fails.
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
 }

@@ -47,7 +47,8 @@ class Writer {
  private:
   void Line(std::string_view name, std::string_view type, std::string_view help, std::string_view value,
             std::string_view labels) {
-    if (name != last_) out_ += fmt::format("# HELP nibble:{} {}\n# TYPE nibble:{} {}\n", name, help, name, type);
+    if (name != last_)
+      out_ += fmt::format("# HELP nibble:{} {}\n# TYPE nibble:{} {}\n", name, help, name, type);
     last_ = name;
     out_ += fmt::format("nibble:{}{{{}{}{}}} {}\n", name, model_, labels.empty() ? "" : ",", labels, value);
   }
@@ -91,7 +92,8 @@ void WriteCounters(const Metrics& metrics, const ServingStats& s, Writer* w) {
                fmt::format("finished_reason=\"{}\"", FinishLabel(i)));
   w->Counter("requests_refused_total", "Requests that the full queue refused.", s.refused);
   w->Counter("num_preemptions_total", "Times that a request lost its pages and came back.", s.preemptions);
-  w->Counter("prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", s.prefix_queried_tokens);
+  w->Counter("prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.",
+             s.prefix_queried_tokens);
   w->Counter("prefix_cache_hits_total", "Prompt tokens found there.", s.prefix_hit_tokens);
   w->Counter("spec_decode_num_draft_tokens_total", "Tokens guessed by prompt lookup.", s.drafted);
   w->Counter("spec_decode_num_accepted_tokens_total", "Guesses that were right.", s.accepted);
@@ -106,7 +108,8 @@ void WriteCounters(const Metrics& metrics, const ServingStats& s, Writer* w) {
 }  // namespace
 
 void Histogram::Observe(double value, uint64_t times) {
-  const size_t i = static_cast<size_t>(std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin());
+  const size_t i =
+      static_cast<size_t>(std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin());
   counts_[i].fetch_add(times, std::memory_order_relaxed);
   sum_.fetch_add(value * static_cast<double>(times), std::memory_order_relaxed);
 }
@@ -116,7 +119,8 @@ void Histogram::Take(std::span<const uint64_t> counts, double sum) {
   sum_ = sum;
 }
 
-void Histogram::Write(std::string_view name, std::string_view help, std::string_view labels, std::string* out) const {
+void Histogram::Write(std::string_view name, std::string_view help, std::string_view labels,
+                      std::string* out) const {
   *out += fmt::format("# HELP nibble:{} {}\n# TYPE nibble:{} histogram\n", name, help, name);
   uint64_t below = 0;
   for (size_t i = 0; i < counts_.size(); ++i) {
@@ -129,10 +133,10 @@ void Histogram::Write(std::string_view name, std::string_view help, std::string_
 }
 
 Metrics::Metrics()
-    : time_to_first_token({0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20,
-                           40, 80, 160, 640, 2560}),
-      inter_token_latency({0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1,
-                           2.5, 5, 7.5, 10, 20, 40, 80}),
+    : time_to_first_token({0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+                           1,     2.5,   5,    7.5,  10,   20,   40,   80,  160,  640, 2560}),
+      inter_token_latency({0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3,
+                           0.4,   0.5,    0.75,  1,    2.5,   5,    7.5,   10,  20,   40,  80}),
       e2e_latency(RequestSeconds()),
       queue_time(RequestSeconds()),
       prefill_time(RequestSeconds()),

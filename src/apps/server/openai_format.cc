@@ -27,8 +27,8 @@ class OpenAiFormat : public Format {
   virtual const char* ChunkName() const = 0;
 
   std::string Frame(const char* object, std::string_view choices, std::string_view usage) const {
-    return fmt::format(R"({{"id":"{}","object":"{}","created":{},"model":{},"choices":{}{}}})", head_.id, object,
-                       head_.created, Quoted(head_.model), choices,
+    return fmt::format(R"({{"id":"{}","object":"{}","created":{},"model":{},"choices":{}{}}})", head_.id,
+                       object, head_.created, Quoted(head_.model), choices,
                        usage.empty() ? "" : fmt::format(R"(,"usage":{})", usage));
   }
   std::string Chunk(std::string_view choice) const {
@@ -63,7 +63,8 @@ class ChatFormat final : public OpenAiFormat {
       std::string message = fmt::format(R"({{"role":"assistant","content":{},"refusal":null)",
                                         no_content ? "null" : Quoted(content));
       if (!rest.calls.empty())
-        message += fmt::format(R"(,"tool_calls":{})", ToolCallsJson(rest.calls, head().id, /*indexed=*/false));
+        message +=
+            fmt::format(R"(,"tool_calls":{})", ToolCallsJson(rest.calls, head().id, /*indexed=*/false));
       list += fmt::format(R"({}{{"index":{},"message":{}}},"logprobs":{},"finish_reason":{}}})",
                           list.empty() ? "" : ",", choice.index, message,
                           head().logprobs ? head().words->ChatLogprobs(choice.logprobs) : "null",
@@ -102,9 +103,10 @@ class ChatFormat final : public OpenAiFormat {
 
  private:
   const char* ChunkName() const override { return "chat.completion.chunk"; }
-  static std::string Item(int index, std::string_view delta, std::string_view logprobs, std::string_view finish) {
-    return fmt::format(R"({{"index":{},"delta":{},"logprobs":{},"finish_reason":{}}})", index, delta, logprobs,
-                       finish);
+  static std::string Item(int index, std::string_view delta, std::string_view logprobs,
+                          std::string_view finish) {
+    return fmt::format(R"({{"index":{},"delta":{},"logprobs":{},"finish_reason":{}}})", index, delta,
+                       logprobs, finish);
   }
 
   std::vector<ToolText> texts_;  // by choice
@@ -149,8 +151,10 @@ class CompletionFormat final : public OpenAiFormat {
     if (!begun_[i] && (!choice.tokens.empty() || choice.finish)) {
       begun_[i] = true;
       text = EchoedText(choice) + text;
-      if (!echo_.empty()) entries.insert(entries.begin(), choice.prompt_logprobs.begin(), choice.prompt_logprobs.end());
-      if (head().logprobs) logprobs = head().words->CompletionLogprobs(entries, FirstToken(choice), &offsets_[i]);
+      if (!echo_.empty())
+        entries.insert(entries.begin(), choice.prompt_logprobs.begin(), choice.prompt_logprobs.end());
+      if (head().logprobs)
+        logprobs = head().words->CompletionLogprobs(entries, FirstToken(choice), &offsets_[i]);
     } else if (head().logprobs && !entries.empty()) {
       logprobs = head().words->CompletionLogprobs(entries, -1, &offsets_[i]);
     }
@@ -161,12 +165,14 @@ class CompletionFormat final : public OpenAiFormat {
  private:
   const char* ChunkName() const override { return "text_completion"; }
 
-  static std::string Item(int index, std::string_view text, std::string_view logprobs, std::string_view finish,
-                          std::string_view more) {
+  static std::string Item(int index, std::string_view text, std::string_view logprobs,
+                          std::string_view finish, std::string_view more) {
     return fmt::format(R"({{"index":{},"text":{},"logprobs":{},"finish_reason":{}{}}})", index, Quoted(text),
                        logprobs, finish, more);
   }
-  std::string EchoedText(const Choice& choice) const { return echo_.empty() ? "" : echo_[choice.prompt].text; }
+  std::string EchoedText(const Choice& choice) const {
+    return echo_.empty() ? "" : echo_[choice.prompt].text;
+  }
   int32_t FirstToken(const Choice& choice) const {
     return echo_.empty() ? -1 : echo_[choice.prompt].first_token;
   }

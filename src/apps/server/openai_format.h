@@ -16,7 +16,7 @@ struct AnswerHead {
   std::string id, model;
   int64_t created = 0;  // seconds since 1970
   int choices = 1;
-  bool include_usage = false;     // a last chunk with the usage
+  bool include_usage = false;  // a last chunk with the usage
   bool logprobs = false;
   const TokenWords* words = nullptr;
 };

@@ -57,7 +57,8 @@ Result<std::vector<Prompt>> ParsePrompts(JsonRef body, std::string_view key, siz
   std::vector<Prompt> prompts;
   const bool list = value.is_array() && value.size() > 0 && (value[0].is_array() || value[0].is_string());
   if (list && value.size() > most)
-    return Error(Code::kInvalidArgument, "{}: {} prompts, at most {} are taken", value.Where(), value.size(), most);
+    return Error(Code::kInvalidArgument, "{}: {} prompts, at most {} are taken", value.Where(), value.size(),
+                 most);
   for (size_t i = 0; i < (list ? value.size() : 1); ++i) {
     const JsonRef item = list ? value[i] : value;
     if (list && item.type() != value[0].type())
@@ -75,12 +76,13 @@ Result<CompletionRequest> ParseCompletionRequest(JsonRef body, const Limits& lim
   GenerateFields& f = request.fields;
   NIBBLE_RETURN_IF_ERROR(ParseCompletionLogprobs(body, limits, &f));
   NIBBLE_ASSIGN(f.max_tokens, ParseMaxTokens(body, "max_tokens"));
-  NIBBLE_ASSIGN(request.prompts, ParsePrompts(body, "prompt", static_cast<size_t>(limits.max_queued_requests)));
+  NIBBLE_ASSIGN(request.prompts,
+                ParsePrompts(body, "prompt", static_cast<size_t>(limits.max_queued_requests)));
   NIBBLE_ASSIGN(request.echo, body.GetBoolOr("echo", false));
-  if (request.echo && f.best_of > f.n)
-    return Error(Code::kInvalidArgument, "echo: wanted without best_of");
+  if (request.echo && f.best_of > f.n) return Error(Code::kInvalidArgument, "echo: wanted without best_of");
   if (f.max_tokens == 0 && !request.echo && f.prompt_logprobs < 0)
-    return Error(Code::kInvalidArgument, "max_tokens: 0 leaves nothing to answer without echo or prompt_logprobs");
+    return Error(Code::kInvalidArgument,
+                 "max_tokens: 0 leaves nothing to answer without echo or prompt_logprobs");
   return request;
 }
 
@@ -88,11 +90,11 @@ Result<ChatRequest> ParseChatRequest(JsonRef body, const Limits& limits) {
   ChatRequest request;
   NIBBLE_ASSIGN(
       request.fields,
-      ParseGenerateFields(body, limits,
-                          {"messages", "tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs",
-                           "max_tokens", "max_completion_tokens", "add_generation_prompt",
-                           "continue_final_message", "chat_template_kwargs", "documents", "modalities", "store",
-                           "reasoning_effort", "service_tier"}));
+      ParseGenerateFields(
+          body, limits,
+          {"messages", "tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs",
+           "max_tokens", "max_completion_tokens", "add_generation_prompt", "continue_final_message",
+           "chat_template_kwargs", "documents", "modalities", "store", "reasoning_effort", "service_tier"}));
   GenerateFields& f = request.fields;
   NIBBLE_RETURN_IF_ERROR(RefuseField(body, "store", "nothing is stored here"));
   NIBBLE_RETURN_IF_ERROR(ParseChatLogprobs(body, limits, &f));

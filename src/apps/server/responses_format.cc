@@ -41,10 +41,11 @@ class ResponseFormat final : public Format {
                    fmt::format(R"({},"delta":{},"logprobs":[])", Place(), Quoted(piece)));
     if (!choice.finish) return out;
     if (open_) {
-      out += Event("response.output_text.done", fmt::format(R"({},"text":{},"logprobs":[])", Place(), Quoted(text_)));
+      out += Event("response.output_text.done",
+                   fmt::format(R"({},"text":{},"logprobs":[])", Place(), Quoted(text_)));
       out += Event("response.content_part.done", fmt::format(R"({},"part":{})", Place(), Part(text_)));
-      out += Event("response.output_item.done",
-                   fmt::format(R"("output_index":0,"item":{})", MessageItem(StatusOf(choice), /*empty=*/false)));
+      out += Event("response.output_item.done", fmt::format(R"("output_index":0,"item":{})",
+                                                            MessageItem(StatusOf(choice), /*empty=*/false)));
     }
     for (size_t i = 0; i < rest_.calls.size(); ++i) out += CallEvents(i);
     return out;
@@ -57,12 +58,14 @@ class ResponseFormat final : public Format {
   }
 
   std::string Error(int http_status, std::string_view message) override {
-    return Event("error", fmt::format(R"("code":"{}","message":{},"param":null)", http_status, Quoted(message)));
+    return Event("error",
+                 fmt::format(R"("code":"{}","message":{},"param":null)", http_status, Quoted(message)));
   }
 
  private:
   std::string Event(std::string_view type, std::string_view fields) {
-    return SseEvent(type, fmt::format(R"({{"type":"{}","sequence_number":{},{}}})", type, sequence_++, fields));
+    return SseEvent(type,
+                    fmt::format(R"({{"type":"{}","sequence_number":{},{}}})", type, sequence_++, fields));
   }
   static const char* StatusOf(const Choice& choice) {
     return *choice.finish == FinishReason::kStop ? "completed" : "incomplete";
@@ -89,9 +92,11 @@ class ResponseFormat final : public Format {
     const std::string& arguments = rest_.calls[i].arguments;
     return Event("response.output_item.added",
                  fmt::format(R"("output_index":{},"item":{})", index, CallItem(i, "in_progress", ""))) +
-           Event("response.function_call_arguments.delta", fmt::format(R"({},"delta":{})", place, Quoted(arguments))) +
+           Event("response.function_call_arguments.delta",
+                 fmt::format(R"({},"delta":{})", place, Quoted(arguments))) +
            Event("response.function_call_arguments.done",
-                 fmt::format(R"({},"name":{},"arguments":{})", place, Quoted(rest_.calls[i].name), Quoted(arguments))) +
+                 fmt::format(R"({},"name":{},"arguments":{})", place, Quoted(rest_.calls[i].name),
+                             Quoted(arguments))) +
            Event("response.output_item.done",
                  fmt::format(R"("output_index":{},"item":{})", index, CallItem(i, "completed", arguments)));
   }
@@ -108,18 +113,21 @@ class ResponseFormat final : public Format {
     const bool length = choice && *choice->finish == FinishReason::kLength;
     const std::string details =
         choice && *choice->finish != FinishReason::kStop
-            ? fmt::format(R"({{"reason":"{}"}})", length ? "max_output_tokens" : OpenAiFinish(*choice->finish))
+            ? fmt::format(R"({{"reason":"{}"}})",
+                          length ? "max_output_tokens" : OpenAiFinish(*choice->finish))
             : "null";
     const std::string used =
-        usage ? fmt::format(
-                    R"({{"input_tokens":{},"input_tokens_details":{{"cached_tokens":{}}},"output_tokens":{},"output_tokens_details":{{"reasoning_tokens":0}},"total_tokens":{}}})",
-                    usage->prompt_tokens, usage->cached_tokens, usage->new_tokens,
-                    usage->prompt_tokens + usage->new_tokens)
-              : "null";
+        usage
+            ? fmt::format(
+                  R"({{"input_tokens":{},"input_tokens_details":{{"cached_tokens":{}}},"output_tokens":{},"output_tokens_details":{{"reasoning_tokens":0}},"total_tokens":{}}})",
+                  usage->prompt_tokens, usage->cached_tokens, usage->new_tokens,
+                  usage->prompt_tokens + usage->new_tokens)
+            : "null";
     return fmt::format(
         R"({{"id":"{}","object":"response","created_at":{},"status":"{}","error":null,"incomplete_details":{},"instructions":null,"max_output_tokens":{},"model":{},"output":[{}],"parallel_tool_calls":true,"previous_response_id":null,"store":false,"temperature":{},"top_p":{},"text":{{"format":{{"type":"text"}}}},"tool_choice":"auto","tools":[],"truncation":"disabled","usage":{},"metadata":{{}}}})",
-        head_.id, head_.created, status, details, head_.max_tokens ? std::to_string(*head_.max_tokens) : "null",
-        Quoted(head_.model), choice ? Output(*choice) : "", head_.temperature, head_.top_p, used);
+        head_.id, head_.created, status, details,
+        head_.max_tokens ? std::to_string(*head_.max_tokens) : "null", Quoted(head_.model),
+        choice ? Output(*choice) : "", head_.temperature, head_.top_p, used);
   }
 
   ResponseHead head_;

@@ -14,8 +14,9 @@ Status AddItem(JsonRef item, jinja::Values* messages) {
     NIBBLE_ASSIGN(std::string_view role, item.GetString("role"));
     if (role == "developer") role = "system";
     if (role != "system" && role != "user" && role != "assistant")
-      return Error(Code::kInvalidArgument, "{}.role: wanted system, developer, user or assistant, found \"{}\"",
-                   item.Where(), Printable(role.substr(0, 64)));
+      return Error(Code::kInvalidArgument,
+                   "{}.role: wanted system, developer, user or assistant, found \"{}\"", item.Where(),
+                   Printable(role.substr(0, 64)));
     NIBBLE_ASSIGN(const JsonRef content, item.Get("content"));
     NIBBLE_ASSIGN(std::string text, ContentText(content));
     messages->push_back(ChatMessage(std::string(role), std::move(text)));
@@ -35,8 +36,9 @@ Status AddItem(JsonRef item, jinja::Values* messages) {
     messages->push_back(ToolResult(id, std::move(text)));
     return {};
   }
-  return Error(Code::kUnsupported, "{}.type: wanted message, function_call or function_call_output, found \"{}\"",
-               item.Where(), Printable(type.substr(0, 64)));
+  return Error(Code::kUnsupported,
+               "{}.type: wanted message, function_call or function_call_output, found \"{}\"", item.Where(),
+               Printable(type.substr(0, 64)));
 }
 
 Status ParseInput(JsonRef body, const Limits& limits, ChatConversation* chat) {
@@ -46,7 +48,8 @@ Status ParseInput(JsonRef body, const Limits& limits, ChatConversation* chat) {
   NIBBLE_ASSIGN(const JsonRef input, body.Get("input"));
   if (input.is_string()) {
     messages.push_back(ChatMessage("user", std::string(*input.String())));
-  } else if (!input.is_array() || input.size() == 0 || input.size() > static_cast<size_t>(limits.max_messages)) {
+  } else if (!input.is_array() || input.size() == 0 ||
+             input.size() > static_cast<size_t>(limits.max_messages)) {
     return Error(Code::kInvalidArgument, "{}: wanted a text or an array of 1 to {} items", input.Where(),
                  limits.max_messages);
   }
@@ -108,19 +111,23 @@ Status ParseTextFormat(JsonRef body, GenerateFields* f) {
 
 Result<ChatRequest> ParseResponsesRequest(JsonRef body, const Limits& limits) {
   ChatRequest request;
-  NIBBLE_ASSIGN(request.fields,
-                ParseGenerateFields(body, limits,
-                                    {"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text",
-                                     "store", "previous_response_id", "conversation", "background", "truncation",
-                                     "parallel_tool_calls", "include", "reasoning", "service_tier",
-                                     "chat_template_kwargs", "prompt_cache_key", "safety_identifier"}));
+  NIBBLE_ASSIGN(
+      request.fields,
+      ParseGenerateFields(body, limits,
+                          {"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text",
+                           "store", "previous_response_id", "conversation", "background", "truncation",
+                           "parallel_tool_calls", "include", "reasoning", "service_tier",
+                           "chat_template_kwargs", "prompt_cache_key", "safety_identifier"}));
   GenerateFields& f = request.fields;
-  NIBBLE_RETURN_IF_ERROR(RefuseField(body, "store", "nothing is stored here: send store: false or leave it out"));
-  NIBBLE_RETURN_IF_ERROR(RefuseField(body, "previous_response_id", "nothing is stored here: send the whole input"));
+  NIBBLE_RETURN_IF_ERROR(
+      RefuseField(body, "store", "nothing is stored here: send store: false or leave it out"));
+  NIBBLE_RETURN_IF_ERROR(
+      RefuseField(body, "previous_response_id", "nothing is stored here: send the whole input"));
   NIBBLE_RETURN_IF_ERROR(RefuseField(body, "conversation", "nothing is stored here: send the whole input"));
   NIBBLE_RETURN_IF_ERROR(RefuseField(body, "background", "an answer comes at once here"));
   NIBBLE_ASSIGN(const std::string_view truncation, body.GetStringOr("truncation", "disabled"));
-  if (truncation != "disabled") return Error(Code::kUnsupported, "truncation: a conversation is taken whole or refused");
+  if (truncation != "disabled")
+    return Error(Code::kUnsupported, "truncation: a conversation is taken whole or refused");
   const auto max_tokens = body.Find("max_output_tokens");
   if (max_tokens && !max_tokens->is_null()) {
     NIBBLE_ASSIGN(const int64_t tokens, max_tokens->Int(1, kMaxTokenCount));

@@ -45,8 +45,8 @@ Result<std::unique_ptr<ServedModel>> ServedModel::Make(ServingEngine* engine, co
 Status ServedModel::CheckName(const std::string& name) const {
   constexpr size_t kShown = 100;
   if (name.empty() || name == name_) return {};
-  return Error(Code::kNotFound, "model: \"{}\" is not served here, \"{}\" is", Printable(name.substr(0, kShown)),
-               name_);
+  return Error(Code::kNotFound, "model: \"{}\" is not served here, \"{}\" is",
+               Printable(name.substr(0, kShown)), name_);
 }
 
 Result<std::vector<int32_t>> ServedModel::Encode(const Prompt& prompt, SpecialTokens special) const {
@@ -56,8 +56,8 @@ Result<std::vector<int32_t>> ServedModel::Encode(const Prompt& prompt, SpecialTo
   } else {
     const std::string& text = std::get<std::string>(prompt);
     if (text.size() / longest_token_ >= static_cast<size_t>(context_))
-      return Error(Code::kInvalidArgument, "the prompt of {} bytes has more tokens than the context of {}", text.size(),
-                   context_);
+      return Error(Code::kInvalidArgument, "the prompt of {} bytes has more tokens than the context of {}",
+                   text.size(), context_);
     NIBBLE_ASSIGN(ids, engine_->tokenizer().Encode(text, special));
   }
   if (ids.empty()) return Error(Code::kInvalidArgument, "the prompt has no tokens");
@@ -78,7 +78,8 @@ Result<std::string> ServedModel::RenderChat(const ChatConversation& chat) const 
   last = last.substr(0, end == last.npos ? 0 : end + 1);
   const size_t at = text.rfind(last);
   if (at == text.npos || last.empty())
-    return Error(Code::kInvalidArgument, "continue_final_message: the template does not show the last message");
+    return Error(Code::kInvalidArgument,
+                 "continue_final_message: the template does not show the last message");
   text.resize(at + last.size());
   return text;
 }

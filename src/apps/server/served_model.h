@@ -20,8 +20,8 @@ class ServedModel {
  public:
   // `name`: what clients call the model; "": the last part of the folder. `template_file`: "" takes the
   // model's own template, where it has one. The engine outlives this.
-  static Result<std::unique_ptr<ServedModel>> Make(ServingEngine* engine, const std::string& dir, std::string name,
-                                                   const std::string& template_file);
+  static Result<std::unique_ptr<ServedModel>> Make(ServingEngine* engine, const std::string& dir,
+                                                   std::string name, const std::string& template_file);
 
   ServingEngine& engine() const { return *engine_; }
   const std::string& name() const { return name_; }

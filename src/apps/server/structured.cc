@@ -27,7 +27,8 @@ class Reader {
     if (kind == Kind::kSchema) return Schema(value);
     if (kind == Kind::kChoice) return Choices(value);
     NIBBLE_ASSIGN(const std::string_view text, value.String());
-    if (text.empty()) return Error(Code::kInvalidArgument, "{}: empty, which describes no text", value.Where());
+    if (text.empty())
+      return Error(Code::kInvalidArgument, "{}: empty, which describes no text", value.Where());
     got_.text = text;
     return {};
   }

@@ -14,13 +14,13 @@ namespace nibble::server {
 struct Structured {
   enum class Kind : uint8_t { kNone, kSchema, kRegex, kGrammar, kChoice };
   Kind kind = Kind::kNone;
-  std::string field;                  // where it stood, for messages
-  std::string text;                   // schema, pattern or GBNF
+  std::string field;                   // where it stood, for messages
+  std::string text;                    // schema, pattern or GBNF
   std::vector<std::string> choices{};  // of kChoice
 };
 
-// Reads response_format, structured_outputs, guided_json, guided_regex, guided_grammar, guided_choice, grammar
-// and json_schema. kInvalidArgument when more than one is given.
+// Reads response_format, structured_outputs, guided_json, guided_regex, guided_grammar, guided_choice,
+// grammar and json_schema. kInvalidArgument when more than one is given.
 Result<Structured> ParseStructured(JsonRef body);
 
 // Null without one. kInvalidArgument names the field and why it cannot be compiled within GrammarLimits.

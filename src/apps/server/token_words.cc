@@ -23,7 +23,8 @@ size_t CountChars(std::string_view bytes) {
 std::string ByteList(std::string_view bytes) {
   std::string out = "[";
   for (const char c : bytes)
-    out += fmt::format("{}{}", out.size() > 1 ? "," : "", static_cast<unsigned>(static_cast<unsigned char>(c)));
+    out +=
+        fmt::format("{}{}", out.size() > 1 ? "," : "", static_cast<unsigned>(static_cast<unsigned char>(c)));
   return out + "]";
 }
 
@@ -44,15 +45,17 @@ TokenWords::TokenWords(const Tokenizer& tokenizer) : bytes_(static_cast<size_t>(
 }
 
 std::string_view TokenWords::Bytes(int32_t id) const {
-  return id >= 0 && static_cast<size_t>(id) < bytes_.size() ? std::string_view(bytes_[static_cast<size_t>(id)])
-                                                            : std::string_view();
+  return id >= 0 && static_cast<size_t>(id) < bytes_.size()
+             ? std::string_view(bytes_[static_cast<size_t>(id)])
+             : std::string_view();
 }
 
 std::string TokenWords::Word(int32_t id) const {
   const std::string_view bytes = Bytes(id);
   if (FindInvalidUtf8(bytes) == bytes.npos) return Quoted(bytes);
   std::string out = "\"bytes:";
-  for (const char c : bytes) out += fmt::format("\\\\x{:02x}", static_cast<unsigned>(static_cast<unsigned char>(c)));
+  for (const char c : bytes)
+    out += fmt::format("\\\\x{:02x}", static_cast<unsigned>(static_cast<unsigned char>(c)));
   return out + '"';
 }
 
@@ -103,8 +106,8 @@ std::string TokenWords::CompletionLogprobs(std::span<const TokenEntry> entries, 
       top += fmt::format("{}{}:{}", seen.empty() ? "" : ",", word, LogprobText(entry.token.logprob));
     add(entry.token.id, LogprobText(entry.token.logprob), top + "}");
   }
-  return fmt::format(R"({{"tokens":[{}],"token_logprobs":[{}],"top_logprobs":[{}],"text_offset":[{}]}})", tokens,
-                     logprobs, tops, offsets);
+  return fmt::format(R"({{"tokens":[{}],"token_logprobs":[{}],"top_logprobs":[{}],"text_offset":[{}]}})",
+                     tokens, logprobs, tops, offsets);
 }
 
 }  // namespace nibble::server

@@ -22,7 +22,8 @@ class TokenWords {
   // "logprobs" of a chat: {"content": [{"token", "logprob", "bytes", "top_logprobs"}]}.
   std::string ChatLogprobs(std::span<const TokenEntry> entries) const;
   // "logprobs" of a completion: {"tokens", "token_logprobs", "top_logprobs", "text_offset"}. `first`: a token
-  // before `entries` that has no logprob, -1 for none. `offset`: characters before them in the answer's text; moves on.
+  // before `entries` that has no logprob, -1 for none. `offset`: characters before them in the answer's text;
+  // moves on.
   std::string CompletionLogprobs(std::span<const TokenEntry> entries, int32_t first, size_t* offset) const;
 
  private:

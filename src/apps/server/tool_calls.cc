@@ -52,9 +52,12 @@ ToolSyntax DetectToolSyntax(const ChatTemplate& chat) {
   const auto text = [](const char* word) { return Value::String(word); };
   Value arguments = Value::Dict({{text("x"), text("y")}});
   Value function = Value::Dict({{text("name"), text(kProbe)}, {text("arguments"), std::move(arguments)}});
-  Value call = Value::Dict({{text("id"), text("abcdefghi")}, {text("type"), text("function")}, {text("function"), std::move(function)}});
-  Value past = Value::Dict(
-      {{text("role"), text("assistant")}, {text("content"), text("")}, {text("tool_calls"), Value::List({std::move(call)})}});
+  Value call = Value::Dict({{text("id"), text("abcdefghi")},
+                            {text("type"), text("function")},
+                            {text("function"), std::move(function)}});
+  Value past = Value::Dict({{text("role"), text("assistant")},
+                            {text("content"), text("")},
+                            {text("tool_calls"), Value::List({std::move(call)})}});
   ChatInput input;
   input.messages = Value::List({ChatMessage("user", "x"), std::move(past)});
   const auto rendered = chat.Render(input);
@@ -114,9 +117,10 @@ ToolText::Rest ToolText::Finish() {
 std::string ToolCallsJson(const std::vector<ToolCall>& calls, std::string_view answer_id, bool indexed) {
   std::string out = "[";
   for (size_t i = 0; i < calls.size(); ++i) {
-    out += fmt::format(R"({}{{{}"id":"call_{}_{}","type":"function","function":{{"name":{},"arguments":{}}}}})",
-                       i > 0 ? "," : "", indexed ? fmt::format("\"index\":{},", i) : "", answer_id, i,
-                       Quoted(calls[i].name), Quoted(calls[i].arguments));
+    out +=
+        fmt::format(R"({}{{{}"id":"call_{}_{}","type":"function","function":{{"name":{},"arguments":{}}}}})",
+                    i > 0 ? "," : "", indexed ? fmt::format("\"index\":{},", i) : "", answer_id, i,
+                    Quoted(calls[i].name), Quoted(calls[i].arguments));
   }
   return out + "]";
 }
@@ -134,13 +138,18 @@ Result<std::shared_ptr<Constraint>> ToolConstraint(ToolSyntax syntax, const std:
   schema += "]}";
   auto compiled = CompileJsonSchema(schema);
   if (!compiled.ok())
-    return Error(Code::kInvalidArgument, "tools: the parameters cannot be compiled: {}", compiled.status().message());
+    return Error(Code::kInvalidArgument, "tools: the parameters cannot be compiled: {}",
+                 compiled.status().message());
   Grammar& grammar = compiled->grammar;
   const bool array = syntax == ToolSyntax::kArray, tagged = syntax == ToolSyntax::kTagged;
   const int root = grammar.AddRule("tool call");
-  grammar.Define(root, grammar.Sequence({grammar.Literal(tagged ? "<tool_call>\n" : array ? "[" : ""),
+  grammar.Define(root, grammar.Sequence({grammar.Literal(tagged  ? "<tool_call>\n"
+                                                         : array ? "["
+                                                                 : ""),
                                          grammar.Call(grammar.root()),
-                                         grammar.Literal(tagged ? "\n</tool_call>" : array ? "]" : "")}));
+                                         grammar.Literal(tagged  ? "\n</tool_call>"
+                                                         : array ? "]"
+                                                                 : "")}));
   grammar.SetRoot(root);
   return Constraint::Make(grammar, std::move(trie));
 }

@@ -12,7 +12,8 @@
 
 namespace nibble::server {
 
-// kNone: no tools were given, the text is what it is. kTagged (Hermes, Qwen): <tool_call>{"name", "arguments"}
+// kNone: no tools were given, the text is what it is. kTagged (Hermes, Qwen): <tool_call>{"name",
+// "arguments"}
 // </tool_call>. kArray (Mistral): [{"name", "arguments"}], perhaps behind [TOOL_CALLS]. kObject (Llama 3):
 // {"name", "parameters"}.
 enum class ToolSyntax : uint8_t { kNone, kTagged, kArray, kObject };
