@@ -218,7 +218,11 @@ TEST(Server, BadRequestsHaveTheirStatus) {
   EXPECT_EQ(server.Call("GET", "/%2e%2e/metrics").status, 404);
   const std::string head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\n";
   EXPECT_EQ(server.Raw(head + "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}"), 415);
-  EXPECT_EQ(server.Raw(head + "Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"), 415);
+  EXPECT_EQ(server.Raw(head + "Content-Length: 2\r\n\r\n{}"), 415);
+  EXPECT_EQ(
+      server.Raw(head +
+                 "Content-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"),
+      415);
   const json error =
       json::parse(server.Call("POST", "/v1/completions", R"({"prompt":"x","n":0})").body)["error"];
   EXPECT_EQ(error["param"], "n");
@@ -228,7 +232,7 @@ TEST(Server, BytesThatAreNoRequest) {
   Config setup;
   setup.http.limits.max_body_bytes = 1 << 20;
   const Running server(setup);
-  const std::string post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\n",
+  const std::string post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n",
                     chunked = post + "Transfer-Encoding: chunked\r\n\r\n";
   struct Case {
     std::string bytes;
@@ -272,9 +276,12 @@ TEST(Server, SlowClientsAreTimedOut) {
   HttpClient head = server.Connect(), body = server.Connect(), idle = server.Connect(),
              expect = server.Connect();
   ASSERT_TRUE(head.Send("GET / HT").ok());
-  ASSERT_TRUE(body.Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{").ok());
+  ASSERT_TRUE(body.Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: "
+                        "application/json\r\nContent-Length: 10\r\n\r\n{")
+                  .ok());
   ASSERT_TRUE(expect
-                  .Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: "
+                  .Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: "
+                        "application/json\r\nExpect: 100-continue\r\nContent-Length: "
                         "10\r\n\r\n")
                   .ok());
   EXPECT_EQ(head.Read()->status, 408);
@@ -287,7 +294,9 @@ TEST(Server, BodiesInSmallChunksAndPipelines) {
   const Running server;
   HttpClient client = server.Connect();
   const std::string body = Completion(3);
-  std::string request = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+  std::string request =
+      "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: "
+      "chunked\r\n\r\n";
   for (size_t i = 0; i < body.size(); i += 6)
     request += fmt::format("{:x}\r\n{}\r\n", std::min<size_t>(6, body.size() - i), body.substr(i, 6));
   request += "0\r\n\r\n";

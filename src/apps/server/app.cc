@@ -93,7 +93,8 @@ std::optional<HttpResponse> App::Refuse(const HttpRequest& head) {
 std::optional<HttpResponse> App::RefusePost(const HttpRequest& head, const Route& route) const {
   if (!head.content_encoding.empty() && head.content_encoding != "identity")
     return ErrorResponse(415, "bodies are not unpacked here: send no Content-Encoding", route.dialect);
-  if (!head.content_type.empty() && !IsJson(head.content_type))
+  // Also a fence: a page of another origin may post other types without asking first.
+  if (!IsJson(head.content_type))
     return ErrorResponse(415, "wanted Content-Type: application/json", route.dialect);
   if (draining_) return ErrorResponse(503, "the server is going down", route.dialect);
   return std::nullopt;
