@@ -417,9 +417,10 @@ TEST(Server, BusyIs429AndFailureIs500) {
   server.engine.fail_next = true;
   EXPECT_EQ(server.Call("POST", "/v1/completions", Completion(2)).status, 500);
   server.engine.fail_next = true;
-  const auto events = Events(server.Call("POST", "/v1/completions", Completion(2, R"("stream":true)")).body);
-  ASSERT_EQ(events.size(), 2u);
-  EXPECT_TRUE(json::parse(events[0]).contains("error"));
+  // Before the stream began it is a status, in the stream an event.
+  const ClientResponse failed = server.Call("POST", "/v1/completions", Completion(2, R"("stream":true)"));
+  const auto events = Events(failed.body);
+  EXPECT_TRUE(json::parse(failed.status == 500 ? failed.body : events.at(0)).contains("error"));
   EXPECT_EQ(server.Call("POST", "/v1/completions", Completion(2)).status, 200);
 }
 

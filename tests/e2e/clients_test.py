@@ -38,17 +38,15 @@ class Server:
             file.write(TEMPLATE)
         self.process = subprocess.Popen(
             [nibble, "serve", "-m", model, "-a", "novelist", "--port", "0", "--api-key", KEY, "--no-log",
-             "--chat-template-file", template], stderr=subprocess.PIPE, text=True)
-        for line in self.process.stderr:
-            if found := re.search(r"http://([0-9.:]+)", line):
-                self.url = f"http://{found[1]}"
-                return
-        raise SystemExit("the server did not start")
+             "--chat-template-file", template], stdout=subprocess.PIPE, text=True)
+        self.url = self.process.stdout.readline().strip()  # the server answers from here on
+        if not self.url:
+            raise SystemExit("the server did not start")
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(timeout=30)
-        self.process.stderr.close()
+        self.process.stdout.close()
         return code
 
 

@@ -81,8 +81,9 @@ Result<int> Serve(const ServeOptions& o) {
   NIBBLE_ASSIGN(const std::unique_ptr<server::HttpServer> http, server::HttpServer::Start(o.http, &app));
   app.SetConnections([&http] { return http->connections(); });
   if (!o.common.quiet)
-    fmt::print(stderr, "nibble: {} ({}) at http://{}, loaded in {:.2f} s, {} KV tokens\n", model->name(),
-               options.engine.recipe, http->address(), load.count(), engine->options().kv_tokens);
+    fmt::print(stderr, "nibble: {} ({}) loaded in {:.2f} s, {} KV tokens\n", model->name(),
+               options.engine.recipe, load.count(), engine->options().kv_tokens);
+  Print(fmt::format("http://{}\n", http->address()));
   server::Log("info", "ready", fmt::format("\"address\":\"{}\"", http->address()));
   auto signal = Watch(*http, *engine, o.watchdog_seconds);
   if (!signal.ok()) {  // the engine thread may hang, so nothing waits for it
