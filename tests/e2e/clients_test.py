@@ -169,16 +169,16 @@ async def together(url, count):
 def messages(url):
     client = anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0)
     ask = {"model": "novelist", "system": "Be brief.", "messages": user("Who goes there?")}
-    whole = client.messages.create(max_tokens=16, temperature=0, **ask)
+    whole = client.messages.create(max_tokens=16, extra_body={"temperature": 0}, **ask)
     assert whole.stop_reason == "max_tokens" and whole.usage.output_tokens == 16
-    with client.messages.stream(max_tokens=16, temperature=0, **ask) as stream:
+    with client.messages.stream(max_tokens=16, extra_body={"temperature": 0}, **ask) as stream:
         text = "".join(stream.text_stream)
         assert text == whole.content[0].text == stream.get_final_message().content[0].text
     assert client.messages.count_tokens(**ask).input_tokens == whole.usage.input_tokens + (whole.usage.cache_read_input_tokens or 0)
     tool = {"name": "weather", "input_schema": WEATHER}
     call = client.messages.create(max_tokens=80, tools=[tool], tool_choice={"type": "any"}, **ask)
     assert call.stop_reason == "tool_use" and call.content[0].input["city"] in ("London", "Paris")
-    stop = client.messages.create(max_tokens=200, stop_sequences=["the"], temperature=0, **ask)
+    stop = client.messages.create(max_tokens=200, stop_sequences=["the"], extra_body={"temperature": 0}, **ask)
     assert stop.stop_reason in ("stop_sequence", "max_tokens", "end_turn")
     try:
         client.messages.create(max_tokens=5, model="other", messages=user("x"))
