@@ -191,29 +191,50 @@ TEST_P(ServingBytes, HoweverPromptsAreCut) {
   }
 }
 
-// Seven pages: every needle fits alone, not two of the larger ones.
-TEST_P(ServingBytes, AfterLosingPages) {
-  const uint64_t wanted = Full() ? 1000 : 4;
-  uint64_t preemptions = 0;
-  int wrong = 0, rounds = 0;
-  for (const bool prefixes : {false, true}) {
-    ServingOptions o = Plain();
-    o.max_num_seqs = 8, o.max_num_batched_tokens = 64, o.kv_tokens = 7 * 64, o.prefix_cache = prefixes;
-    const auto engine = Start(o);
-    ASSERT_TRUE(engine);
-    do {
-      const auto requests = WithFillers(needles_, 4 + rounds % 9, unsigned(rounds));
-      ++rounds;
-      wrong += Different(OnlyNeedles(requests, Serve(*engine, requests)), alone_);
-      EXPECT_EQ(engine->Stats().pages_used, 0);
-    } while (engine->Stats().preemptions < wanted && rounds < 2000);
-    preemptions += engine->Stats().preemptions;
+// Short prompts with long answers: all are admitted, and their pages do not suffice for long.
+std::vector<ServingRequest> Growing(int count) {
+  std::mt19937 rng(2);
+  std::vector<ServingRequest> growing;
+  for (int i = 0; i < count; ++i) {
+    ServingRequest r;
+    r.prompt = RandomIds(rng, 1 + rng() % 60);
+    r.max_tokens = 130, r.ignore_eos = true;
+    r.logprobs = 1;
+    if (i % 2 == 1) r.sampling = {.temperature = 0.8f, .top_k = 40, .seed = rng()};
+    growing.push_back(r);
   }
-  EXPECT_EQ(wrong, 0);
-  EXPECT_GE(preemptions, 2 * wanted);
-  if (Full())
-    printf("%s: %d rounds, %llu preemptions, %d wrong\n", GetParam().c_str(), rounds,
-           static_cast<unsigned long long>(preemptions), wrong);
+  return growing;
+}
+
+// Each fits alone; together they need up to 3 pages each.
+TEST_P(ServingBytes, AfterLosingPages) {
+  const uint64_t wanted = Full() ? 1000 : 3;
+  const std::vector<ServingRequest> growing = Growing(Full() ? 16 : 6);
+  const auto plain = Start(Plain());
+  ASSERT_TRUE(plain);
+  const std::vector<Outcome> alone = ServeEachAlone(*plain, growing);
+  const auto quarter = int64_t(growing.size()) * 3 / 4;
+  for (const int64_t pages : Full() ? std::vector<int64_t>{7, quarter} : std::vector<int64_t>{7}) {
+    for (const bool prefixes : {false, true}) {
+      ServingOptions o = Plain();
+      o.max_num_seqs = int(growing.size()), o.max_num_batched_tokens = 64;
+      o.kv_tokens = pages * 64, o.prefix_cache = prefixes;
+      const auto engine = Start(o);
+      ASSERT_TRUE(engine);
+      int wrong = 0, rounds = 0;
+      for (; engine->Stats().preemptions < wanted && rounds < 1000; ++rounds) {
+        wrong += Different(Serve(*engine, growing), alone);
+        EXPECT_EQ(engine->Stats().pages_used, 0);
+        ASSERT_TRUE(rounds > 0 || engine->Stats().preemptions > 0);
+      }
+      EXPECT_EQ(wrong, 0) << pages << " pages";
+      EXPECT_GE(engine->Stats().preemptions, wanted);
+      if (Full())
+        printf("%s, %d pages, prefix cache %s: %d rounds of %zu, %d preemptions, %d answers differ\n",
+               GetParam().c_str(), int(pages), prefixes ? "on" : "off", rounds, growing.size(),
+               int(engine->Stats().preemptions), wrong);
+    }
+  }
 }
 
 TEST_P(ServingBytes, WithGuesses) {
