@@ -32,6 +32,7 @@ Answer::Answer(RequestId id, ServingRequest request, const Tokenizer& tokenizer,
       logprobs_(request_.logprobs),
       prompt_logprobs_(request_.prompt_logprobs) {
   if (request_.constraint) constraint_.emplace(request_.constraint);
+  text_.reserve(256);
   tokens_.reserve(request_.prompt.size() + size_t(request_.max_tokens));
   usage_.prompt_tokens = prompt_tokens();
 }

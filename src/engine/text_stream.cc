@@ -6,7 +6,10 @@
 namespace nibble {
 
 TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stop)
-    : decoder_(tokenizer), stop_(std::move(stop)) {}
+    : decoder_(tokenizer), stop_(std::move(stop)) {
+  constexpr size_t kUsual = 256;  // what a step brings is rarely longer: then nothing is allocated
+  pending_.reserve(kUsual), ready_.reserve(kUsual);
+}
 
 size_t TextStream::HeldBack() const {
   size_t held = 0;
