@@ -8,106 +8,14 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
-#include "apps/server/app.h"
-#include "apps/server/http_client.h"
-#include "apps/server/http_server.h"
-#include "apps/server/log.h"
 #include "base/utf8.h"
-#include "tests/support/fake_serving.h"
-#include "tests/support/temp_dir.h"
+#include "tests/support/running_server.h"
 
 namespace nibble::server {
 namespace {
 
 using nlohmann::json;
 using std::chrono::milliseconds;
-
-constexpr const char* kTemplate =
-    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt "
-    "%}[assistant]{% "
-    "endif %}";
-
-struct Config {
-  AppOptions app{};
-  HttpServerOptions http{};
-  std::chrono::microseconds pace{0};
-  int max_waiting = 1000;
-  bool chat = true;
-};
-
-// A server that lives as long as a test.
-class Running {
- public:
-  explicit Running(Config setup = {}) : engine(setup.pace, setup.max_waiting) {
-    EnableLog(std::getenv("NIBBLE_SHOW_LOG") != nullptr);
-    WriteTestFile(dir_ / "t.jinja", kTemplate);
-    auto served = ServedModel::Make(&engine, test::Model10m(), "fake", setup.chat ? dir_ / "t.jinja" : "");
-    NIBBLE_CHECK(served.ok(), served.status().message().c_str());
-    model_ = *std::move(served);
-    setup.http.port = 0;
-    setup.http.limits.max_connections = std::min(setup.http.limits.max_connections, 256);
-    setup.app.limits = setup.http.limits;
-    app = std::make_unique<App>(setup.app, model_.get());
-    auto started = HttpServer::Start(setup.http, app.get());
-    NIBBLE_CHECK(started.ok(), started.status().message().c_str());
-    http = *std::move(started);
-  }
-
-  HttpClient Connect(double seconds = 20) const {
-    auto client = HttpClient::Connect("127.0.0.1", http->port(), seconds);
-    NIBBLE_CHECK(client.ok(), client.status().message().c_str());
-    return *std::move(client);
-  }
-  ClientResponse Call(std::string_view method, std::string_view path, std::string_view body = "",
-                      std::string_view headers = "") const {
-    HttpClient client = Connect();
-    auto response = client.Call(method, path, body, headers);
-    EXPECT_TRUE(response.ok()) << path << ": " << response.status().message();
-    return response.ok() ? *std::move(response) : ClientResponse{};
-  }
-  // What comes for bytes that are no request of ours; 0: the connection was closed without an answer.
-  int Raw(std::string_view bytes) const {
-    HttpClient client = Connect();
-    if (!client.Send(bytes).ok()) return -1;
-    const auto response = client.Read();
-    return response.ok() ? response->status : 0;
-  }
-  bool Eventually(const std::function<bool()>& what) const {
-    for (int i = 0; i < 1000 && !what(); ++i) std::this_thread::sleep_for(milliseconds(10));
-    return what();
-  }
-
- private:
-  TempDir dir_;
-
- public:
-  test::FakeServing engine;
-
- private:
-  std::unique_ptr<ServedModel> model_;
-
- public:
-  std::unique_ptr<App> app;
-  std::unique_ptr<HttpServer> http;
-};
-
-std::string Completion(int tokens, const std::string& more = "") {
-  return fmt::format(
-      R"({{"prompt":"It was a dark and stormy night; the rain fell in torrents","max_tokens":{}{}{}}})",
-      tokens, more.empty() ? "" : ",", more);
-}
-
-// The data of every event; the last one is [DONE].
-std::vector<std::string> Events(const std::string& body) {
-  std::vector<std::string> events;
-  for (size_t at = 0; at < body.size();) {
-    const size_t end = body.find("\n\n", at);
-    if (end == body.npos) break;
-    if (body.compare(at, 6, "data: ") == 0) events.push_back(body.substr(at + 6, end - at - 6));
-    at = end + 2;
-  }
-  return events;
-}
 
 TEST(Server, CompletionsChatsAndTheirStreamsAgree) {
   const Running server;
@@ -229,7 +137,7 @@ TEST(Server, BadRequestsHaveTheirStatus) {
 }
 
 TEST(Server, BytesThatAreNoRequest) {
-  Config setup;
+  ServerConfig setup;
   setup.http.limits.max_body_bytes = 1 << 20;
   const Running server(setup);
   const std::string post = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n",
@@ -268,7 +176,7 @@ TEST(Server, BytesThatAreNoRequest) {
 }
 
 TEST(Server, SlowClientsAreTimedOut) {
-  Config setup;
+  ServerConfig setup;
   setup.http.limits.header_seconds = 0.3;
   setup.http.limits.body_seconds = 0.3;
   setup.http.limits.idle_seconds = 0.3;
@@ -312,7 +220,7 @@ TEST(Server, BodiesInSmallChunksAndPipelines) {
 }
 
 TEST(Server, KeysOnEveryRouteButHealth) {
-  Config setup;
+  ServerConfig setup;
   setup.app.api_keys = {"secret-one", "secret-two"};
   const Running server(setup);
   for (const char* path : {"/", "/metrics", "/v1/models", "/version", "/nothing"}) {
@@ -338,7 +246,7 @@ TEST(Server, OriginsAreNotAllowedUnlessConfigured) {
   const ClientResponse no = closed.Call("OPTIONS", "/v1/completions", "", preflight);
   EXPECT_EQ(no.status, 204);
   EXPECT_FALSE(no.headers.contains("access-control-allow-origin"));
-  Config setup;
+  ServerConfig setup;
   setup.app.cors_origins = {"https://a.example"};
   setup.app.api_keys = {"k"};
   const Running open(setup);
@@ -358,7 +266,7 @@ TEST(Server, RequestIdsComeBack) {
 }
 
 TEST(Server, WhoGoesIsCancelled) {
-  Config setup;
+  ServerConfig setup;
   setup.pace = milliseconds(2);
   const Running server(setup);
   for (const char* stream : {R"("stream":true)", R"("stream":false)"}) {
@@ -379,7 +287,7 @@ TEST(Server, WhoGoesIsCancelled) {
 
 // A client may say that it has sent all and still wait for its answer.
 TEST(Server, HalfClosedClientsGetTheirAnswer) {
-  Config setup;
+  ServerConfig setup;
   setup.pace = milliseconds(2);
   const Running server(setup);
   for (const char* stream : {R"("stream":true)", R"("stream":false)"}) {
@@ -394,7 +302,7 @@ TEST(Server, HalfClosedClientsGetTheirAnswer) {
 }
 
 TEST(Server, WhoDoesNotReadLosesTheStream) {
-  Config setup;
+  ServerConfig setup;
   setup.http.limits.max_unsent_bytes = 64 << 10;
   setup.pace = std::chrono::microseconds(1);
   const Running server(setup);
@@ -408,7 +316,7 @@ TEST(Server, WhoDoesNotReadLosesTheStream) {
 }
 
 TEST(Server, BusyIs429AndFailureIs500) {
-  Config setup;
+  ServerConfig setup;
   setup.max_waiting = 2;
   Running server(setup);
   const ClientResponse busy = server.Call("POST", "/v1/completions", Completion(2, R"("n":3)"));
@@ -425,7 +333,7 @@ TEST(Server, BusyIs429AndFailureIs500) {
 }
 
 TEST(Server, SilentStreamsArePinged) {
-  Config setup;
+  ServerConfig setup;
   setup.http.limits.ping_seconds = 0.05;
   setup.pace = milliseconds(400);
   const Running server(setup);
@@ -435,7 +343,7 @@ TEST(Server, SilentStreamsArePinged) {
 }
 
 TEST(Server, DrainFinishesWhatRunsAndRefusesTheRest) {
-  Config setup;
+  ServerConfig setup;
   setup.pace = milliseconds(1);
   const Running server(setup);
   std::vector<std::thread> streams;
@@ -465,7 +373,7 @@ TEST(Server, DrainFinishesWhatRunsAndRefusesTheRest) {
 }
 
 TEST(Server, ConnectionsBeyondTheLimitGet503) {
-  Config setup;
+  ServerConfig setup;
   setup.http.limits.max_connections = 4;
   const Running server(setup);
   std::vector<HttpClient> open;
