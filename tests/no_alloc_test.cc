@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "cache/kv_cache.h"
 #include "engine/sampler.h"
+#include "engine/step_loop.h"
 #include "model/model.h"
 #include "recipe/attention_recipe.h"
 #include "text/gbnf.h"
@@ -214,6 +215,35 @@ TEST(NoAlloc, DecodeStepOfAModel) {
     const std::string seen =
         "this string is long enough to be allocated: " + recipe;  // the counter does count
     EXPECT_GT(allocations.load() - before, 0);
+  }
+}
+
+// The step of serving: scheduler, pages, prefix index, guesses, sampling, text and events.
+TEST(NoAlloc, DecodeStepOfServing) {
+  for (const std::string recipe : {"exact", "qserve", "sparq:r=16,k=32", "qaq"}) {
+    auto engine = *Engine::Load(
+        {.model = NIBBLE_SOURCE_DIR "/models/novelist-10m", .recipe = recipe, .threads = 2, .max_seqs = 4});
+    auto loop = *StepLoop::Make(engine->parts(), {.max_num_seqs = 4,
+                                                  .max_num_batched_tokens = 64,
+                                                  .kv_tokens = 4096,
+                                                  .prefix_scope = recipe == "qaq" ? "" : "scope",
+                                                  .undo = recipe != "qaq",
+                                                  .ngram = {.max_draft = 4, .longest = 3, .shortest = 1}});
+    int64_t seen = 0;
+    for (int i = 0; i < 3; ++i) {
+      ServingRequest r;
+      r.prompt = {4091, 5, 6};
+      r.max_tokens = 1000, r.ignore_eos = true, r.stop = {"no such text"};
+      if (i == 1) r.sampling = {.temperature = 1, .top_p = 0.9f, .presence_penalty = 0.1f};
+      if (i == 2) r.logprobs = 3;
+      r.on_event = [&seen](const ServingEvent& e) { seen += int64_t(e.tokens.size()); };
+      loop->Add(std::make_unique<Answer>(i, std::move(r), engine->tokenizer(), engine->config()), i);
+    }
+    for (int i = 0; i < 100; ++i) ASSERT_TRUE(loop->Step().ok());  // buffers grow to what tokens need
+    const int64_t before = allocations.load(), seen_before = seen;
+    for (int i = 0; i < 60; ++i) ASSERT_TRUE(loop->Step().ok());  // pages are completed
+    EXPECT_EQ(allocations.load() - before, 0) << recipe;
+    EXPECT_GE(seen - seen_before, 3 * 60);
   }
 }
 

@@ -36,6 +36,7 @@ struct Streamed {
   std::vector<std::string> pieces;
   std::string text;
   bool stopped;
+  int index;
 };
 
 Streamed Stream(std::string_view text, std::vector<std::string> stop) {
@@ -49,8 +50,9 @@ Streamed Stream(std::string_view text, std::vector<std::string> stop) {
   }
   const auto rest = stream.Finish();
   if (!rest.empty()) out.pieces.emplace_back(rest);
-  out.text = stream.text();
+  for (const std::string& piece : out.pieces) out.text += piece;
   out.stopped = stream.stopped();
+  out.index = stream.stop_index();
   return out;
 }
 
@@ -89,6 +91,9 @@ TEST(TextStream, OverlappingAndSeveralStops) {
   EXPECT_EQ(Stream("aaab", {"aab"}).text, "a");  // the match begins inside a failed one
   EXPECT_EQ(Stream("one two three", {"three", "two"}).text, "one ");
   EXPECT_EQ(Stream("xyz", {"", "z"}).text, "xy");  // an empty stop string stops nothing
+  EXPECT_EQ(Stream("xyz", {"", "z"}).index, 1);
+  EXPECT_EQ(Stream("one two three", {"three", "two"}).index, 1);
+  EXPECT_EQ(Stream("one", {"two"}).index, -1);
 }
 
 TEST(TextStream, IncompleteCharacterAtTheEndBecomesReplacement) {

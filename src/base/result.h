@@ -17,7 +17,9 @@ enum class Code : unsigned char {
   kCorrupt,
   kIo,
   kOutOfMemory,
-  kCancelled
+  kCancelled,
+  kBusy,        // no room now: the same may succeed later
+  kUnavailable  // going away
 };
 
 // The outcome of an operation without a value. The message is one line that names the file, key and value.

@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "base/check.h"
+#include "cache/kv_sizes.h"
+#include "cache/page_pool.h"
 #include "cache/qaq_storage.h"
 #include "quant/kv/registry.h"
 #include "recipe/two_bit_heads.h"
@@ -15,27 +17,11 @@ namespace {
 
 using kv::kPageTokens;
 
-// Of all KV heads of a layer together: a sealed page of each.
-int64_t RowBytes(kv::CodecId codec, const KvShape& shape, int two_bit) {
-  return kv::RowBytes(kv::Get(codec), {.head_dim = shape.head_dim, .tokens = kPageTokens}, shape.kv_heads,
-                      two_bit);
-}
-// A raw page of one KV head.
-int64_t RawBytes(const AttentionRecipe& r, kv::CodecId codec, int head_dim) {
-  return kv::TailBytes(r.tail, kv::Get(codec).raw, {.head_dim = head_dim, .tokens = kPageTokens});
-}
-int64_t PagesFor(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
-
 // Segments of a step that are not the last of their sequence end at a page boundary and live in scratch. The
 // first such segment of a sequence takes at least one token and leaves one for the last, each further one
 // takes a page.
 int64_t MaxScratchSlots(int64_t max_seqs, int64_t max_step_tokens) {
   return std::min(max_seqs, max_step_tokens / 2) + max_step_tokens / kPageTokens;
-}
-
-SideLayout SideOf(const KvShape& shape, int heads, const AttentionRecipe& recipe) {
-  return SideLayout::Of(recipe, {.head_dim = shape.head_dim, .tokens = kPageTokens},
-                        std::max(1, heads / shape.kv_heads));
 }
 
 class PagedKvCache final : public KvCache {
@@ -49,20 +35,30 @@ class PagedKvCache final : public KvCache {
   void Close(SeqId) override;
   int64_t Length(SeqId seq) const override { return At(seq).length; }
   void SetPrefill(SeqId seq, int64_t tokens) override { At(seq).prefill = tokens; }
-  int64_t FreeTokens() const override { return int64_t(free_pages_.size()) * kPageTokens; }
+  int64_t FreeTokens() const override { return pool_.available() * kPageTokens; }
+  KvPages Pages() const override { return {pages_, pages_ - pool_.available(), pool_.idle()}; }
+  int64_t OwnPages(SeqId) const override;
+  PrefixMatch FindPrefix(std::span<const int32_t> tokens, std::string_view salt) const override;
+  int64_t TakePrefix(SeqId, std::span<const int32_t> tokens, std::string_view salt) override;
+  void Keep(SeqId, std::span<const int32_t> tokens) override;
+  void RollBack(SeqId, int64_t length) override;
   Status BeginStep(std::span<const SeqId> seqs, std::span<const int32_t> counts) override;
   KvView View(int layer) override;
   std::span<const int32_t> Positions() const override { return positions_; }
 
  private:
-  // Its SeqId is its index and its tail slot. Sealed pages are chained from the newest to the oldest, so that
-  // a sequence of any length needs no memory of its own.
+  // Its SeqId is its index and its tail slot.
   struct Sequence {
     bool open = false;
     int64_t length = 0;
     int64_t prefill = 0;  // positions below attend to everything
     int32_t newest_page = -1;
     int64_t step = 0;  // the last step it was part of
+    // Of the pages that are kept for others: how many, the newest, the key behind it.
+    int64_t kept = 0;
+    int32_t kept_page = -1;
+    PrefixKey key{};
+    std::string salt{};
   };
   // K or V: pools [layers, pages, row], tails [layers, max_seqs, kv_heads, raw page], scratch [scratch slots,
   // kv_heads, raw page] and, where `two_bit` heads of a row have 2 bits, places [layers, max_seqs, kv_heads].
@@ -81,6 +77,7 @@ class PagedKvCache final : public KvCache {
   Status CheckStep(std::span<const SeqId> seqs, std::span<const int32_t> counts);
   void AddSegments(SeqId id, int32_t count);
   int32_t AddPage(Sequence& seq);
+  bool KeepsPrefixes() const { return !options_.prefix_scope.empty(); }
 
   Backend& backend_;
   const KvCacheOptions options_;
@@ -93,8 +90,8 @@ class PagedKvCache final : public KvCache {
   std::vector<AttentionRecipe> layer_recipes_;  // [layers]
   std::vector<Sequence> seqs_;
   std::vector<SeqId> free_seqs_;
-  std::vector<int32_t> free_pages_;
-  std::vector<int32_t> previous_page_;  // [pages] of the same sequence, -1: none
+  PagePool pool_;
+  std::vector<int32_t> chain_;  // scratch of Keep: pages of a sequence, newest first
   int64_t step_ = 0;
 
   // The current step. Reserved once; page_table_ cannot outgrow the pages there are.
@@ -109,6 +106,7 @@ PagedKvCache::PagedKvCache(Backend& backend, const KvCacheOptions& o)
       options_(o),
       pages_(PagesFor(o.max_tokens)),
       side_(SideOf(o.shape, o.heads, o.recipe)),
+      pool_(pages_, o.prefix_scope),
       scratch_slots_(MaxScratchSlots(o.max_seqs, o.max_step_tokens)) {
   const auto side = [&o](kv::CodecId codec, int two_bit) {
     return Side{two_bit, RowBytes(codec, o.shape, two_bit), RawBytes(o.recipe, codec, o.shape.head_dim)};
@@ -119,11 +117,10 @@ PagedKvCache::PagedKvCache(Backend& backend, const KvCacheOptions& o)
     layer_recipes_.push_back(o.plan != nullptr ? Apply(o.recipe, o.plan->layers[size_t(i)]) : o.recipe);
   seqs_.resize(size_t(o.max_seqs));
   for (SeqId s = o.max_seqs; s-- > 0;) free_seqs_.push_back(s);
-  free_pages_.reserve(size_t(pages_));
-  for (int64_t p = pages_; p-- > 0;) free_pages_.push_back(int32_t(p));
-  previous_page_.resize(size_t(pages_), -1);
+  chain_.reserve(size_t(pages_));
   segments_.reserve(size_t(scratch_slots_ + o.max_seqs));
-  page_table_.reserve(size_t(pages_));
+  // Sequences that share pages each have them in the table.
+  page_table_.reserve(size_t(o.prefix_scope.empty() ? pages_ : pages_ * o.max_seqs));
   positions_.reserve(size_t(o.max_step_tokens));
 }
 
@@ -186,13 +183,17 @@ Result<SeqId> PagedKvCache::Open() {
   const SeqId id = free_seqs_.back();
   free_seqs_.pop_back();
   seqs_[size_t(id)] = {.open = true};
+  if (KeepsPrefixes()) seqs_[size_t(id)].key = pool_.index().Root({});
   return id;
 }
 
 void PagedKvCache::Close(SeqId id) {
   Sequence& seq = At(id);
-  for (int32_t page = seq.newest_page; page >= 0; page = previous_page_[size_t(page)])
-    free_pages_.push_back(page);
+  for (int32_t page = seq.newest_page; page >= 0;) {
+    const int32_t before = pool_.before(page);
+    pool_.Drop(page);
+    page = before;
+  }
   seq.open = false;
   free_seqs_.push_back(id);
 }
@@ -213,18 +214,88 @@ Status PagedKvCache::CheckStep(std::span<const SeqId> seqs, std::span<const int3
                    seq.length + counts[i], INT32_MAX);
   }
   NIBBLE_CHECK(rows <= options_.max_step_tokens, "BeginStep: more rows than max_step_tokens");
-  if (needed > int64_t(free_pages_.size()))
+  if (needed > pool_.available())
     return Error(Code::kOutOfMemory, "kv cache: the step fills {} pages of {} tokens; {} of {} are free",
-                 needed, kPageTokens, free_pages_.size(), pages_);
+                 needed, kPageTokens, pool_.available(), pages_);
   return {};
 }
 
 int32_t PagedKvCache::AddPage(Sequence& seq) {
-  const int32_t page = free_pages_.back();
-  free_pages_.pop_back();
-  previous_page_[size_t(page)] = seq.newest_page;
-  seq.newest_page = page;
-  return page;
+  seq.newest_page = pool_.Take(seq.newest_page);
+  return seq.newest_page;
+}
+
+int64_t PagedKvCache::OwnPages(SeqId id) const {
+  int64_t own = 0;  // the newest ones: whoever reads a page reads those before it
+  for (int32_t page = At(id).newest_page; page >= 0 && pool_.holders(page) == 1; page = pool_.before(page))
+    ++own;
+  return own;
+}
+
+PrefixMatch PagedKvCache::FindPrefix(std::span<const int32_t> tokens, std::string_view salt) const {
+  PrefixMatch match;
+  if (!KeepsPrefixes()) return match;
+  PrefixKey key = pool_.index().Root(salt);
+  int32_t before = -1;
+  for (; match.tokens + kPageTokens <= int64_t(tokens.size()); match.tokens += kPageTokens) {
+    const auto of_page = tokens.subspan(size_t(match.tokens), kPageTokens);
+    key = pool_.index().Next(key, of_page);
+    before = pool_.index().Find(key, before, salt, of_page);
+    if (before < 0) break;
+    match.idle_pages += pool_.holders(before) == 0;
+  }
+  return match;
+}
+
+int64_t PagedKvCache::TakePrefix(SeqId id, std::span<const int32_t> tokens, std::string_view salt) {
+  Sequence& seq = At(id);
+  NIBBLE_CHECK(seq.length == 0 && seq.newest_page < 0, "TakePrefix: a sequence with tokens");
+  if (!KeepsPrefixes()) return 0;
+  seq.salt = salt;
+  seq.key = pool_.index().Root(salt);
+  for (; seq.length + kPageTokens <= int64_t(tokens.size()); seq.length += kPageTokens, ++seq.kept) {
+    const auto of_page = tokens.subspan(size_t(seq.length), kPageTokens);
+    const PrefixKey key = pool_.index().Next(seq.key, of_page);
+    const int32_t page = pool_.index().Find(key, seq.kept_page, salt, of_page);
+    if (page < 0) break;
+    pool_.Hold(page);
+    seq.newest_page = seq.kept_page = page, seq.key = key;
+  }
+  return seq.length;
+}
+
+void PagedKvCache::Keep(SeqId id, std::span<const int32_t> tokens) {
+  Sequence& seq = At(id);
+  const int64_t sealed = seq.length / kPageTokens, last = int64_t(tokens.size()) / kPageTokens;
+  if (!KeepsPrefixes() || seq.kept >= std::min(sealed, last)) return;
+  chain_.clear();
+  for (int32_t page = seq.newest_page; page != seq.kept_page; page = pool_.before(page))
+    chain_.push_back(page);
+  for (size_t i = chain_.size(); i-- > 0 && seq.kept < last; ++seq.kept) {
+    const auto of_page = tokens.subspan(size_t(seq.kept) * kPageTokens, kPageTokens);
+    seq.key = pool_.index().Next(seq.key, of_page);
+    int32_t page = chain_[i];
+    const int32_t same = pool_.index().Find(seq.key, seq.kept_page, seq.salt, of_page);
+    if (same < 0) {
+      pool_.index().Add(page, seq.key, seq.kept_page, seq.salt, of_page);
+    } else {  // somebody else was first
+      pool_.Hold(same);
+      pool_.Drop(page);
+      page = same;
+      if (i > 0)
+        pool_.SetBefore(chain_[i - 1], page);
+      else
+        seq.newest_page = page;
+    }
+    seq.kept_page = page;
+  }
+}
+
+void PagedKvCache::RollBack(SeqId id, int64_t length) {
+  Sequence& seq = At(id);
+  NIBBLE_CHECK(length <= seq.length && length / kPageTokens == seq.length / kPageTokens,
+               "RollBack over a page");
+  seq.length = length;
 }
 
 void PagedKvCache::AddSegments(SeqId id, int32_t count) {
@@ -254,7 +325,7 @@ void PagedKvCache::AddSegments(SeqId id, int32_t count) {
   const size_t pages = size_t(seq.length / kPageTokens);
   page_table_.resize(size_t(table) + pages);
   int32_t page = seq.newest_page;
-  for (size_t i = pages; i-- > 0; page = previous_page_[size_t(page)]) page_table_[size_t(table) + i] = page;
+  for (size_t i = pages; i-- > 0; page = pool_.before(page)) page_table_[size_t(table) + i] = page;
 }
 
 Status PagedKvCache::BeginStep(std::span<const SeqId> seqs, std::span<const int32_t> counts) {
@@ -305,50 +376,7 @@ KvView PagedKvCache::View(int layer) {
                                                     int64_t{layer} * options_.max_seqs * shape.kv_heads};
 }
 
-// Sealed bytes of a row of pages, one a KV head, K or V.
-QaqPageBytes SealedBytes(kv::CodecId codec, const kv::QaqParams& params, const KvShape& shape, int two_bit) {
-  const int64_t row = RowBytes(codec, shape, two_bit);
-  if (!kv::Get(codec).requantizes) return {row, row};
-  const QaqPageBytes page = PlanQaqPage({.head_dim = shape.head_dim, .tokens = kPageTokens}, params);
-  return {shape.kv_heads * page.least, shape.kv_heads * page.most};
-}
-
 }  // namespace
-
-KvSizes PlanKv(const KvShape& shape, int heads, const AttentionRecipe& recipe, int max_seqs,
-               int64_t max_tokens) {
-  const SideLayout layout = SideOf(shape, heads, recipe);
-  const int64_t side = layout.bytes, dim = shape.head_dim;
-  const int k_two_bit = TwoBitHeads(recipe, false, shape.kv_heads);
-  const int v_two_bit = TwoBitHeads(recipe, true, shape.kv_heads);
-  const QaqPageBytes k = SealedBytes(recipe.k, recipe.k_qaq, shape, k_two_bit);
-  const QaqPageBytes v = SealedBytes(recipe.v, recipe.v_qaq, shape, v_two_bit);
-  // Of all KV heads of a layer together: `most`, `least`; of one: `raw`, `host`.
-  const int64_t sides = shape.kv_heads * side;
-  const int64_t most = k.most + v.most + sides, least = k.least + v.least + sides;
-  int64_t raw = RawBytes(recipe, recipe.k, shape.head_dim) + RawBytes(recipe, recipe.v, shape.head_dim) +
-                layout.seq_bytes;
-  raw += ((k_two_bit > 0) + (v_two_bit > 0)) * int64_t{sizeof(kv::HeadPlace)};
-  const bool k_qaq = kv::Get(recipe.k).requantizes, v_qaq = kv::Get(recipe.v).requantizes;
-  if (k_qaq || v_qaq) raw += int64_t{sizeof(QaqState)};
-  int64_t host = 0;  // of a page
-  if (k_qaq && recipe.k_qaq.source == kv::QaqSource::kHost)
-    host += RawBytes(recipe, recipe.k, shape.head_dim);
-  if (v_qaq && recipe.v_qaq.source == kv::QaqSource::kHost)
-    host += RawBytes(recipe, recipe.v, shape.head_dim);
-  const int64_t all_heads = int64_t{shape.layers} * shape.kv_heads;
-  const auto bits = [&](int64_t bytes) {
-    return 8.0 * double(bytes) / (2.0 * kPageTokens * double(dim) * shape.kv_heads);
-  };
-  return {.bits_per_value = bits(most),
-          .least_bits_per_value = bits(least),
-          .k_bits = bits(2 * k.most),
-          .v_bits = bits(2 * v.most),
-          .bytes_per_token = (shape.layers * most + kPageTokens - 1) / kPageTokens,
-          .tail_bytes_per_seq = all_heads * raw,
-          .pool_bytes =
-              (shape.layers * most + all_heads * host) * PagesFor(max_tokens) + all_heads * raw * max_seqs};
-}
 
 Result<std::unique_ptr<KvCache>> KvCache::Make(Backend& backend, const KvCacheOptions& o) {
   NIBBLE_CHECK(o.shape.layers > 0 && o.shape.kv_heads > 0 && o.shape.head_dim > 0, "KvCache: shape");

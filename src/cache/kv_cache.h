@@ -2,11 +2,14 @@
 // Floor 6. Pages of KV: who holds which, never what the bytes mean. Invariants:
 //   1. a page is written once, when the last of its tokens arrives, and is read-only after;
 //   2. only the tail slot of a sequence is mutable;
-//   3. a query sees its own page raw and every earlier page through the codec, however the prompt was cut.
+//   3. a query sees its own page raw and every earlier page through the codec, however the prompt was cut;
+//   4. sequences may share sealed pages; a page that nobody reads is kept while its prefix may come again.
 #pragma once
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend/backend.h"
@@ -27,6 +30,17 @@ struct KvCacheOptions {
   int max_seqs = 1;
   int max_step_tokens = 512;  // rows of one step
   int64_t max_tokens = 0;     // over all sequences together, rounded up to pages
+  // What the bytes of a page depend on besides tokens: model, recipe, plan. Not empty: pages are kept for
+  // prefixes that come again. REQUIRES a recipe that allows it (recipe/page_rules.h).
+  std::string prefix_scope{};
+};
+
+struct PrefixMatch {
+  int64_t tokens = 0;      // a multiple of 64
+  int64_t idle_pages = 0;  // of those that hold them, pages that nobody reads now: they count as free
+};
+struct KvPages {
+  int64_t total, used, idle;  // idle: read by nobody, kept for a prefix; the rest is free
 };
 
 // Counted honestly: codec pages with their metadata and side records. bits_per_value = 8 * page bytes / (2 *
@@ -52,9 +66,25 @@ class KvCache {
   // The first `tokens` positions of the sequence attend to all they may see; token selection concerns later
   // ones only. 0 after Open: a scored text is treated as decoded throughout.
   virtual void SetPrefill(SeqId, int64_t tokens) = 0;
-  // Tokens for which sealed pages are free. Open pages hold up to 63 more a sequence, so this many tokens fit
-  // however they are divided.
+  // Tokens for which sealed pages are free or idle. Open pages hold up to 63 more a sequence, so this many
+  // tokens fit however they are divided.
   virtual int64_t FreeTokens() const = 0;
+
+  virtual KvPages Pages() const = 0;
+  virtual int64_t OwnPages(SeqId) const = 0;  // that no other sequence reads
+
+  // Prefixes. The longest beginning of `tokens` whose pages are kept, under `salt`.
+  virtual PrefixMatch FindPrefix(std::span<const int32_t> tokens, std::string_view salt) const = 0;
+  // Makes a sequence without tokens one of these tokens and returns how many they are. Later Keep calls are
+  // under this salt.
+  virtual int64_t TakePrefix(SeqId, std::span<const int32_t> tokens, std::string_view salt) = 0;
+  // After a step has run: keeps the sealed pages of `tokens`, which begin the sequence, for others. A page
+  // that equals one that is kept already is given back for it.
+  virtual void Keep(SeqId, std::span<const int32_t> tokens) = 0;
+
+  // Takes rows of the last step back: the sequence has `length` tokens again. REQUIRES that no page was
+  // completed by these rows and that the recipe allows it (recipe/page_rules.h).
+  virtual void RollBack(SeqId, int64_t length) = 0;
 
   // Plans one step: seqs[i] receives counts[i] new tokens; rows are sequence after sequence. Takes the pages
   // that will be sealed and advances the lengths. kOutOfMemory (nothing changed) when pages run out.

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 
+#include "engine/check_request.h"
 #include "engine/generation.h"
 #include "io/fingerprint.h"
 #include "io/weights.h"
@@ -31,8 +32,7 @@ class EngineImpl final : public Engine {
   Status CheckShapes(const ModelConfig& config) const;
   Result<std::vector<Completion>> Generate(std::span<const Request> requests,
                                            const std::atomic<bool>* cancel) override {
-    return RunGeneration({*model_, *tokenizer_, *backend_, recipe_, options_, plan_ ? &*plan_ : nullptr},
-                         requests, cancel);
+    return RunGeneration(parts(), requests, cancel);
   }
   using Engine::Score;
   Status Score(std::span<const int32_t> tokens, int64_t prefill_tokens, const OnLogits& on_logits) override;
@@ -43,6 +43,9 @@ class EngineImpl final : public Engine {
   const Tokenizer& tokenizer() const override { return *tokenizer_; }
   const AttentionRecipe& recipe() const override { return recipe_; }
   Backend& backend() override { return *backend_; }
+  EngineParts parts() override {
+    return {*model_, *tokenizer_, *backend_, recipe_, options_, plan_ ? &*plan_ : nullptr};
+  }
   RowReads TakeReads() override { return PerRow(backend_->TakeCounters(), config()); }
   size_t weight_bytes() const override { return model_->weight_bytes(); }
   KvSizes kv_sizes() const override;
@@ -188,6 +191,8 @@ const char* ToString(FinishReason reason) {
       return "cancelled";
     case FinishReason::kConstraint:
       return "constraint";
+    case FinishReason::kError:
+      return "error";
   }
   return "?";
 }

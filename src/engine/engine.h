@@ -33,9 +33,10 @@ struct EngineOptions {
   int64_t max_tokens = 0;   // KV tokens over all sequences; 0: what the requests of a call need
 };
 
-// kConstraint: the constraint cannot go on, which takes a long text of a very ambiguous grammar, or logits
-// that are no numbers.
-enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kConstraint };
+// kConstraint: the constraint cannot go on, which takes a long text of a very ambiguous grammar. kError: the
+// model's logits are no numbers, or the engine failed.
+enum class FinishReason : uint8_t { kStop, kLength, kCancelled, kConstraint, kError };
+inline constexpr size_t kFinishReasons = 5;
 const char* ToString(FinishReason);
 
 struct Request {
@@ -60,6 +61,16 @@ struct Completion {
   FinishReason finish = FinishReason::kLength;
   std::vector<std::pair<int32_t, float>> last_prompt_logits;  // best first
   double prefill_seconds = 0, decode_seconds = 0;
+};
+
+// What an engine is made of, for those who run steps of their own.
+struct EngineParts {
+  Model& model;
+  const Tokenizer& tokenizer;
+  Backend& backend;
+  const AttentionRecipe& recipe;
+  const EngineOptions& options;
+  const Plan* plan;  // or null
 };
 
 class Engine {
@@ -92,6 +103,7 @@ class Engine {
   virtual const Tokenizer& tokenizer() const = 0;
   virtual const AttentionRecipe& recipe() const = 0;
   virtual Backend& backend() = 0;
+  virtual EngineParts parts() = 0;
   // What attention read since the last call: of rows after the prefill, in Generate and Score alike.
   virtual RowReads TakeReads() = 0;
   virtual size_t weight_bytes() const = 0;

@@ -25,7 +25,7 @@ int32_t ArgMax(std::span<const float> logits) {
 
 }  // namespace
 
-Status CheckSampling(const SamplingParams& p) {
+Status CheckSampling(const SamplingParams& p, int vocab) {
   const auto bad = [](const char* name, double value, const char* range) {
     return Error(Code::kInvalidArgument, "{} is {}, must be {}", name, value, range);
   };
@@ -36,6 +36,15 @@ Status CheckSampling(const SamplingParams& p) {
   if (!(p.min_p >= 0 && p.min_p <= 1)) return bad("min_p", p.min_p, "in [0, 1]");
   if (!(p.repetition_penalty > 0) || !std::isfinite(p.repetition_penalty)) {
     return bad("repetition_penalty", p.repetition_penalty, "> 0");
+  }
+  if (!std::isfinite(p.frequency_penalty)) return bad("frequency_penalty", p.frequency_penalty, "finite");
+  if (!std::isfinite(p.presence_penalty)) return bad("presence_penalty", p.presence_penalty, "finite");
+  for (const auto& [id, bias] : p.logit_bias) {
+    if (id < 0 || id >= vocab)
+      return Error(Code::kInvalidArgument, "logit_bias names token {}, outside the vocabulary of {}", id,
+                   vocab);
+    if (!std::isfinite(bias))
+      return Error(Code::kInvalidArgument, "logit_bias of token {} is {}, must be finite", id, bias);
   }
   return {};
 }
@@ -57,6 +66,16 @@ void Sampler::Penalize(std::span<float> logits, std::span<const int32_t> history
     logits[id] = logits[id] > 0 ? logits[id] / penalty : logits[id] * penalty;
   }
   for (int32_t id : history) seen_[id] = 0;
+}
+
+// As the OpenAI API defines them.
+void Sampler::PenalizeNew(std::span<float> logits, std::span<const int32_t> fresh, const SamplingParams& p) {
+  for (const int32_t id : fresh) ++seen_[id];
+  for (const int32_t id : fresh) {
+    if (seen_[id] == 0) continue;
+    logits[id] -= p.frequency_penalty * static_cast<float>(seen_[id]) + p.presence_penalty;
+    seen_[id] = 0;
+  }
 }
 
 // Moves the best candidates to the front, best first (ties: lower id), until they hold `mass` of the total or
@@ -97,7 +116,9 @@ int32_t Sampler::Draw(size_t count, double max, double inv_temperature, double u
 
 int32_t Sampler::Sample(std::span<float> logits, std::span<const int32_t> history, const SamplingParams& p,
                         uint64_t index) {
+  for (const auto& [token, bias] : p.logit_bias) logits[token] += bias;
   if (p.repetition_penalty != 1) Penalize(logits, history, p.repetition_penalty);
+  if (p.frequency_penalty != 0 || p.presence_penalty != 0) PenalizeNew(logits, history.last(index), p);
   const int32_t best = ArgMax(logits);
   if (p.temperature == 0) return best;
 

@@ -7,45 +7,46 @@ namespace nibble {
 
 TextStream::TextStream(const Tokenizer& tokenizer, std::vector<std::string> stop)
     : decoder_(tokenizer), stop_(std::move(stop)) {
-  std::erase(stop_, std::string());  // an empty stop string would stop everything
+  constexpr size_t kUsual = 256;  // what a step brings is rarely longer: then nothing is allocated
+  pending_.reserve(kUsual), ready_.reserve(kUsual);
 }
 
 size_t TextStream::HeldBack() const {
   size_t held = 0;
   for (const std::string& s : stop_) {
-    for (size_t n = std::min(s.size() - 1, pending_.size()); n > held; --n) {
+    for (size_t n = std::min(s.size(), pending_.size() + 1); n-- > held + 1;) {
       if (pending_.compare(pending_.size() - n, n, s, 0, n) == 0) held = n;
     }
   }
   return held;
 }
 
-std::string_view TextStream::Emit(std::string_view piece) {
-  pending_ += piece;
+void TextStream::Emit() {
   size_t end = std::string::npos;
-  for (const std::string& s : stop_) end = std::min(end, pending_.find(s));
-  if (end != std::string::npos) {
-    stopped_ = true;
-    pending_.resize(end);
+  for (size_t i = 0; i < stop_.size(); ++i) {
+    const size_t at = stop_[i].empty() ? std::string::npos : pending_.find(stop_[i]);
+    if (at < end) end = at, stop_index_ = int(i);
   }
-  const size_t ready = pending_.size() - (stopped_ ? 0 : HeldBack());
-  const size_t before = text_.size();
-  text_.append(pending_, 0, ready);
+  if (stopped()) pending_.resize(end);
+  const size_t ready = pending_.size() - (stopped() ? 0 : HeldBack());
+  ready_.assign(pending_, 0, ready);
   pending_.erase(0, ready);
-  return std::string_view(text_).substr(before);
 }
 
 std::string_view TextStream::Push(int32_t id) {
-  return stopped_ ? std::string_view() : Emit(decoder_.Push(id));
+  if (stopped()) return {};
+  decoder_.Push(id, &pending_);
+  Emit();
+  return ready_;
 }
 
 std::string_view TextStream::Finish() {
-  if (stopped_) return {};
-  const size_t before = text_.size();
-  Emit(decoder_.Flush());
-  if (!stopped_) text_ += pending_;
+  if (stopped()) return {};
+  pending_ += decoder_.Flush();
+  Emit();
+  if (!stopped()) ready_ += pending_;
   pending_.clear();
-  return std::string_view(text_).substr(before);
+  return ready_;
 }
 
 }  // namespace nibble

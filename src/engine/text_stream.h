@@ -18,18 +18,18 @@ class TextStream {
   std::string_view Push(int32_t id);
   // No more tokens will come: what was held back is final.
   std::string_view Finish();
-  bool stopped() const { return stopped_; }          // a stop string was met; it is not part of text()
-  const std::string& text() const { return text_; }  // all that was returned so far
+  bool stopped() const { return stop_index_ >= 0; }  // a stop string was met; it is not part of the text
+  int stop_index() const { return stop_index_; }     // which; -1: none
 
  private:
-  std::string_view Emit(std::string_view piece);
+  void Emit();              // moves what is final from pending_ to ready_
   size_t HeldBack() const;  // bytes at the end of pending_ that begin a stop string
 
   StreamDecoder decoder_;
-  std::vector<std::string> stop_;
-  std::string pending_;  // decoded, not returned yet
-  std::string text_;
-  bool stopped_ = false;
+  std::vector<std::string> stop_;  // an empty one stops nothing
+  std::string pending_;            // decoded, not returned yet
+  std::string ready_;              // what the last call returned
+  int stop_index_ = -1;
 };
 
 }  // namespace nibble

@@ -206,6 +206,7 @@ Tensor Decoder::FinalNorm(Tensor x, std::span<const int32_t> rows) {
 
 Tensor Decoder::Forward(const Step& step, KvCache& cache) {
   rows_ = static_cast<int64_t>(step.tokens.size());
+  logit_rows_ = static_cast<int64_t>(step.logit_rows.size());
   cache_ = &cache;
   NIBBLE_CHECK(rows_ > 0 && rows_ <= x_.dim[0], "rows of a step");
   NIBBLE_CHECK(step.logit_rows.size() <= static_cast<size_t>(options_.max_logit_rows),
@@ -221,6 +222,12 @@ Tensor Decoder::Forward(const Step& step, KvCache& cache) {
                     .observed = observer_ != nullptr},
                    [this, &step] { RunLayers(step); });
   return Reshape(logits_, {static_cast<int64_t>(step.logit_rows.size()), config_.vocab});
+}
+
+Tensor Decoder::Hidden() const {
+  Tensor hidden = last_;
+  hidden.dim[0] = logit_rows_;
+  return hidden;
 }
 
 void Decoder::RunLayers(const Step& step) {

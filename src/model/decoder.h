@@ -34,6 +34,7 @@ class Decoder : public Model {
   std::vector<std::string> Explain() const override;
   void Observe(Observer* observer) override { observer_ = observer; }
   Tensor Forward(const Step& step, KvCache& cache) override;
+  Tensor Hidden() const override;
 
  protected:
   // What an architecture defines.
@@ -81,7 +82,7 @@ class Decoder : public Model {
   std::vector<std::unique_ptr<Balance>> balance_;  // [layers] of the plan, or null
 
   // One step.
-  int64_t rows_ = 0;
+  int64_t rows_ = 0, logit_rows_ = 0;
   KvCache* cache_ = nullptr;
   int layer_ = 0;  // the one that runs
   Observer* observer_ = nullptr;

@@ -45,6 +45,8 @@ class Model {
   // REQUIRES cache.BeginStep for the same rows. Returns logits [logit_rows, vocab] f32, valid until the next
   // call.
   virtual Tensor Forward(const Step&, KvCache&) = 0;
+  // Of the last Forward: hidden states behind the last norm, [logit_rows, hidden] f32.
+  virtual Tensor Hidden() const = 0;
 };
 
 }  // namespace nibble

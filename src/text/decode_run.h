@@ -26,7 +26,8 @@ class DecodeRun {
   DecodeRun(const std::vector<TokenEntry>& entries, const TextDecoder& decoder, bool skip_special);
   void Push(int32_t id);  // ids that do not exist are skipped
   void Finish();
-  std::string Take();  // text since the last call
+  std::string Take();              // text since the last call
+  void MoveTo(std::string* text);  // appends it
 
  private:
   const std::vector<TokenEntry>& entries_;

@@ -100,13 +100,14 @@ class ByteLevelStage final : public TokenStage {
     Flush(whole);
   }
   void Flush(size_t n) {
-    std::string text;
-    AppendLossyUtf8(std::string_view(bytes_).substr(0, n), &text);
+    text_.clear();
+    AppendLossyUtf8(std::string_view(bytes_).substr(0, n), &text_);
     bytes_.erase(0, n);
-    if (!text.empty()) Emit(text);
+    if (!text_.empty()) Emit(text_);
   }
   void End() override { Flush(bytes_.size()); }
   std::string bytes_;  // at most an incomplete character between tokens
+  std::string text_;   // of one token; keeps its memory
 };
 
 // "<0xHH>" tokens: a run of them is text if it is UTF-8 as a whole, else one U+FFFD a token. So a run is held

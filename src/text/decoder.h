@@ -28,6 +28,10 @@ class DecodeSink final : public DecodeStage {
   void Push(std::string_view token) override { text_.append(token); }
   void Finish() override {}
   std::string Take() { return std::exchange(text_, std::string()); }
+  void MoveTo(std::string* text) {  // keeps its own memory for what comes next
+    text->append(text_);
+    text_.clear();
+  }
 
  private:
   std::string text_;

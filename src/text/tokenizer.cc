@@ -127,6 +127,8 @@ void DecodeRun::Finish() { first_->Finish(); }
 
 std::string DecodeRun::Take() { return sink_->Take(); }
 
+void DecodeRun::MoveTo(std::string* text) { sink_->MoveTo(text); }
+
 StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool skip_special)
     : tokenizer_(&tokenizer), skip_special_(skip_special), run_(tokenizer.StartDecode(skip_special)) {}
 
@@ -136,6 +138,11 @@ StreamDecoder::StreamDecoder(StreamDecoder&&) noexcept = default;
 std::string StreamDecoder::Push(int32_t id) {
   run_->Push(id);
   return run_->Take();
+}
+
+void StreamDecoder::Push(int32_t id, std::string* text) {
+  run_->Push(id);
+  run_->MoveTo(text);
 }
 
 std::string StreamDecoder::Flush() {

@@ -54,8 +54,9 @@ class StreamDecoder {
                          bool skip_special = true);  // the tokenizer must outlive it
   ~StreamDecoder();
   StreamDecoder(StreamDecoder&&) noexcept;
-  std::string Push(int32_t id);  // text that is final now, maybe empty
-  std::string Flush();           // what was held back, incomplete characters as U+FFFD; a new text may follow
+  std::string Push(int32_t id);              // text that is final now, maybe empty
+  void Push(int32_t id, std::string* text);  // appends it
+  std::string Flush();  // what was held back, incomplete characters as U+FFFD; a new text may follow
 
  private:
   const Tokenizer* tokenizer_;

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "apps/cli/bench_run.h"
+#include "apps/cli/bench_serve.h"
 #include "apps/cli/bench_weights.h"
 #include "apps/cli/common.h"
 #include "apps/cli/table.h"
@@ -230,7 +231,9 @@ Command AddBench(CLI::App& app) {
       ->check(CLI::IsMember({"md", "csv", "json"}).description(""))
       ->type_name("FORMAT");
   AddCommon(*parser, o->common);
-  parser->callback([o, weights] {
+  auto serve = std::make_shared<Command>(AddBenchServe(*parser));
+  parser->callback([o, weights, serve] {
+    if (serve->parser->parsed()) return;
     o->weights_given = weights->count() > 0;
     CheckOptions(*o);
   });
@@ -239,7 +242,7 @@ Command AddBench(CLI::App& app) {
       "  nibble bench --shape 1b -p 512 -n 128\n"
       "  nibble bench --shape 1b --recipe qserve -p 0 -n 32 -d 0,4096,16384\n"
       "  nibble bench -m models/novelist-10m -o json");
-  return {parser, [o] { return Run(*o); }};
+  return {parser, [o, serve] { return serve->parser->parsed() ? serve->run() : Run(*o); }};
 }
 
 }  // namespace nibble::cli

@@ -37,6 +37,7 @@ Command AddTokenize(CLI::App& app);
 Command AddInspect(CLI::App& app);
 Command AddCalibrate(CLI::App& app);
 Command AddBench(CLI::App& app);
+Command AddServe(CLI::App& app);
 
 struct CommonOptions {
   int threads = 0;  // 0: all available

@@ -20,6 +20,7 @@ constexpr const char* kExamples =
     "  nibble compare  -m models/novelist-10m --text texts/Doyle_Hound_1902.txt --all -o report.html\n"
     "  nibble bench    --shape 1b --recipe qserve\n"
     "  nibble inspect  out/novelist-w4a8\n"
+    "  nibble serve    -m models/novelist-10m --port 8080\n"
     "Every command has its own --help. Exit codes: 0 done, 1 error, 2 wrong usage, 130 interrupted.";
 
 // Exactly one line, whatever file names and messages of libraries contain.
@@ -62,7 +63,8 @@ int Main(int argc, char** argv) {
   app.set_help_flag("-h,--help", "Print this help and exit");
   app.footer(kExamples);
   const Command commands[] = {AddGenerate(app), AddQuantize(app), AddEval(app),     AddCalibrate(app),
-                              AddCompare(app),  AddBench(app),    AddTokenize(app), AddInspect(app)};
+                              AddCompare(app),  AddBench(app),    AddTokenize(app), AddInspect(app),
+                              AddServe(app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

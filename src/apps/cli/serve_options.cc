@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "apps/cli/serve_options.h"
+
+#include <sstream>
+
+namespace nibble::cli {
+namespace {
+
+constexpr const char* kHttp = "HTTP";
+constexpr const char* kEngine = "Engine";
+constexpr const char* kLimits = "Limits (the rest: --print-limits)";
+constexpr uint64_t kMaxKeyFile = 1u << 20;
+
+template <class T>
+CLI::Option* Add(CLI::App& parser, const char* names, T& value, const std::string& help, const char* type,
+                 const char* group) {
+  return parser.add_option(names, value, help)->type_name(type)->group(group);
+}
+
+void AddHttp(CLI::App& parser, ServeOptions& o) {
+  Add(parser, "--host", o.http.host, "Address to listen on; 0.0.0.0 for all [127.0.0.1]", "IP", kHttp)
+      ->envname("NIBBLE_HOST");
+  Add(parser, "--port", o.http.port, "Port; 0 takes a free one [8080]", "N", kHttp)->envname("NIBBLE_PORT");
+  Add(parser, "--http-threads", o.http.threads, "Threads for sockets, and as many for parsing [2]", "N",
+      kHttp)
+      ->check(CLI::Range(1, 64).description(""));
+  Add(parser, "--api-key", o.api_keys, "Key that clients must show; may be given again [none]", "KEY", kHttp)
+      ->envname("NIBBLE_API_KEY");
+  Add(parser, "--api-key-file", o.key_file, "File of such keys, one a line", "FILE", kHttp);
+  Add(parser, "--cors-origin", o.cors_origins,
+      "Web page that may ask from a browser, such as https://example.com; * for all [none]", "ORIGIN", kHttp);
+  parser.add_flag("--no-log", o.no_log, "No log lines on standard error")->group(kHttp);
+}
+
+void AddEngine(CLI::App& parser, ServeOptions& o) {
+  ServingOptions& e = o.engine;
+  Add(parser, "-a,--served-model-name", o.name, "What clients call the model [name of its folder]", "NAME",
+      kEngine);
+  Add(parser, "--chat-template-file", o.template_file, "Take this Jinja template, not the model's", "FILE",
+      kEngine);
+  Add(parser, "--max-num-seqs,--parallel", e.max_num_seqs, "Requests in flight [16]", "N", kEngine);
+  Add(parser, "--max-num-batched-tokens", e.max_num_batched_tokens, "Rows of a step [512]", "N", kEngine);
+  Add(parser, "--kv-tokens", e.kv_tokens,
+      "Tokens that the KV pool holds [what the requests in flight may need]", "N", kEngine);
+  Add(parser, "--kv-bytes", e.kv_bytes, "The same as bytes, when --kv-tokens is not given", "N", kEngine);
+  Add(parser, "--admission", o.admission,
+      "When a request starts: with pages for its prompt, or for the whole of it [prompt]", "prompt|whole",
+      kEngine)
+      ->check(CLI::IsMember({"prompt", "whole"}).description(""));
+  parser.add_flag("--no-prefix-cache", o.no_prefix_cache, "Share no pages between requests")->group(kEngine);
+  Add(parser, "--prefix-salt", e.prefix_salt, "Part of every key of the prefix cache", "TEXT", kEngine);
+  Add(parser, "--ngram", e.ngram.max_draft, "Tokens guessed a step by prompt lookup; 0 is off [0]", "N",
+      kEngine);
+  Add(parser, "--watchdog-seconds", o.watchdog_seconds,
+      "End the process when a step of the engine takes longer [120]", "S", kEngine)
+      ->check(CLI::PositiveNumber.description(""));
+}
+
+void AddLimits(CLI::App& parser, ServeOptions& o) {
+  server::Limits& l = o.http.limits;
+  Add(parser, "--max-connections", l.max_connections, "Open connections [4096]", "N", kLimits)
+      ->check(CLI::Range(1, 1 << 20).description(""));
+  Add(parser, "--max-queued-requests", l.max_queued_requests, "Requests that wait; beyond them 429 [1024]",
+      "N", kLimits)
+      ->check(CLI::Range(1, 1 << 20).description(""));
+  Add(parser, "--max-queued-tokens", l.max_queued_tokens, "Prompt tokens of these [1048576]", "N", kLimits)
+      ->check(CLI::PositiveNumber.description(""));
+  Add(parser, "--max-body-bytes", l.max_body_bytes, "Of one request [33554432]", "N", kLimits)
+      ->check(CLI::PositiveNumber.description(""));
+  Add(parser, "--drain-seconds", l.drain_seconds, "For running requests after SIGTERM [30]", "S", kLimits)
+      ->check(CLI::NonNegativeNumber.description(""));
+  Add(parser, "--idle-seconds", l.idle_seconds, "Of a connection between requests [75]", "S", kLimits)
+      ->check(CLI::PositiveNumber.description(""));
+  parser.add_flag("--print-limits", o.print_limits, "Print every limit and exit")->group(kLimits);
+}
+
+}  // namespace
+
+void AddServeOptions(CLI::App& parser, ServeOptions& o) {
+  parser.add_option("-m,--model", o.model, "Hugging Face model folder")
+      ->type_name("DIR")
+      ->envname("NIBBLE_MODEL");
+  AddHttp(parser, o);
+  AddEngine(parser, o);
+  AddLimits(parser, o);
+  AddCommon(parser, o.common);
+}
+
+void CheckServeOptions(const ServeOptions& o) {
+  if (o.print_limits) return;
+  if (o.model.empty()) throw CLI::RequiredError("--model");
+  for (const std::string& key : o.api_keys)
+    if (key.empty()) throw CLI::ValidationError("--api-key", "empty, expected a key");
+  CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
+  if (const Status status = CheckServing(ToServingOptions(o)); !status.ok())
+    throw CLI::ValidationError("serve", status.message());
+}
+
+ServingOptions ToServingOptions(const ServeOptions& o) {
+  ServingOptions options = o.engine;
+  options.engine = ToEngineOptions(o.model, o.common);
+  options.prefix_cache = !o.no_prefix_cache;
+  options.admission = o.admission == "whole" ? Admission::kWhole : Admission::kPrompt;
+  options.max_waiting = o.http.limits.max_queued_requests;
+  options.max_waiting_tokens = o.http.limits.max_queued_tokens;
+  return options;
+}
+
+Result<std::vector<std::string>> ReadApiKeys(const ServeOptions& o) {
+  std::vector<std::string> keys = o.api_keys;
+  if (o.key_file.empty()) return keys;
+  NIBBLE_ASSIGN(const std::string text, ReadText(o.key_file, kMaxKeyFile));
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.pop_back();
+    if (!line.empty()) keys.push_back(line);
+  }
+  if (keys.empty()) return Error(Code::kInvalidArgument, "--api-key-file {}: holds no key", o.key_file);
+  return keys;
+}
+
+}  // namespace nibble::cli

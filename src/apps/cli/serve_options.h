@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 9. The options of `nibble serve`.
+#pragma once
+#include <CLI/CLI.hpp>
+#include <string>
+#include <vector>
+
+#include "apps/cli/common.h"
+#include "apps/server/http_server.h"
+#include "engine/serving.h"
+
+namespace nibble::cli {
+
+struct ServeOptions {
+  CommonOptions common;
+  std::string model, name, template_file, key_file;
+  server::HttpServerOptions http;
+  ServingOptions engine;
+  std::string admission = "prompt";
+  bool no_prefix_cache = false, print_limits = false, no_log = false;
+  std::vector<std::string> api_keys, cors_origins;
+  double watchdog_seconds = 120;
+};
+
+void AddServeOptions(CLI::App& parser, ServeOptions& options);
+// Throws CLI::ValidationError for what only the whole command line shows.
+void CheckServeOptions(const ServeOptions& options);
+
+ServingOptions ToServingOptions(const ServeOptions& options);
+// Of --api-key, NIBBLE_API_KEY and --api-key-file, a key a line.
+Result<std::vector<std::string>> ReadApiKeys(const ServeOptions& options);
+
+}  // namespace nibble::cli

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "apps/server/served_model.h"
+
+#include <algorithm>
+#include <ctime>
+
+#include "base/printable.h"
+
+namespace nibble::server {
+namespace {
+
+constexpr int kDefaultCompletionTokens = 16;  // OpenAI's
+
+std::string LastPart(std::string dir) {
+  while (dir.size() > 1 && dir.ends_with('/')) dir.pop_back();
+  return dir.substr(dir.rfind('/') + 1);
+}
+
+Result<std::optional<ChatTemplate>> LoadTemplate(const std::string& dir, const std::string& file) {
+  auto chat = file.empty() ? ChatTemplate::Load(dir) : ChatTemplate::LoadFile(file, dir);
+  if (chat.ok()) return std::optional<ChatTemplate>(*std::move(chat));
+  if (file.empty() && chat.status().code() == Code::kNotFound) return std::optional<ChatTemplate>();
+  return chat.status();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ServedModel>> ServedModel::Make(ServingEngine* engine, const std::string& dir,
+                                                       std::string name, const std::string& template_file) {
+  std::unique_ptr<ServedModel> model(new ServedModel());
+  model->engine_ = engine;
+  model->name_ = name.empty() ? LastPart(dir) : std::move(name);
+  NIBBLE_ASSIGN(model->chat_, LoadTemplate(dir, template_file));
+  if (model->chat_) model->tool_syntax_ = DetectToolSyntax(*model->chat_);
+  const Tokenizer& tokenizer = engine->tokenizer();
+  model->trie_ = TokenTrie::Make(tokenizer, engine->config().vocab, engine->config().eos_tokens);
+  model->words_.emplace(tokenizer);
+  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)
+    model->longest_token_ = std::max(model->longest_token_, model->words_->Bytes(id).size());
+  model->context_ = std::min(engine->config().max_position, engine->options().kv_tokens);
+  model->created_ = std::time(nullptr);
+  return model;
+}
+
+Status ServedModel::CheckName(const std::string& name) const {
+  constexpr size_t kShown = 100;
+  if (name.empty() || name == name_) return {};
+  return Error(Code::kNotFound, "model: \"{}\" is not served here, \"{}\" is",
+               Printable(name.substr(0, kShown)), name_);
+}
+
+Result<std::vector<int32_t>> ServedModel::Encode(const Prompt& prompt, SpecialTokens special) const {
+  std::vector<int32_t> ids;
+  if (const auto* given = std::get_if<std::vector<int32_t>>(&prompt)) {
+    ids = *given;
+  } else {
+    const std::string& text = std::get<std::string>(prompt);
+    if (text.size() / longest_token_ >= static_cast<size_t>(context_))
+      return Error(Code::kInvalidArgument, "the prompt of {} bytes has more tokens than the context of {}",
+                   text.size(), context_);
+    NIBBLE_ASSIGN(ids, engine_->tokenizer().Encode(text, special));
+  }
+  if (ids.empty()) return Error(Code::kInvalidArgument, "the prompt has no tokens");
+  if (static_cast<int64_t>(ids.size()) > context_)
+    return Error(Code::kInvalidArgument, "the prompt has {} tokens, the context is {}", ids.size(), context_);
+  return ids;
+}
+
+Result<std::string> ServedModel::RenderChat(const ChatConversation& chat) const {
+  if (!chat_)
+    return Error(Code::kUnsupported,
+                 "messages: the model has no chat template; the server's --chat-template-file gives one");
+  NIBBLE_ASSIGN(std::string text, chat_->Render(chat.input));
+  if (!chat.continue_final) return text;
+  // The last message without what the template writes behind it.
+  std::string_view last = chat.final_text;
+  const size_t end = last.find_last_not_of(" \t\r\n");
+  last = last.substr(0, end == last.npos ? 0 : end + 1);
+  const size_t at = text.rfind(last);
+  if (at == text.npos || last.empty())
+    return Error(Code::kInvalidArgument,
+                 "continue_final_message: the template does not show the last message");
+  text.resize(at + last.size());
+  return text;
+}
+
+Result<std::vector<int32_t>> ServedModel::EncodeChat(const ChatConversation& chat) const {
+  NIBBLE_ASSIGN(std::string text, RenderChat(chat));
+  return Encode(std::move(text), SpecialTokens::kOmit);  // the template writes them
+}
+
+Result<std::shared_ptr<Constraint>> ServedModel::MakeConstraint(const Structured& structured) const {
+  if (structured.kind == Structured::Kind::kNone) return std::shared_ptr<Constraint>();
+  NIBBLE_ASSIGN(const auto trie, *trie_);
+  return server::MakeConstraint(structured, trie);
+}
+
+Result<std::shared_ptr<Constraint>> ServedModel::MakeToolConstraint(const std::vector<Tool>& tools) const {
+  NIBBLE_ASSIGN(const auto trie, *trie_);
+  return ToolConstraint(tool_syntax_, tools, trie);
+}
+
+ServingRequest ServedModel::ToRequest(const GenerateFields& fields, std::vector<int32_t> prompt) const {
+  ServingRequest request;
+  request.max_tokens = fields.max_tokens.value_or(kDefaultCompletionTokens);
+  request.prompt = std::move(prompt);
+  request.sampling = fields.sampling;
+  request.ignore_eos = fields.ignore_eos;
+  request.stop = fields.stop;
+  request.stop_tokens = fields.stop_tokens;
+  request.priority = fields.priority;
+  request.cache_salt = fields.cache_salt;
+  request.logprobs = fields.best_of > fields.n ? std::max(fields.logprobs, 0) : fields.logprobs;
+  request.prompt_logprobs = fields.prompt_logprobs;
+  return request;
+}
+
+}  // namespace nibble::server

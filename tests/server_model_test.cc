@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// `nibble serve` as a process with the embedded model: what clients get is what `nibble generate` writes,
+// whoever goes leaves no page behind, and a signal ends it as it should.
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "apps/server/http_client.h"
+#include "base/utf8.h"
+#include "tests/support/run_nibble.h"
+
+namespace nibble::server {
+namespace {
+
+using nlohmann::json;
+using test::Child;
+using test::RunResult;
+
+class Serve {
+ public:
+  explicit Serve(test::Args more = {}) : child_(Arguments(std::move(more))) {
+    std::string line;
+    while (line.find('\n') == line.npos) {
+      const std::string some = child_.ReadSome();
+      if (some.empty()) break;
+      line += some;
+    }
+    const size_t colon = line.rfind(':');
+    port_ = static_cast<uint16_t>(colon == line.npos ? 0 : std::stoi(line.substr(colon + 1)));
+  }
+  HttpClient Connect() const {
+    auto client = HttpClient::Connect("127.0.0.1", port_, 60);
+    EXPECT_TRUE(client.ok()) << client.status().message();
+    return *std::move(client);
+  }
+  ClientResponse Call(std::string_view method, std::string_view path, std::string_view body = "") const {
+    auto response = Connect().Call(method, path, body);
+    EXPECT_TRUE(response.ok()) << response.status().message();
+    return response.ok() ? *std::move(response) : ClientResponse{};
+  }
+  double Metric(const std::string& name) const {
+    const std::string text = Call("GET", "/metrics").body;
+    const size_t at = text.find("\nnibble:" + name + "{");
+    return at == text.npos ? -1 : std::stod(text.substr(text.find("} ", at) + 2));
+  }
+  void Signal(int signal) { child_.Signal(signal); }
+  RunResult Wait() { return child_.Wait(); }
+
+ private:
+  static test::Args Arguments(test::Args more) {
+    test::Args args{"serve", "-m", test::Model10m(), "--port", "0", "-t", "1", "--max-connections", "200"};
+    args.insert(args.end(), more.begin(), more.end());
+    return args;
+  }
+  Child child_;
+  uint16_t port_ = 0;
+};
+
+std::string Body(int tokens, bool stream, const std::string& prompt = "It was a dark and stormy night") {
+  return json{{"prompt", prompt},
+              {"max_tokens", tokens},
+              {"temperature", 0},
+              {"stream", stream},
+              {"ignore_eos", true}}
+      .dump();
+}
+
+// The text of a stream; every piece must be UTF-8 by itself.
+std::string TextOf(const std::string& stream) {
+  std::string text;
+  for (size_t at = 0; (at = stream.find("data: {", at)) != stream.npos;) {
+    const size_t end = stream.find("\n\n", at);
+    const std::string event = stream.substr(at + 6, end - at - 6);
+    EXPECT_EQ(FindInvalidUtf8(event), event.npos);
+    text += json::parse(event)["choices"][0]["text"];
+    at = end;
+  }
+  return text;
+}
+
+TEST(ServeModel, AnswersAreThoseOfGenerateAloneAndTogether) {
+  Serve serve;
+  const RunResult alone =
+      test::RunNibble({"generate", "-m", test::Model10m(), "-p", "It was a dark and stormy night", "-n", "40",
+                       "--ignore-eos", "--json", "-t", "1"});
+  const std::string text = json::parse(alone.out)["text"];
+  std::vector<std::thread> others;
+  for (int i = 0; i < 6; ++i)
+    others.emplace_back([&, i] { serve.Call("POST", "/v1/completions", Body(30, i % 2 == 0, "Chapter")); });
+  const json whole = json::parse(serve.Call("POST", "/v1/completions", Body(40, false)).body);
+  EXPECT_EQ(whole["choices"][0]["text"], text);
+  EXPECT_EQ(TextOf(serve.Call("POST", "/v1/completions", Body(40, true)).body), text);
+  for (std::thread& other : others) other.join();
+  serve.Signal(SIGTERM);
+  EXPECT_EQ(serve.Wait().exit_code, 0);
+}
+
+TEST(ServeModel, CancelledRequestsLeaveNoPage) {
+  Serve serve({"--no-prefix-cache"});
+  constexpr int kCancels = 60;
+  uint64_t state = 11;
+  for (int i = 0; i < kCancels; ++i) {
+    HttpClient client = serve.Connect();
+    ASSERT_TRUE(client.SendRequest("POST", "/v1/completions", Body(2000, i % 3 != 0)).ok());
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    const size_t bytes = (state >> 33) % 3000;
+    size_t seen = 0;
+    if (i % 3 != 0 && bytes > 0) {
+      const auto partly = client.Read([&](std::string_view piece) { return (seen += piece.size()) < bytes; });
+      EXPECT_FALSE(partly.ok());
+    }
+    if (i % 2 == 0) client.Reset();
+  }
+  for (int i = 0; i < 500 && serve.Metric("num_requests_running") + serve.Metric("num_requests_waiting") > 0;
+       ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_EQ(serve.Metric("num_requests_running"), 0);
+  EXPECT_EQ(serve.Metric("kv_cache_pages_used"), 0);
+  EXPECT_EQ(serve.Call("POST", "/v1/completions", Body(3, false)).status, 200);
+}
+
+TEST(ServeModel, DrainAndSecondSignal) {
+  Serve whole;
+  HttpClient client = whole.Connect();
+  ASSERT_TRUE(client.SendRequest("POST", "/v1/completions", Body(300, true)).ok());
+  while (whole.Metric("num_requests_running") < 1) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  whole.Signal(SIGTERM);
+  const auto response = client.Read();
+  ASSERT_TRUE(response.ok()) << response.status().message();
+  EXPECT_NE(response->body.find("data: [DONE]"), std::string::npos);
+  EXPECT_EQ(whole.Wait().exit_code, 0);
+
+  Serve cut;
+  HttpClient other = cut.Connect();
+  ASSERT_TRUE(other.SendRequest("POST", "/v1/completions", Body(3900, true)).ok());
+  while (cut.Metric("num_requests_running") < 1) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  cut.Signal(SIGTERM);
+  while (cut.Call("GET", "/health/ready").status != 503)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  cut.Signal(SIGTERM);
+  const auto rest = other.Read();
+  ASSERT_TRUE(rest.ok()) << rest.status().message();
+  EXPECT_NE(rest->body.find("\"abort\""), std::string::npos);  // told, not just cut off
+  EXPECT_EQ(cut.Wait().exit_code, 128 + SIGTERM);
+}
+
+TEST(ServeModel, WhatCannotBeIsOneLine) {
+  const auto expect = [](const test::Args& args, int code, const std::string& says) {
+    const RunResult r = test::RunNibble(args);
+    EXPECT_EQ(r.exit_code, code) << r.err;
+    EXPECT_NE(r.err.find(says), std::string::npos) << r.err;
+  };
+  const std::string model = test::Model10m();
+  expect({"serve"}, 2, "--model");
+  expect({"serve", "-m", model, "--port", "70000"}, 2, "--port");
+  expect({"serve", "-m", model, "--host", "example.com", "--quiet"}, 1, "--host example.com");
+  expect({"serve", "-m", model, "--host", "203.0.113.1", "--quiet"}, 1, "203.0.113.1");
+  expect({"serve", "-m", model, "--max-num-seqs", "0"}, 2, "max_num_seqs");
+  expect({"serve", "-m", model, "--api-key-file", "/nonexistent"}, 1, "/nonexistent");
+  expect({"serve", "-m", "/nonexistent"}, 1, "/nonexistent");
+  EXPECT_NE(test::RunNibble({"serve", "--print-limits"}).out.find("max_connections 4096\n"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace nibble::server

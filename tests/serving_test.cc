@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+// Serving on the embedded model: tokens and log probabilities are the same bytes alone and in a batch, cold
+// and with a prefix that is cached, however prompts are cut, after losing pages, with guesses and without;
+// cancelling leaks nothing; the queue is bounded.
+#include "engine/serving.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <random>
+
+#include "recipe/page_rules.h"
+
+namespace nibble {
+namespace {
+
+using std::chrono::milliseconds;
+
+const std::string kModel = NIBBLE_SOURCE_DIR "/models/novelist-10m";
+const std::vector<std::string> kRecipes{"exact", "qserve", "flashq4", "qaq", "sparq:r=16,k=32"};
+constexpr milliseconds kLimit{120000};
+constexpr int kNew = 24;  // tokens of a needle: three of four complete a page with them
+
+bool Full() { return std::getenv("NIBBLE_TEST_FULL") != nullptr; }
+
+std::unique_ptr<ServingEngine> Start(ServingOptions options) {
+  options.engine.model = kModel;
+  if (options.engine.threads == 0) options.engine.threads = 2;
+  auto engine = ServingEngine::Start(options);
+  EXPECT_TRUE(engine.ok()) << engine.status().message();
+  return engine.ok() ? *std::move(engine) : nullptr;
+}
+
+// What a request returned. Log probabilities depend on every logit of their row.
+struct Outcome {
+  std::vector<int32_t> tokens;
+  std::string text;
+  std::vector<float> logprobs;
+  std::optional<FinishReason> finish;
+  ServingUsage usage;
+  bool SameBytes(const Outcome& o) const {
+    return tokens == o.tokens && text == o.text && logprobs.size() == o.logprobs.size() &&
+           (logprobs.empty() ||
+            memcmp(logprobs.data(), o.logprobs.data(), logprobs.size() * sizeof(float)) == 0);
+  }
+};
+
+ServingRequest Into(ServingRequest r, Outcome* out) {
+  r.on_event = [out](const ServingEvent& e) {
+    EXPECT_FALSE(out->finish) << "an event after the last one";
+    out->tokens.insert(out->tokens.end(), e.tokens.begin(), e.tokens.end());
+    out->text += e.text;
+    for (const TokenLogprobs& l : e.prompt_logprobs) out->logprobs.push_back(l.token.logprob);
+    for (const TokenLogprobs& l : e.logprobs) {
+      out->logprobs.push_back(l.token.logprob);
+      for (const TokenLogprob& t : l.top) out->logprobs.push_back(t.logprob);
+    }
+    if (e.finish) out->finish = e.finish, out->usage = e.usage;
+  };
+  return r;
+}
+
+// All together.
+std::vector<Outcome> Serve(ServingEngine& engine, std::span<const ServingRequest> requests) {
+  std::vector<Outcome> outcomes(requests.size());
+  std::vector<ServingRequest> submitted;
+  for (size_t i = 0; i < requests.size(); ++i) submitted.push_back(Into(requests[i], &outcomes[i]));
+  const auto ids = engine.Submit(std::move(submitted));
+  EXPECT_TRUE(ids.ok()) << ids.status().message();
+  EXPECT_TRUE(engine.WaitIdle(kLimit));
+  return outcomes;
+}
+std::vector<Outcome> ServeEachAlone(ServingEngine& engine, std::span<const ServingRequest> requests) {
+  std::vector<Outcome> outcomes;
+  for (const ServingRequest& r : requests) outcomes.push_back(Serve(engine, {&r, 1})[0]);
+  return outcomes;
+}
+
+int Different(const std::vector<Outcome>& a, const std::vector<Outcome>& b) {
+  int different = 0;
+  for (size_t i = 0; i < a.size(); ++i) different += !a[i].SameBytes(b[i]);
+  return different;
+}
+
+std::vector<int32_t> RandomIds(std::mt19937& rng, size_t count) {
+  std::vector<int32_t> ids(count);
+  for (int32_t& id : ids) id = int32_t(rng() % 4000);
+  return ids;
+}
+
+// Greedy and drawn, short and over several pages; the last repeats itself, so that lookup finds something.
+std::vector<ServingRequest> Needles() {
+  std::mt19937 rng(1);
+  std::vector<ServingRequest> needles;
+  for (const size_t length : {5, 63, 120, 180}) {
+    ServingRequest r;
+    r.prompt = RandomIds(rng, length);
+    r.max_tokens = kNew;
+    r.ignore_eos = true;
+    r.logprobs = 2;
+    if (needles.size() % 2 == 1)
+      r.sampling = {.temperature = 0.8f, .top_p = 0.9f, .frequency_penalty = 0.2f, .seed = 7};
+    needles.push_back(r);
+  }
+  std::vector<int32_t>& last = needles.back().prompt;
+  for (size_t i = 20; i < last.size(); ++i) last[i] = last[i - 20];
+  needles.back().sampling = {};
+  return needles;
+}
+
+std::vector<ServingRequest> WithFillers(std::vector<ServingRequest> requests, int fillers, unsigned seed) {
+  std::mt19937 rng(seed);
+  for (int i = 0; i < fillers; ++i) {
+    ServingRequest r;
+    r.prompt = RandomIds(rng, 1 + rng() % 150);
+    r.max_tokens = int(1 + rng() % 40);
+    r.sampling.temperature = 1, r.sampling.seed = rng();
+    r.priority = int(rng() % 3) - 1;
+    requests.insert(requests.begin() + ptrdiff_t(rng() % (requests.size() + 1)), r);
+  }
+  return requests;
+}
+
+// The needles among them, in their order.
+std::vector<Outcome> OnlyNeedles(const std::vector<ServingRequest>& requests, std::vector<Outcome> outcomes) {
+  std::vector<Outcome> needles;
+  for (size_t i = 0; i < requests.size(); ++i)
+    if (requests[i].logprobs >= 0) needles.push_back(std::move(outcomes[i]));
+  return needles;
+}
+
+class ServingBytes : public testing::TestWithParam<std::string> {
+ protected:
+  ServingOptions Plain() const {
+    ServingOptions o;
+    o.engine.recipe = GetParam();
+    o.max_num_seqs = 1, o.max_num_batched_tokens = 128, o.prefix_cache = false;
+    return o;
+  }
+  bool Shares() const { return WhyNotShared(*ParseRecipe(GetParam(), DType::kF32)).empty(); }
+  bool Undoes() const { return WhyNotUndone(*ParseRecipe(GetParam(), DType::kF32)).empty(); }
+
+  const std::vector<ServingRequest> needles_ = Needles();
+  std::vector<Outcome> alone_;
+  void SetUp() override {
+    static std::map<std::string, std::vector<Outcome>> of_recipes;
+    std::vector<Outcome>& known = of_recipes[GetParam()];
+    if (known.empty()) {
+      const auto engine = Start(Plain());
+      ASSERT_TRUE(engine);
+      known = ServeEachAlone(*engine, needles_);
+    }
+    alone_ = known;
+    for (const Outcome& o : alone_) ASSERT_EQ(o.tokens.size(), size_t(kNew));
+  }
+};
+
+TEST_P(ServingBytes, InABatchAndWithAPrefix) {
+  ServingOptions o = Plain();
+  o.max_num_seqs = 17, o.max_num_batched_tokens = 100, o.prefix_cache = true;
+  const auto engine = Start(o);
+  ASSERT_TRUE(engine);
+  for (const int fillers : Full() ? std::vector<int>{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
+                                  : std::vector<int>{13}) {
+    const auto requests = WithFillers(needles_, fillers, unsigned(fillers));
+    EXPECT_EQ(Different(OnlyNeedles(requests, Serve(*engine, requests)), alone_), 0) << fillers << " fillers";
+  }
+  // By now prompts are cached where the recipe allows it.
+  const std::vector<Outcome> again = Serve(*engine, needles_);
+  EXPECT_EQ(Different(again, alone_), 0);
+  for (size_t i = 0; i < again.size(); ++i)
+    EXPECT_EQ(again[i].usage.cached_tokens, Shares() ? int64_t(needles_[i].prompt.size() - 1) / 64 * 64 : 0);
+  // A conversation goes on: the answer is part of the prompt, cached as far as its pages are those of a
+  // prompt.
+  std::vector<ServingRequest> next = needles_;
+  for (size_t i = 0; i < next.size(); ++i)
+    next[i].prompt.insert(next[i].prompt.end(), alone_[i].tokens.begin(), alone_[i].tokens.end());
+  const auto cold = Start(Plain());
+  ASSERT_TRUE(cold);
+  EXPECT_EQ(Different(Serve(*engine, next), ServeEachAlone(*cold, next)), 0);
+  const ServingStats stats = engine->Stats();
+  EXPECT_EQ(stats.prefix_hit_tokens > 0, Shares());
+  EXPECT_EQ(stats.pages_used, 0);
+  EXPECT_EQ(stats.preemptions, 0u);
+}
+
+TEST_P(ServingBytes, HoweverPromptsAreCut) {
+  for (const int batched :
+       Full() ? std::vector<int>{5, 6, 7, 9, 64, 65, 68, 300} : std::vector<int>{7, 300}) {
+    ServingOptions o = Plain();
+    o.max_num_seqs = 4, o.max_num_batched_tokens = batched;
+    const auto engine = Start(o);
+    ASSERT_TRUE(engine);
+    EXPECT_EQ(Different(Serve(*engine, needles_), alone_), 0) << batched << " tokens a step";
+  }
+}
+
+// Short prompts with long answers: all are admitted, and their pages do not suffice for long.
+std::vector<ServingRequest> Growing(int count) {
+  std::mt19937 rng(2);
+  std::vector<ServingRequest> growing;
+  for (int i = 0; i < count; ++i) {
+    ServingRequest r;
+    r.prompt = RandomIds(rng, 30 + rng() % 30);
+    r.max_tokens = Full() ? 140 : 110, r.ignore_eos = true;
+    r.logprobs = 1;
+    if (i % 2 == 1) r.sampling = {.temperature = 0.8f, .top_k = 40, .seed = rng()};
+    growing.push_back(r);
+  }
+  return growing;
+}
+
+// Each fits alone; together they need 12 pages or more.
+TEST_P(ServingBytes, AfterLosingPages) {
+  const uint64_t wanted = Full() ? 1000 : 3;
+  const std::vector<ServingRequest> growing = Growing(Full() ? 16 : 8);
+  ServingOptions roomy = Plain();
+  roomy.max_num_seqs = Full() ? 1 : 8;
+  const auto plain = Start(roomy);
+  ASSERT_TRUE(plain);
+  const std::vector<Outcome> alone = Serve(*plain, growing);
+  EXPECT_EQ(plain->Stats().preemptions, 0u);
+  const auto quarter = int64_t(growing.size()) * 3 / 4;
+  for (const int64_t pages : Full() ? std::vector<int64_t>{7, quarter} : std::vector<int64_t>{7}) {
+    for (const bool prefixes : {false, true}) {
+      ServingOptions o = Plain();
+      o.max_num_seqs = int(growing.size()), o.max_num_batched_tokens = 64;
+      o.kv_tokens = pages * 64, o.prefix_cache = prefixes;
+      const auto engine = Start(o);
+      ASSERT_TRUE(engine);
+      int wrong = 0, rounds = 0;
+      for (; engine->Stats().preemptions < wanted && rounds < 1000; ++rounds) {
+        wrong += Different(Serve(*engine, growing), alone);
+        EXPECT_EQ(engine->Stats().pages_used, 0);
+        ASSERT_TRUE(rounds > 0 || engine->Stats().preemptions > 0);
+      }
+      EXPECT_EQ(wrong, 0) << pages << " pages";
+      EXPECT_GE(engine->Stats().preemptions, wanted);
+      if (Full())
+        printf("%s, %d pages, prefix cache %s: %d rounds of %zu, %d preemptions, %d answers differ\n",
+               GetParam().c_str(), int(pages), prefixes ? "on" : "off", rounds, growing.size(),
+               int(engine->Stats().preemptions), wrong);
+    }
+  }
+}
+
+TEST_P(ServingBytes, WithGuesses) {
+  ServingOptions o = Plain();
+  o.max_num_seqs = 4, o.ngram = {.max_draft = 8, .longest = 3, .shortest = 1};
+  const auto engine = Start(o);
+  ASSERT_TRUE(engine);
+  EXPECT_EQ(Different(ServeEachAlone(*engine, needles_), alone_), 0);
+  EXPECT_EQ(Different(Serve(*engine, needles_), alone_), 0);
+  const ServingStats stats = engine->Stats();
+  EXPECT_EQ(stats.drafted > 0, Undoes());
+  EXPECT_EQ(stats.accepted > 0, Undoes());
+  EXPECT_LT(stats.accepted, std::max<uint64_t>(stats.drafted, 1));  // some had to be taken back
+}
+
+INSTANTIATE_TEST_SUITE_P(Recipes, ServingBytes, testing::ValuesIn(kRecipes));
+
+// What a preemption would do that forgot where the prompt ended: the comparison sees it.
+TEST(Serving, ARecomputationThatIsWrongIsSeen) {
+  ServingOptions o;
+  o.engine.recipe = "sparq:r=16,k=32", o.max_num_seqs = 1, o.prefix_cache = false;
+  const auto engine = Start(o);
+  ASSERT_TRUE(engine);
+  const auto needles = Needles();
+  int different = 0;
+  for (const ServingRequest& needle : needles) {
+    const Outcome whole = Serve(*engine, {&needle, 1})[0];
+    ServingRequest rest = needle;
+    rest.prompt.insert(rest.prompt.end(), whole.tokens.begin(), whole.tokens.begin() + kNew / 2);
+    rest.prefill_tokens = int64_t(needle.prompt.size());
+    rest.max_tokens = kNew / 2;
+    rest.sampling = {};
+    ServingRequest wrong = rest;
+    wrong.prefill_tokens = -1;
+    const auto both = ServeEachAlone(*engine, std::vector<ServingRequest>{rest, wrong});
+    different += !both[0].SameBytes(both[1]);
+  }
+  EXPECT_GE(different, 3);
+}
+
+TEST(Serving, CancellingLeaksNoPage) {
+  ServingOptions o;
+  o.engine.recipe = "qserve", o.max_num_seqs = 6, o.max_num_batched_tokens = 40, o.kv_tokens = 12 * 64;
+  const auto engine = Start(o);
+  ASSERT_TRUE(engine);
+  const auto needles = Needles();
+  const auto alone = ServeEachAlone(*engine, needles);
+  std::mt19937 rng(3);
+  const int rounds = Full() ? 125 : 3;
+  int cancelled = 0, wrong = 0;
+  for (int round = 0; round < rounds; ++round) {
+    std::vector<Outcome> outcomes(needles.size());
+    std::array<std::optional<FinishReason>, 8> finished;
+    for (size_t i = 0; i < 8; ++i) {
+      ServingRequest doomed;
+      doomed.prompt = RandomIds(rng, 1 + rng() % 180);
+      doomed.max_tokens = 100, doomed.ignore_eos = true;
+      const int after = int(rng() % 12);  // new tokens; 0: at once
+      doomed.on_event = [&, i, after, seen = 0](const ServingEvent& e) mutable {
+        seen += int(e.tokens.size());
+        if (seen >= after) engine->Cancel(e.id);
+        if (e.finish) finished[i] = e.finish;
+      };
+      const auto id = engine->Submit(std::move(doomed));
+      ASSERT_TRUE(id.ok()) << id.status().message();
+      if (after == 0) engine->Cancel(*id);
+      if (i >= needles.size()) continue;
+      ASSERT_TRUE(engine->Submit(Into(needles[i], &outcomes[i])).ok());
+    }
+    ASSERT_TRUE(engine->WaitIdle(kLimit));
+    for (const auto& finish : finished) cancelled += finish == FinishReason::kCancelled;
+    wrong += Different(outcomes, alone);
+    ASSERT_EQ(engine->Stats().pages_used, 0);
+  }
+  EXPECT_EQ(cancelled, rounds * 8);
+  EXPECT_EQ(wrong, 0);
+  if (Full()) printf("%d cancels, %d neighbours changed, 0 pages leaked\n", cancelled, wrong);
+}
+
+TEST(Serving, TheQueueIsBoundedAndDrains) {
+  ServingOptions o;
+  o.max_num_seqs = 1, o.max_num_batched_tokens = 8, o.kv_tokens = 640, o.max_waiting = 3;
+  const auto engine = Start(o);
+  ASSERT_TRUE(engine);
+  ServingRequest r;
+  r.prompt = {1, 2, 3};
+  r.max_tokens = 600, r.ignore_eos = true;
+  // Four in one call are more than may wait, though one could run at once.
+  EXPECT_EQ(engine->Submit(std::vector<ServingRequest>(4, r)).status().code(), Code::kBusy);
+  EXPECT_EQ(engine->Stats().refused, 4u);
+  ServingRequest large = r;
+  large.max_tokens = 702;
+  EXPECT_EQ(engine->Submit(large).status().message(),
+            "3 prompt tokens and max_tokens 702 fill 11 pages of 64 tokens, but the KV pool has 10");
+  Outcome out;
+  r.max_tokens = 20;
+  ASSERT_TRUE(engine->Submit(Into(r, &out)).ok());
+  engine->Drain();
+  EXPECT_EQ(engine->Submit(r).status().code(), Code::kUnavailable);
+  EXPECT_TRUE(engine->WaitIdle(kLimit));
+  EXPECT_EQ(out.finish, FinishReason::kLength);
+  EXPECT_EQ(out.tokens.size(), 20u);
+}
+
+TEST(Serving, StopEndsWhatRunsAndWaits) {
+  ServingOptions o;
+  o.max_num_seqs = 1;
+  auto engine = Start(o);
+  ASSERT_TRUE(engine);
+  std::atomic<int> ended{0};
+  ServingRequest r;
+  r.prompt = {1};
+  r.max_tokens = 2000, r.ignore_eos = true;
+  r.on_event = [&](const ServingEvent& e) { ended += e.finish == FinishReason::kCancelled; };
+  ASSERT_TRUE(engine->Submit(std::vector<ServingRequest>(5, r)).ok());
+  engine->Stop();
+  EXPECT_EQ(ended, 5);
+  EXPECT_EQ(engine->Submit(r).status().code(), Code::kUnavailable);
+}
+
+TEST(Serving, LogprobsOfPromptsAndEmbeddings) {
+  ServingOptions o;
+  o.max_num_seqs = 2, o.max_num_batched_tokens = 50, o.ngram.max_draft = 4;
+  const auto engine = Start(o);
+  ASSERT_TRUE(engine);
+  ServingRequest echo = Needles()[2];
+  echo.prompt_logprobs = 3, echo.max_tokens = 0;
+  const Outcome first = Serve(*engine, {&echo, 1})[0];
+  EXPECT_EQ(first.logprobs.size(), echo.prompt.size() - 1);
+  // The same as those of new tokens: a greedy answer, fed back as a prompt.
+  ServingRequest greedy = Needles()[0];
+  const Outcome answer = Serve(*engine, {&greedy, 1})[0];
+  ServingRequest back = greedy;
+  back.prompt.insert(back.prompt.end(), answer.tokens.begin(), answer.tokens.end());
+  back.prompt_logprobs = 0, back.max_tokens = 0;
+  const Outcome fed = Serve(*engine, {&back, 1})[0];
+  for (size_t i = 0; i < answer.tokens.size(); ++i)
+    EXPECT_EQ(fed.logprobs[greedy.prompt.size() - 1 + i], answer.logprobs[3 * i]) << i;
+
+  const auto embed = [&](Pooling pooling, std::vector<int32_t> prompt) {
+    std::vector<float> embedding;
+    ServingRequest r;
+    r.prompt = std::move(prompt), r.max_tokens = 0, r.pooling = pooling;
+    r.on_event = [&](const ServingEvent& e) { embedding.assign(e.embedding.begin(), e.embedding.end()); };
+    EXPECT_TRUE(engine->Submit(std::move(r)).ok());
+    EXPECT_TRUE(engine->WaitIdle(kLimit));
+    EXPECT_EQ(embedding.size(), size_t(engine->config().hidden));
+    return embedding;
+  };
+  const std::vector<float> of_one = embed(Pooling::kLast, {7}), of_two = embed(Pooling::kLast, {7, 9});
+  EXPECT_EQ(embed(Pooling::kMean, {7}), of_one);
+  const std::vector<float> mean = embed(Pooling::kMean, {7, 9});
+  for (size_t i = 0; i < mean.size(); ++i)
+    EXPECT_EQ(mean[i], float((double(of_one[i]) + double(of_two[i])) / 2)) << i;
+}
+
+TEST(Serving, SaltsKeepPrefixesApart) {
+  ServingOptions o;
+  o.max_num_seqs = 2;
+  const auto engine = Start(o);
+  ASSERT_TRUE(engine);
+  ServingRequest r = Needles()[3];
+  const auto cached = [&](const std::string& salt) {
+    r.cache_salt = salt;
+    return Serve(*engine, {&r, 1})[0].usage.cached_tokens;
+  };
+  EXPECT_EQ(cached("a"), 0);
+  EXPECT_EQ(cached("a"), 128);
+  EXPECT_EQ(cached("b"), 0);
+  EXPECT_EQ(cached(""), 0);
+  EXPECT_EQ(cached("b"), 128);
+}
+
+TEST(Serving, ExplainSaysWhatIsSharedAndWhyNot) {
+  const auto line = [](const std::string& recipe, const std::string& about) {
+    ServingOptions o;
+    o.engine.recipe = recipe, o.ngram.max_draft = 4;
+    const auto engine = Start(o);
+    for (const std::string& l : engine->Explain())
+      if (l.starts_with(about + ": ")) return l.substr(about.size() + 2);
+    return std::string();
+  };
+  EXPECT_EQ(line("exact", "prefix cache"), "pages of equal prefixes are shared");
+  EXPECT_EQ(line("exact", "speculation"), "up to 4 tokens by lookup");
+  EXPECT_EQ(line("qaq", "prefix cache"),
+            "off: pages change their widths with what their sequence attends to");
+  EXPECT_EQ(line("qaq", "speculation"), "off: statistics of queries decide the widths of pages");
+}
+
+}  // namespace
+}  // namespace nibble
