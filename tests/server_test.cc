@@ -208,7 +208,7 @@ TEST(Server, BodiesInSmallChunksAndPipelines) {
   for (size_t i = 0; i < body.size(); i += 6)
     request += fmt::format("{:x}\r\n{}\r\n", std::min<size_t>(6, body.size() - i), body.substr(i, 6));
   request += "0\r\n\r\n";
-  const int kTimes = 5;
+  constexpr int kTimes = 5;
   std::string all;
   for (int i = 0; i < kTimes; ++i) all += request;
   ASSERT_TRUE(client.Send(all).ok());

@@ -215,7 +215,7 @@ std::vector<ServingRequest> Growing(int count) {
 
 // Each fits alone; together they need 12 pages or more.
 TEST_P(ServingBytes, AfterLosingPages) {
-  const uint64_t wanted = Full() ? 1000 : 3;
+  const uint64_t wanted = Full() ? 100 : 3;  // of each recipe, size of pool and prefix cache
   const std::vector<ServingRequest> growing = Growing(Full() ? 16 : 8);
   ServingOptions roomy = Plain();
   roomy.max_num_seqs = Full() ? 1 : 8;
@@ -226,6 +226,7 @@ TEST_P(ServingBytes, AfterLosingPages) {
   const auto quarter = int64_t(growing.size()) * 3 / 4;
   for (const int64_t pages : Full() ? std::vector<int64_t>{7, quarter} : std::vector<int64_t>{7}) {
     for (const bool prefixes : {false, true}) {
+      if (!Full() && prefixes != Shares()) continue;
       ServingOptions o = Plain();
       o.max_num_seqs = int(growing.size()), o.max_num_batched_tokens = 64;
       o.kv_tokens = pages * 64, o.prefix_cache = prefixes;

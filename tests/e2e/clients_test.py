@@ -8,12 +8,14 @@ Skips (exit code 77), and says so, where the packages are not installed:
 """
 import asyncio
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 try:
     import anthropic
@@ -76,6 +78,31 @@ def echo_and_logprobs(client):
                                           top_logprobs=2, temperature=0).choices[0].logprobs.content
     assert len(chat) == 3 and all(t.top_logprobs[0].logprob >= t.logprob for t in chat)
     assert all(bytes(t.bytes).decode(errors="replace") for t in chat)
+
+
+def tokenize(client, text):
+    root = str(client.base_url).removesuffix("v1/")
+    request = urllib.request.Request(root + "tokenize", json.dumps({"prompt": text}).encode(),
+                                     {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)["tokens"]
+
+
+def perplexity(client, nibble, model):
+    """What lm-eval computes from echoed logprobs is what `nibble eval` prints."""
+    text = os.path.join(os.path.dirname(__file__), "../../texts/Doyle_Hound_1902.txt")
+    evaluated = json.loads(subprocess.run([nibble, "eval", "-m", model, "--text", text, "--window", "256", "--max-windows", "4", "--json"],
+                                          capture_output=True, check=True, text=True).stdout)
+    with open(text) as file:
+        words = file.read()[:20000]
+    ids = tokenize(client, words)
+    bos, ids = ids[0], ids[1:]
+    total = 0.0
+    for i in range(4):
+        window = [bos] + ids[i * 255:(i + 1) * 255]
+        got = client.completions.create(model="novelist", prompt=[window], max_tokens=0, logprobs=0, echo=True)
+        total -= sum(got.choices[0].logprobs.token_logprobs[1:])
+    assert abs(math.exp(total / (4 * 255)) - evaluated["perplexity"]) < 1e-3, (math.exp(total / (4 * 255)), evaluated["perplexity"])
 
 
 def chats(client):
@@ -192,8 +219,8 @@ def main():
     client = openai.OpenAI(base_url=server.url + "/v1", api_key=KEY, max_retries=0)
     cases = [lambda f=f: f(client) for f in (completions, echo_and_logprobs, chats, structured, tools, others, responses)]
     names = ["completions", "echo_and_logprobs", "chats", "structured", "tools", "others", "responses"]
-    cases += [lambda: errors(client, server.url), lambda: asyncio.run(together(server.url, 40)), lambda: messages(server.url)]
-    names += ["errors", "together", "messages"]
+    cases += [lambda: perplexity(client, sys.argv[1], sys.argv[2]), lambda: errors(client, server.url), lambda: asyncio.run(together(server.url, 40)), lambda: messages(server.url)]
+    names += ["perplexity", "errors", "together", "messages"]
     failed = 0
     for name, case in zip(names, cases):
         try:

@@ -62,9 +62,9 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", "nibble " NIBBLE_VERSION)->description("Print the version and exit");
   app.set_help_flag("-h,--help", "Print this help and exit");
   app.footer(kExamples);
-  const Command commands[] = {AddGenerate(app), AddQuantize(app), AddEval(app),     AddCalibrate(app),
-                              AddCompare(app),  AddBench(app),    AddTokenize(app), AddInspect(app),
-                              AddServe(app)};
+  const Command commands[] = {AddGenerate(app),  AddQuantize(app), AddEval(app),
+                              AddCalibrate(app), AddCompare(app),  AddBench(app),
+                              AddTokenize(app),  AddInspect(app),  AddServe(app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -35,7 +35,7 @@ App::App(AppOptions options, const ServedModel* model)
       queue_(options_.threads, static_cast<size_t>(options_.limits.max_parsing)) {}
 
 const std::vector<App::Route>& App::Routes() {
-  static const std::vector<Route> kRoutes{
+  static const std::vector<Route> routes{
       {"GET", "/health", &App::ReadyRoute, Where::kInline, true},
       {"GET", "/health/live", &App::Live, Where::kInline, true},
       {"GET", "/health/ready", &App::ReadyRoute, Where::kInline, true},
@@ -53,7 +53,7 @@ const std::vector<App::Route>& App::Routes() {
       {"POST", "/detokenize", &App::Detokenize, Where::kQueue},
       {"POST", "/apply-template", &App::ApplyTemplate, Where::kQueue},
   };
-  return kRoutes;
+  return routes;
 }
 
 const App::Route* App::Find(std::string_view method, std::string_view path) {

@@ -5,7 +5,6 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
@@ -36,10 +35,10 @@ class HttpServerImpl final : public HttpServer {
  public:
   HttpServerImpl(const HttpServerOptions& options, HttpService* service)
       : context_(std::make_shared<SessionContext>()),
-        work_(asio::make_work_guard(io_)),
-        acceptor_(io_),
-        signals_(io_),
-        retry_(io_) {
+        io_(context_->io),
+        acceptor_(asio::make_strand(io_)),
+        signals_(acceptor_.get_executor()),
+        retry_(acceptor_.get_executor()) {
     context_->limits = options.limits;
     context_->service = service;
   }
@@ -68,10 +67,9 @@ class HttpServerImpl final : public HttpServer {
   template <class Action>
   void ForEachSession(Action action);
 
-  asio::io_context io_;
   std::shared_ptr<SessionContext> context_;
-  asio::executor_work_guard<asio::io_context::executor_type> work_;
-  tcp::acceptor acceptor_;
+  asio::io_context& io_;
+  tcp::acceptor acceptor_;  // its strand also has signals_ and retry_
   asio::signal_set signals_;
   asio::steady_timer retry_;
   tcp::endpoint endpoint_;
@@ -125,18 +123,18 @@ void HttpServerImpl::Run(int threads) {
   for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { io_.run(); });
 }
 
+// Closes everything, so that the threads run out of work.
 HttpServerImpl::~HttpServerImpl() {
-  asio::post(io_, [this] {
+  context_->over = true;
+  asio::post(acceptor_.get_executor(), [this] {
     boost::system::error_code ignored;
     acceptor_.close(ignored);
     signals_.cancel(ignored);
     retry_.cancel();
+    ForEachSession([](const std::shared_ptr<Session>& session) {
+      asio::post(session->executor(), [session] { session->Gone(); });
+    });
   });
-  ForEachSession([](const std::shared_ptr<Session>& session) {
-    asio::post(session->executor(), [session] { session->Gone(); });
-  });
-  work_.reset();
-  io_.stop();
   for (std::thread& thread : threads_) thread.join();
 }
 

@@ -38,9 +38,9 @@ bool IsSaneId(std::string_view id) {
 
 // Different in every process and for every request.
 std::string NewId() {
-  static const uint64_t kSalt = (uint64_t{std::random_device{}()} << 32) | std::random_device{}();
+  static const uint64_t salt = (uint64_t{std::random_device{}()} << 32) | std::random_device{}();
   static std::atomic<uint64_t> counter{0};
-  return fmt::format("req-{:016x}", kSalt + ++counter * 0x9E3779B97F4A7C15u);
+  return fmt::format("req-{:016x}", salt + ++counter * 0x9E3779B97F4A7C15u);
 }
 
 }  // namespace

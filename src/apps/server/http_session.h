@@ -3,6 +3,7 @@
 // an answer, so that a client that goes is noticed and pipelined requests wait in a bounded buffer.
 #pragma once
 #include <atomic>
+#include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
@@ -20,8 +21,10 @@
 
 namespace nibble::server {
 
-// What connections share.
+// What connections share. Replies may outlive the server; they hold this, and do nothing once it is over.
 struct SessionContext {
+  boost::asio::io_context io;
+  std::atomic<bool> over{false};
   Limits limits;
   HttpService* service;
   std::atomic<int> connections{0}, answers{0};
@@ -45,6 +48,8 @@ class Session : public std::enable_shared_from_this<Session> {
 
  private:
   friend class SessionReply;
+  template <class Task>
+  void Post(Task task);  // from a reply, on any thread
   enum class State : uint8_t { kIdle, kHead, kBody, kAnswer, kLinger, kClosed };
 
   void NextRequest();

@@ -22,37 +22,38 @@ constexpr int kClientGone = 499;  // in the log, as nginx has it
 
 }  // namespace
 
+template <class Task>
+void Session::Post(Task task) {
+  if (!context_->over) asio::post(socket_.get_executor(), std::move(task));
+}
+
 // A reply that is dropped half-way leaves the client with a broken connection rather than with a wait.
 SessionReply::~SessionReply() {
   if (ended_) return;
-  asio::post(session_->socket_.get_executor(), [session = session_] { session->Gone(); });
+  session_->Post([session = session_] { session->Gone(); });
 }
 
 void SessionReply::Send(HttpResponse response) {
   ended_ = true;
-  asio::post(session_->socket_.get_executor(),
-             [session = session_, response = std::move(response), log = std::move(log_)]() mutable {
-               session->SendWhole(std::move(response), std::move(log));
-             });
+  session_->Post([session = session_, response = std::move(response), log = std::move(log_)]() mutable {
+    session->SendWhole(std::move(response), std::move(log));
+  });
 }
 
 void SessionReply::Start(std::string content_type, std::string ping) {
-  asio::post(session_->socket_.get_executor(),
-             [session = session_, content_type = std::move(content_type), ping = std::move(ping)]() mutable {
-               session->StartStream(content_type, std::move(ping));
-             });
+  session_->Post([session = session_, content_type = std::move(content_type),
+                  ping = std::move(ping)]() mutable { session->StartStream(content_type, std::move(ping)); });
 }
 
 void SessionReply::Write(std::string piece) {
   if (piece.empty() || session_->gone_) return;
-  asio::post(session_->socket_.get_executor(),
-             [session = session_, piece = std::move(piece)] { session->WritePiece(piece); });
+  session_->Post([session = session_, piece = std::move(piece)] { session->WritePiece(piece); });
 }
 
 void SessionReply::End() {
   ended_ = true;
-  asio::post(session_->socket_.get_executor(),
-             [session = session_, log = std::move(log_)]() mutable { session->EndStream(std::move(log)); });
+  session_->Post(
+      [session = session_, log = std::move(log_)]() mutable { session->EndStream(std::move(log)); });
 }
 
 void SessionReply::OnGone(std::function<void()> on_gone) {
