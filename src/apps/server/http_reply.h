@@ -12,7 +12,7 @@ class SessionReply final : public Reply {
  public:
   SessionReply(std::shared_ptr<Session> session, std::string id)
       : session_(std::move(session)), id_(std::move(id)) {}
-  ~SessionReply() override;
+  ~SessionReply() override;  // NOLINT(bugprone-exception-escape)
   SessionReply(const SessionReply&) = delete;
   SessionReply& operator=(const SessionReply&) = delete;
 

@@ -42,7 +42,7 @@ class HttpServerImpl final : public HttpServer {
     context_->limits = options.limits;
     context_->service = service;
   }
-  ~HttpServerImpl() override;
+  ~HttpServerImpl() override;  // NOLINT(bugprone-exception-escape)
 
   Status Listen(const HttpServerOptions& options);
   void Run(int threads);
@@ -124,6 +124,7 @@ void HttpServerImpl::Run(int threads) {
 }
 
 // Closes everything, so that the threads run out of work.
+// NOLINTNEXTLINE(bugprone-exception-escape): only for want of memory
 HttpServerImpl::~HttpServerImpl() {
   context_->over = true;
   asio::post(acceptor_.get_executor(), [this] {

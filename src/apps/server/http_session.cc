@@ -197,7 +197,7 @@ void Session::OnHead() {
       break;
   }
   common_headers_ = context_->service->CommonHeaders(request_);
-  if (auto refused = context_->service->Refuse(request_)) return RefuseWith(*std::move(refused));
+  if (auto refused = context_->service->Refuse(request_)) return RefuseWith(*refused);
   state_ = State::kBody;
   body_began_ = steady_clock::now();
   SetBodyDeadline();
@@ -234,13 +234,13 @@ void Session::Refuse(int status, std::string_view message) {
 }
 
 // Without its body the bytes that follow mean nothing, so the connection ends.
-void Session::RefuseWith(HttpResponse response) {
+void Session::RefuseWith(const HttpResponse& response) {
   const bool whole = parser_->is_done();
   ClearDeadline();
   state_ = State::kAnswer;
   ++context_->answers;
   keep_alive_ = keep_alive_ && whole;
-  SendWhole(std::move(response), "");
+  SendWhole(response, "");
 }
 
 void Session::SetDeadline(double seconds) {

@@ -63,7 +63,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void OnExpect();
   void Dispatch();
   void Refuse(int status, std::string_view message);
-  void RefuseWith(HttpResponse response);
+  void RefuseWith(const HttpResponse& response);
   void RefuseBadSyntax(const ErrorCode& error);
 
   void SetDeadline(double seconds);
@@ -73,7 +73,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void ArmPing();
 
   // What replies ask for, on the strand.
-  void SendWhole(HttpResponse response, std::string log);
+  void SendWhole(const HttpResponse& response, std::string log);
   void StartStream(const std::string& content_type, std::string ping);
   void WritePiece(const std::string& piece);
   void EndStream(std::string log);

@@ -28,6 +28,7 @@ void Session::Post(Task task) {
 }
 
 // A reply that is dropped half-way leaves the client with a broken connection rather than with a wait.
+// NOLINTNEXTLINE(bugprone-exception-escape): only for want of memory
 SessionReply::~SessionReply() {
   if (ended_) return;
   session_->Post([session = session_] { session->Gone(); });
@@ -36,7 +37,7 @@ SessionReply::~SessionReply() {
 void SessionReply::Send(HttpResponse response) {
   ended_ = true;
   session_->Post([session = session_, response = std::move(response), log = std::move(log_)]() mutable {
-    session->SendWhole(std::move(response), std::move(log));
+    session->SendWhole(response, std::move(log));
   });
 }
 
@@ -83,7 +84,7 @@ std::string Session::Head(int status, const std::string& content_type, const Hea
   return head;
 }
 
-void Session::SendWhole(HttpResponse response, std::string log) {
+void Session::SendWhole(const HttpResponse& response, std::string log) {
   if (state_ != State::kAnswer) return;
   keep_alive_ = keep_alive_ && !context_->draining && !peer_closed_;
   log_ = std::move(log);
