@@ -12,6 +12,7 @@
 #include <map>
 #include <random>
 
+#include "engine/step_loop.h"
 #include "recipe/page_rules.h"
 
 namespace nibble {
@@ -243,7 +244,8 @@ TEST_P(ServingBytes, AfterLosingPages) {
       if (Full())
         printf("%s, %d pages, prefix cache %s: %d rounds of %zu, %d preemptions, %d answers differ\n",
                GetParam().c_str(), int(pages), prefixes ? "on" : "off", rounds, growing.size(),
-               int(engine->Stats().preemptions), wrong);
+               int(engine->Stats().preemptions), wrong),
+            fflush(stdout);
     }
   }
 }
@@ -284,6 +286,24 @@ TEST(Serving, ARecomputationThatIsWrongIsSeen) {
     different += !both[0].SameBytes(both[1]);
   }
   EXPECT_GE(different, 3);
+}
+
+// Pages whose side records change are shared against the rule: the comparison sees it.
+TEST(Serving, SharingWhatMayNotBeSharedIsSeen) {
+  const auto engine = *Engine::Load({.model = kModel, .recipe = "h2o:k=32", .threads = 2, .max_seqs = 1});
+  ASSERT_FALSE(WhyNotShared(engine->recipe()).empty());
+  for (const std::string scope : {"", "against the rule"}) {
+    const auto loop = *StepLoop::Make(
+        engine->parts(),
+        {.max_num_seqs = 1, .max_num_batched_tokens = 64, .kv_tokens = 1024, .prefix_scope = scope});
+    std::vector<Outcome> outcomes(2);
+    for (Outcome& out : outcomes) {
+      loop->Add(std::make_unique<Answer>(1, Into(Needles()[3], &out), engine->tokenizer(), engine->config()),
+                0);
+      while (!loop->idle()) ASSERT_TRUE(loop->Step().ok());
+    }
+    EXPECT_EQ(outcomes[0].SameBytes(outcomes[1]), scope.empty()) << scope;
+  }
 }
 
 TEST(Serving, CancellingLeaksNoPage) {
