@@ -205,8 +205,8 @@ std::vector<ServingRequest> Growing(int count) {
   std::vector<ServingRequest> growing;
   for (int i = 0; i < count; ++i) {
     ServingRequest r;
-    r.prompt = RandomIds(rng, 30 + rng() % 30);
-    r.max_tokens = Full() ? 140 : 110, r.ignore_eos = true;
+    r.prompt = RandomIds(rng, 40 + rng() % 20);
+    r.max_tokens = Full() ? 140 : 90, r.ignore_eos = true;
     r.logprobs = 1;
     if (i % 2 == 1) r.sampling = {.temperature = 0.8f, .top_k = 40, .seed = rng()};
     growing.push_back(r);
@@ -216,10 +216,10 @@ std::vector<ServingRequest> Growing(int count) {
 
 // Each fits alone; together they need 12 pages or more.
 TEST_P(ServingBytes, AfterLosingPages) {
-  const uint64_t wanted = Full() ? 100 : 3;  // of each recipe, size of pool and prefix cache
-  const std::vector<ServingRequest> growing = Growing(Full() ? 16 : 8);
+  const uint64_t wanted = Full() ? 100 : 1;  // of each recipe, size of pool and prefix cache
+  const std::vector<ServingRequest> growing = Growing(Full() ? 16 : 6);
   ServingOptions roomy = Plain();
-  roomy.max_num_seqs = Full() ? 1 : 8;
+  roomy.max_num_seqs = Full() ? 1 : 6;
   const auto plain = Start(roomy);
   ASSERT_TRUE(plain);
   const std::vector<Outcome> alone = Serve(*plain, growing);
