@@ -95,7 +95,7 @@ class SharedPages : public testing::Test {
   }
   Ids RandomTokens() {
     Ids tokens;
-    for (uint32_t pages = 1 + rng_() % 5; pages > 0; --pages) {
+    for (auto pages = 1 + rng_() % 5; pages > 0; --pages) {
       const Ids page = PageOf(int32_t(rng_() % 2));
       tokens.insert(tokens.end(), page.begin(), page.end());
     }

@@ -12,6 +12,7 @@
 #include <map>
 #include <random>
 
+#include "engine/step_loop.h"
 #include "recipe/page_rules.h"
 
 namespace nibble {
@@ -204,8 +205,8 @@ std::vector<ServingRequest> Growing(int count) {
   std::vector<ServingRequest> growing;
   for (int i = 0; i < count; ++i) {
     ServingRequest r;
-    r.prompt = RandomIds(rng, 30 + rng() % 30);
-    r.max_tokens = Full() ? 140 : 110, r.ignore_eos = true;
+    r.prompt = RandomIds(rng, 40 + rng() % 20);
+    r.max_tokens = Full() ? 140 : 90, r.ignore_eos = true;
     r.logprobs = 1;
     if (i % 2 == 1) r.sampling = {.temperature = 0.8f, .top_k = 40, .seed = rng()};
     growing.push_back(r);
@@ -215,10 +216,10 @@ std::vector<ServingRequest> Growing(int count) {
 
 // Each fits alone; together they need 12 pages or more.
 TEST_P(ServingBytes, AfterLosingPages) {
-  const uint64_t wanted = Full() ? 100 : 3;  // of each recipe, size of pool and prefix cache
-  const std::vector<ServingRequest> growing = Growing(Full() ? 16 : 8);
+  const uint64_t wanted = Full() ? 100 : 1;  // of each recipe, size of pool and prefix cache
+  const std::vector<ServingRequest> growing = Growing(Full() ? 16 : 6);
   ServingOptions roomy = Plain();
-  roomy.max_num_seqs = Full() ? 1 : 8;
+  roomy.max_num_seqs = Full() ? 1 : 6;
   const auto plain = Start(roomy);
   ASSERT_TRUE(plain);
   const std::vector<Outcome> alone = Serve(*plain, growing);
@@ -243,7 +244,8 @@ TEST_P(ServingBytes, AfterLosingPages) {
       if (Full())
         printf("%s, %d pages, prefix cache %s: %d rounds of %zu, %d preemptions, %d answers differ\n",
                GetParam().c_str(), int(pages), prefixes ? "on" : "off", rounds, growing.size(),
-               int(engine->Stats().preemptions), wrong);
+               int(engine->Stats().preemptions), wrong),
+            fflush(stdout);
     }
   }
 }
@@ -284,6 +286,24 @@ TEST(Serving, ARecomputationThatIsWrongIsSeen) {
     different += !both[0].SameBytes(both[1]);
   }
   EXPECT_GE(different, 3);
+}
+
+// Pages whose side records change are shared against the rule: the comparison sees it.
+TEST(Serving, SharingWhatMayNotBeSharedIsSeen) {
+  const auto engine = *Engine::Load({.model = kModel, .recipe = "h2o:k=32", .threads = 2, .max_seqs = 1});
+  ASSERT_FALSE(WhyNotShared(engine->recipe()).empty());
+  for (const std::string scope : {"", "against the rule"}) {
+    const auto loop = *StepLoop::Make(
+        engine->parts(),
+        {.max_num_seqs = 1, .max_num_batched_tokens = 64, .kv_tokens = 1024, .prefix_scope = scope});
+    std::vector<Outcome> outcomes(2);
+    for (Outcome& out : outcomes) {
+      loop->Add(std::make_unique<Answer>(1, Into(Needles()[3], &out), engine->tokenizer(), engine->config()),
+                0);
+      while (!loop->idle()) ASSERT_TRUE(loop->Step().ok());
+    }
+    EXPECT_EQ(outcomes[0].SameBytes(outcomes[1]), scope.empty()) << scope;
+  }
 }
 
 TEST(Serving, CancellingLeaksNoPage) {

@@ -120,7 +120,8 @@ PagedKvCache::PagedKvCache(Backend& backend, const KvCacheOptions& o)
   chain_.reserve(size_t(pages_));
   segments_.reserve(size_t(scratch_slots_ + o.max_seqs));
   // Sequences that share pages each have them in the table.
-  page_table_.reserve(size_t(o.prefix_scope.empty() ? pages_ : pages_ * o.max_seqs));
+  const int64_t of_seq = o.max_seq_tokens > 0 ? std::min(pages_, PagesFor(o.max_seq_tokens)) : pages_;
+  page_table_.reserve(size_t(o.prefix_scope.empty() ? pages_ : of_seq * o.max_seqs));
   positions_.reserve(size_t(o.max_step_tokens));
 }
 

@@ -28,8 +28,9 @@ struct KvCacheOptions {
   AttentionRecipe recipe;
   const Plan* plan = nullptr;  // or null; must outlive the cache
   int max_seqs = 1;
-  int max_step_tokens = 512;  // rows of one step
-  int64_t max_tokens = 0;     // over all sequences together, rounded up to pages
+  int max_step_tokens = 512;   // rows of one step
+  int64_t max_tokens = 0;      // over all sequences together, rounded up to pages
+  int64_t max_seq_tokens = 0;  // of one sequence, for the size of the page table; 0: max_tokens
   // What the bytes of a page depend on besides tokens: model, recipe, plan. Not empty: pages are kept for
   // prefixes that come again. REQUIRES a recipe that allows it (recipe/page_rules.h).
   std::string prefix_scope{};

@@ -43,6 +43,7 @@ Status StepLoop::Init() {
                                                    .max_seqs = options_.max_num_seqs,
                                                    .max_step_tokens = options_.max_num_batched_tokens,
                                                    .max_tokens = options_.kv_tokens,
+                                                   .max_seq_tokens = m.max_position,
                                                    .prefix_scope = options_.prefix_scope}));
   const auto seqs = size_t(options_.max_num_seqs), rows = size_t(options_.max_num_batched_tokens);
   const auto logit_rows = size_t(LimitsOf(c_, options_).max_logit_rows);

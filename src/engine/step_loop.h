@@ -41,7 +41,8 @@ class StepLoop {
   StepLoop(const StepLoop&) = delete;
   StepLoop& operator=(const StepLoop&) = delete;
 
-  // REQUIRES a request that CheckRequest and the pool allow. The least rank goes first, of equal ones the older.
+  // REQUIRES a request that CheckRequest and the pool allow. The least rank goes first, of equal ones the
+  // older.
   void Add(std::unique_ptr<Answer> answer, int64_t rank);
   void Cancel(RequestId id);  // its last event and its pages, at once; an unknown id: nothing
   void EndAll(FinishReason reason, const std::string& error = {});
