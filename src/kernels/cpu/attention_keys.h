@@ -155,7 +155,8 @@ static NIBBLE_HD void ScoreEntries(const AttentionWork& w, const KeyTile& k, int
   constexpr int kWide = kAttentionVectors / E < 4 ? kAttentionVectors / E : 4;
   for (; e + E <= w.entries; e += E) {
     const int begin = w.Range(e, start).begin, end = w.Range(e + E - 1, start).end;
-    for (int t = begin / (16 * kWide) * (16 * kWide); t < end; t += 16 * kWide) ScoreTokens<kX, E, kWide>(w, k, e, t);
+    for (int t = begin / (16 * kWide) * (16 * kWide); t < end; t += 16 * kWide)
+      ScoreTokens<kX, E, kWide>(w, k, e, t);
   }
   if constexpr (E > 1) ScoreEntries<kX, E / 2>(w, k, start, e);
 }
