@@ -161,6 +161,7 @@ class SineEngine final : public Engine {
   const Tokenizer& tokenizer() const override { return tokenizer_; }
   const AttentionRecipe& recipe() const override { return recipe_; }
   Backend& backend() override { std::abort(); }
+  EngineParts parts() override { std::abort(); }
   size_t weight_bytes() const override { return 0; }
   KvSizes kv_sizes() const override { return {}; }
   std::vector<std::string> Explain() const override { return {}; }
