@@ -276,9 +276,13 @@ void Session::OnDeadline() {
   }
 }
 
+// Of a connection that has just been made, or whose next request has arrived unread, the client would see a
+// reset: it gets an answer, and is closed after it.
 void Session::CloseIfIdle() {
   asio::post(socket_.get_executor(), [self = shared_from_this()] {
-    if (self->state_ == State::kIdle) self->Close();
+    ErrorCode ignored;
+    if (self->state_ == State::kIdle && self->answered_ && self->socket_.available(ignored) == 0)
+      self->Close();
   });
 }
 

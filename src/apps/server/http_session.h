@@ -102,6 +102,7 @@ class Session : public std::enable_shared_from_this<Session> {
   HttpRequest request_;
   Headers common_headers_;
   bool keep_alive_ = false, head_only_ = false, chunked_ = false, streaming_ = false, ended_ = false;
+  bool answered_ = false;  // a request before this one
   int status_ = 0;
   size_t sent_bytes_ = 0;
   std::string ping_, log_;

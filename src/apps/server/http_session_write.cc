@@ -186,6 +186,7 @@ void Session::Answered() {
     on_gone_ = nullptr;
   }
   streaming_ = ended_ = false;
+  answered_ = true;
   sent_bytes_ = 0;
   if (!keep_alive_) return Linger();
   NextRequest();
