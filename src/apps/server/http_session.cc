@@ -22,6 +22,7 @@ namespace {
 
 constexpr size_t kReadBytes = 4096, kBodyReadBytes = 64u << 10;
 constexpr double kLingerSeconds = 2;
+constexpr double kNewSeconds = 1;  // for the first bytes of a connection while the server drains
 constexpr size_t kMaxIdBytes = 64;
 
 steady_clock::duration Seconds(double seconds) {
@@ -276,13 +277,14 @@ void Session::OnDeadline() {
   }
 }
 
-// Of a connection that has just been made, or whose next request has arrived unread, the client would see a
-// reset: it gets an answer, and is closed after it.
+// A client whose request is on its way would see a reset: what has arrived is answered, and a connection that
+// has just been made gets a moment to speak.
 void Session::CloseIfIdle() {
   asio::post(socket_.get_executor(), [self = shared_from_this()] {
     ErrorCode ignored;
-    if (self->state_ == State::kIdle && self->answered_ && self->socket_.available(ignored) == 0)
-      self->Close();
+    if (self->state_ != State::kIdle || self->socket_.available(ignored) > 0) return;
+    if (self->answered_) return self->Close();
+    self->SetDeadline(kNewSeconds);
   });
 }
 
