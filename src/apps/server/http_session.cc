@@ -47,8 +47,8 @@ std::string NewId() {
 }  // namespace
 
 Session::Session(Socket socket, std::shared_ptr<SessionContext> context)
-    : socket_(std::move(socket)),
-      context_(std::move(context)),
+    : context_(std::move(context)),
+      socket_(std::move(socket)),
       deadline_(socket_.get_executor()),
       ping_timer_(socket_.get_executor()) {
   ++context_->connections;

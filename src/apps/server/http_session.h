@@ -87,8 +87,8 @@ class Session : public std::enable_shared_from_this<Session> {
   void Close();
   void LogAnswer(int status);
 
+  std::shared_ptr<SessionContext> context_;  // first, so that it outlives what belongs to its io_context
   Socket socket_;
-  std::shared_ptr<SessionContext> context_;
   boost::asio::steady_timer deadline_, ping_timer_;
   boost::beast::flat_buffer buffer_;
   std::optional<boost::beast::http::request_parser<boost::beast::http::string_body>> parser_;
