@@ -185,64 +185,56 @@ Result<int> Run(const Options& o) {
 
 void CheckOptions(const Options& o) {
   if (o.model.empty() == o.shape.empty())
-    throw CLI::ValidationError("bench", "give either -m (a folder) or --shape (random weights)");
+    throw UsageError("bench", "give either -m (a folder) or --shape (random weights)");
   if (o.weights_given && o.shape.empty())
-    throw CLI::ValidationError("--weights", "belongs to --shape; a folder has its own format");
-  if (!o.common.plan.empty()) throw CLI::ValidationError("--plan", "bench runs without plans");
+    throw UsageError("--weights", "belongs to --shape; a folder has its own format");
+  if (!o.common.plan.empty()) throw UsageError("--plan", "bench runs without plans");
   if (o.common.device == "cuda")
-    throw CLI::ValidationError("--device", "bench measures the CPU; leave it out, or say cpu");
-  if (Cases(o).empty()) throw CLI::ValidationError("-p, -n", "nothing to measure: both are 0");
+    throw UsageError("--device", "bench measures the CPU; leave it out, or say cpu");
+  if (Cases(o).empty()) throw UsageError("-p, -n", "nothing to measure: both are 0");
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
 }
 
-CLI::Option* AddCounts(CLI::App& parser, const char* name, std::vector<int>& counts, int least, int most,
+const Option AddCounts(Parser parser, const char* name, std::vector<int>& counts, int least, int most,
                        const char* text) {
-  return parser.add_option(name, counts, text)
-      ->delimiter(',')
-      ->check(CLI::Range(least, most).description(""))
-      ->type_name("LIST");
+  return parser.Add(name, counts, text).List().Range(least, most).Type("LIST");
 }
 
 }  // namespace
 
-Command AddBench(CLI::App& app) {
+Command AddBench(Parser app) {
   auto o = std::make_shared<Options>();
-  CLI::App* parser = app.add_subcommand("bench", "Measure tokens per second");
+  const Parser parser = app.Command("bench", "Measure tokens per second");
   const std::vector<std::string> shapes(kShapeNames.begin(), kShapeNames.end());
-  parser->add_option("-m,--model", o->model, "Hugging Face model folder")->type_name("DIR");
-  parser->add_option("--shape", o->shape, "Random weights in the shape of a Llama instead: 1b, 3b or 8b")
-      ->check(CLI::IsMember(shapes).description(""))
-      ->type_name("S");
-  CLI::Option* weights = parser->add_option("--weights", o->weights,
-                                            "Format of --shape: w4a8-g128, w4a8-chn, w8a8, bf16, f16, "
-                                            "f32 [w4a8-g128]");
-  weights->check(CLI::IsMember({"w4a8-g128", "w4a8-chn", "w8a8", "bf16", "f16", "f32"}).description(""))
-      ->type_name("F");
-  AddCounts(*parser, "-p,--n-prompt", o->prompt, 0, kMaxTokens, "Prompt tokens to process; 0: none [512]");
-  AddCounts(*parser, "-n,--n-gen", o->generate, 0, kMaxTokens, "Tokens to generate; 0: none [128]");
-  AddCounts(*parser, "-d,--n-depth", o->depth, 0, kMaxTokens, "Tokens of context before either [0]");
-  parser->add_option("-r,--repetitions", o->repetitions, "Repetitions after a warm-up [5]")
-      ->check(CLI::Range(1, kMaxRepetitions).description(""))
-      ->type_name("N");
-  parser->add_option("-b,--batch-size", o->batch, "Prompt tokens a step [512]")
-      ->check(CLI::Range(1, kMaxBatch).description(""))
-      ->type_name("N");
-  parser->add_option("-o,--output", o->output, "md, csv or json [md]")
-      ->check(CLI::IsMember({"md", "csv", "json"}).description(""))
-      ->type_name("FORMAT");
-  AddCommon(*parser, o->common);
-  auto serve = std::make_shared<Command>(AddBenchServe(*parser));
-  parser->callback([o, weights, serve] {
-    if (serve->parser->parsed()) return;
-    o->weights_given = weights->count() > 0;
+  parser.Add("-m,--model", o->model, "Hugging Face model folder").Type("DIR");
+  parser.Add("--shape", o->shape, "Random weights in the shape of a Llama instead: 1b, 3b or 8b")
+      .OneOf(shapes)
+      .Type("S");
+  const Option weights = parser.Add("--weights", o->weights,
+                                    "Format of --shape: w4a8-g128, w4a8-chn, w8a8, bf16, f16, "
+                                    "f32 [w4a8-g128]");
+  weights.OneOf({"w4a8-g128", "w4a8-chn", "w8a8", "bf16", "f16", "f32"}).Type("F");
+  AddCounts(parser, "-p,--n-prompt", o->prompt, 0, kMaxTokens, "Prompt tokens to process; 0: none [512]");
+  AddCounts(parser, "-n,--n-gen", o->generate, 0, kMaxTokens, "Tokens to generate; 0: none [128]");
+  AddCounts(parser, "-d,--n-depth", o->depth, 0, kMaxTokens, "Tokens of context before either [0]");
+  parser.Add("-r,--repetitions", o->repetitions, "Repetitions after a warm-up [5]")
+      .Range(1, kMaxRepetitions)
+      .Type("N");
+  parser.Add("-b,--batch-size", o->batch, "Prompt tokens a step [512]").Range(1, kMaxBatch).Type("N");
+  parser.Add("-o,--output", o->output, "md, csv or json [md]").OneOf({"md", "csv", "json"}).Type("FORMAT");
+  AddCommon(parser, o->common);
+  auto serve = std::make_shared<Command>(AddBenchServe(parser));
+  parser.Check([o, weights, serve] {
+    if (serve->parser.chosen()) return;
+    o->weights_given = weights.given();
     CheckOptions(*o);
   });
-  parser->footer(
+  parser.Footer(
       "Examples:\n"
       "  nibble bench --shape 1b -p 512 -n 128\n"
       "  nibble bench --shape 1b --recipe qserve -p 0 -n 32 -d 0,4096,16384\n"
       "  nibble bench -m models/novelist-10m -o json");
-  return {parser, [o, serve] { return serve->parser->parsed() ? serve->run() : Run(*o); }};
+  return {parser, [o, serve] { return serve->parser.chosen() ? serve->run() : Run(*o); }};
 }
 
 }  // namespace nibble::cli

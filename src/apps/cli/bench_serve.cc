@@ -111,37 +111,36 @@ Result<int> Run(const Options& o) {
 
 void CheckOptions(const Options& o) {
   if (o.load.shared_prefix > o.load.input_tokens)
-    throw CLI::ValidationError("--shared-prefix", "longer than --input-len");
+    throw UsageError("--shared-prefix", "longer than --input-len");
 }
 
 }  // namespace
 
-Command AddBenchServe(CLI::App& bench) {
+Command AddBenchServe(Parser bench) {
   auto o = std::make_shared<Options>();
   LoadOptions& load = o->load;
-  CLI::App* parser = bench.add_subcommand("serve", "Put load on a running server and measure its answers");
+  const Parser parser = bench.Command("serve", "Put load on a running server and measure its answers");
   const auto count = [&](const char* name, int& value, int least, int most, const char* help) {
-    parser->add_option(name, value, help)->check(CLI::Range(least, most).description(""))->type_name("N");
+    parser.Add(name, value, help).Range(least, most).Type("N");
   };
-  parser->add_option("--host", load.host, "Address of the server [127.0.0.1]")->type_name("IP");
-  parser->add_option("--port", load.port, "Its port [8080]")->type_name("N");
-  parser->add_option("--api-key", load.api_key, "Key to show")->type_name("KEY")->envname("NIBBLE_API_KEY");
+  parser.Add("--host", load.host, "Address of the server [127.0.0.1]").Type("IP");
+  parser.Add("--port", load.port, "Its port [8080]").Type("N");
+  parser.Add("--api-key", load.api_key, "Key to show").Type("KEY").Environment("NIBBLE_API_KEY");
   count("--num-prompts", load.prompts, 1, kMaxPrompts, "Requests [100]");
-  parser->add_option("--request-rate", load.rate, "Requests a second, Poisson; 0: all at once [0]")
-      ->check(CLI::NonNegativeNumber.description(""))
-      ->type_name("R");
+  parser.Add("--request-rate", load.rate, "Requests a second, Poisson; 0: all at once [0]")
+      .NonNegative()
+      .Type("R");
   count("--input-len", load.input_tokens, 1, 1 << 20, "Tokens of each prompt, random [256]");
   count("--output-len", load.output_tokens, 1, 1 << 20, "New tokens of each [64]");
   count("--shared-prefix", load.shared_prefix, 0, 1 << 20, "Of the prompt: the same in all [0]");
   count("--max-id", load.max_id, 200, 1 << 24, "Ids of prompts are below it [4000]");
-  parser->add_option("--seed", load.seed, "Same seed, same prompts and times [0]")->type_name("S");
-  parser->add_option("--goal-ttft", o->goal_first, "Goodput counts answers whose first token came within MS")
-      ->type_name("MS");
-  parser->add_option("--goal-tpot", o->goal_token, "and whose later tokens took MS each on average")
-      ->type_name("MS");
-  parser->add_flag("--json", o->json, "Print one JSON object");
-  parser->callback([o] { CheckOptions(*o); });
-  parser->footer(
+  parser.Add("--seed", load.seed, "Same seed, same prompts and times [0]").Type("S");
+  parser.Add("--goal-ttft", o->goal_first, "Goodput counts answers whose first token came within MS")
+      .Type("MS");
+  parser.Add("--goal-tpot", o->goal_token, "and whose later tokens took MS each on average").Type("MS");
+  parser.Flag("--json", o->json, "Print one JSON object");
+  parser.Check([o] { CheckOptions(*o); });
+  parser.Footer(
       "Example:\n  nibble bench serve --num-prompts 200 --request-rate 10 --input-len 128 --output-len 64");
   return {parser, [o] { return Run(*o); }};
 }

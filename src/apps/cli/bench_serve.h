@@ -9,6 +9,6 @@
 namespace nibble::cli {
 
 // A subcommand of `bench`.
-Command AddBenchServe(CLI::App& bench);
+Command AddBenchServe(Parser bench);
 
 }  // namespace nibble::cli

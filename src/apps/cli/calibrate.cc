@@ -77,36 +77,31 @@ Result<int> Run(const Options& o) {
 
 }  // namespace
 
-Command AddCalibrate(CLI::App& app) {
+Command AddCalibrate(Parser app) {
   auto o = std::make_shared<Options>();
-  CLI::App* parser = app.add_subcommand("calibrate", "Find a plan for a model and a recipe");
-  AddModel(*parser, o->model);
-  parser->add_option("--text", o->text, "Calibration text")->required()->type_name("FILE");
-  parser->add_option("-o,--out", o->out, "Plan to write")->required()->type_name("FILE");
-  parser->add_option("--tokens", o->tokens, "Tokens of the text to use [4096]")
-      ->check(CLI::Range(2, kMaxWindow).description(""))
-      ->type_name("N");
-  parser->add_option("--window", o->window, "Tokens a sequence [2048]")
-      ->check(CLI::Range(65, kMaxWindow).description(""))
-      ->type_name("N");
+  const Parser parser = app.Command("calibrate", "Find a plan for a model and a recipe");
+  AddModel(parser, o->model);
+  parser.Add("--text", o->text, "Calibration text").Required().Type("FILE");
+  parser.Add("-o,--out", o->out, "Plan to write").Required().Type("FILE");
+  parser.Add("--tokens", o->tokens, "Tokens of the text to use [4096]").Range(2, kMaxWindow).Type("N");
+  parser.Add("--window", o->window, "Tokens a sequence [2048]").Range(65, kMaxWindow).Type("N");
   parser
-      ->add_option("--min-score", o->min_score,
-                   "INT4 scores stay where cosine * (1 - relative L1) reaches this [0.97]")
-      ->check(CLI::Range(0.0, 1.0).description(""))
-      ->type_name("X");
+      .Add("--min-score", o->min_score,
+           "INT4 scores stay where cosine * (1 - relative L1) reaches this [0.97]")
+      .Range(0.0, 1.0)
+      .Type("X");
   parser
-      ->add_option("--budget", o->budget,
-                   "What heads may spend together under sparq and qaq, in the recipe's own cost [1]")
-      ->check(CLI::Range(0.25, 4.0).description(""))
-      ->type_name("X");
-  parser->add_flag("--json", o->json, "Print one JSON object");
-  AddCommon(*parser, o->common);
-  parser->callback([o] {
+      .Add("--budget", o->budget,
+           "What heads may spend together under sparq and qaq, in the recipe's own cost [1]")
+      .Range(0.25, 4.0)
+      .Type("X");
+  parser.Flag("--json", o->json, "Print one JSON object");
+  AddCommon(parser, o->common);
+  parser.Check([o] {
     CheckRecipe("--recipe", o->common.recipe, o->common.dtype);
-    if (!o->common.plan.empty())
-      throw CLI::ValidationError("--plan", "calibrate makes a plan, it takes none");
+    if (!o->common.plan.empty()) throw UsageError("--plan", "calibrate makes a plan, it takes none");
   });
-  parser->footer(
+  parser.Footer(
       "Examples:\n"
       "  nibble calibrate -m models/novelist-10m --text novel.txt --recipe qserve -o qserve.plan.json\n"
       "  nibble eval -m models/novelist-10m --recipe qserve --plan qserve.plan.json --text other.txt");

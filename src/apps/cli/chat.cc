@@ -25,27 +25,26 @@ Status CheckUtf8(const std::string& text) {
 
 }  // namespace
 
-void AddChat(CLI::App& parser, ChatOptions& options) {
+void AddChat(Parser parser, ChatOptions& options) {
   const char* group = "Chat";
-  CLI::Option* chat = parser
-                          .add_flag("--chat", options.chat,
-                                    "Put each prompt into the model's chat template, as a user's message")
-                          ->group(group);
-  parser.add_option("--system,--system-prompt", options.system, "Text of a system message before it")
-      ->type_name("TEXT")
-      ->needs(chat)
-      ->group(group);
+  const Option chat =
+      parser
+          .Flag("--chat", options.chat, "Put each prompt into the model's chat template, as a user's message")
+          .Group(group);
+  parser.Add("--system,--system-prompt", options.system, "Text of a system message before it")
+      .Type("TEXT")
+      .Needs(chat)
+      .Group(group);
+  parser.Add("--chat-template-file", options.template_file, "Take this Jinja template, not the model's")
+      .Type("FILE")
+      .Needs(chat)
+      .Group(group);
   parser
-      .add_option("--chat-template-file", options.template_file, "Take this Jinja template, not the model's")
-      ->type_name("FILE")
-      ->needs(chat)
-      ->group(group);
-  parser
-      .add_option("--chat-template-kwargs", options.variables,
-                  "Further variables of the template, such as {\"enable_thinking\": false}")
-      ->type_name("JSON")
-      ->needs(chat)
-      ->group(group);
+      .Add("--chat-template-kwargs", options.variables,
+           "Further variables of the template, such as {\"enable_thinking\": false}")
+      .Type("JSON")
+      .Needs(chat)
+      .Group(group);
 }
 
 Result<ChatPrompts> ChatPrompts::Load(const ChatOptions& options, const std::string& model) {

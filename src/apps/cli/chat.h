@@ -14,7 +14,7 @@ struct ChatOptions {
   std::optional<std::string> system;
   std::string template_file, variables;
 };
-void AddChat(CLI::App& parser, ChatOptions& options);
+void AddChat(Parser parser, ChatOptions& options);
 
 // Loads the template once and renders prompts with it.
 class ChatPrompts {

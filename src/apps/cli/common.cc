@@ -55,49 +55,43 @@ Status ReadAll(int fd, const std::string& path, uint64_t max_bytes, std::string&
 
 }  // namespace
 
-void AddCommon(CLI::App& parser, CommonOptions& options) {
+void AddCommon(Parser parser, CommonOptions& options) {
   const char* group = "Common";
-  parser.add_option("-t,--threads", options.threads, "Threads; 0 takes all available processors [0]")
-      ->check(CLI::Range(0, kMaxThreads).description(""))
-      ->type_name("N")
-      ->group(group);
+  parser.Add("-t,--threads", options.threads, "Threads; 0 takes all available processors [0]")
+      .Range(0, kMaxThreads)
+      .Type("N")
+      .Group(group);
   parser
-      .add_option("--device", options.device,
-                  "Where the model runs: cpu, cuda, or auto for a GPU where there is one [cpu]")
-      ->check(CLI::IsMember({"cpu", "cuda", "auto"}).description(""))
-      ->type_name("D")
-      ->group(group);
+      .Add("--device", options.device,
+           "Where the model runs: cpu, cuda, or auto for a GPU where there is one [cpu]")
+      .OneOf({"cpu", "cuda", "auto"})
+      .Type("D")
+      .Group(group);
   parser
-      .add_option(
-          "--recipe", options.recipe,
-          "How attention is computed and cached: a preset (exact, kv8, qserve) or k=... v=... [exact]")
-      ->type_name("R")
-      ->group(group);
-  parser
-      .add_option("--plan", options.plan, "What nibble calibrate found for this model, for any recipe [none]")
-      ->type_name("FILE")
-      ->group(group);
-  parser.add_option("--dtype", options.dtype, "Arithmetic of the exact path: f32 or bf16 [f32]")
-      ->check(CLI::IsMember({"f32", "bf16"}).description(""))
-      ->type_name("T")
-      ->group(group);
-  parser.add_flag("--explain", options.explain, "Print device, recipe and chosen kernels to standard error")
-      ->group(group);
-  parser.add_flag("--quiet", options.quiet, "No progress bar, notes or summary on standard error")
-      ->group(group);
-  parser.set_version_flag("--version", "nibble " NIBBLE_VERSION)
-      ->description("Print the version and exit")
-      ->group(group);
-  parser.set_help_flag("-h,--help", "Print this help and exit")->group(group);
+      .Add("--recipe", options.recipe,
+           "How attention is computed and cached: a preset (exact, kv8, qserve) or k=... v=... [exact]")
+      .Type("R")
+      .Group(group);
+  parser.Add("--plan", options.plan, "What nibble calibrate found for this model, for any recipe [none]")
+      .Type("FILE")
+      .Group(group);
+  parser.Add("--dtype", options.dtype, "Arithmetic of the exact path: f32 or bf16 [f32]")
+      .OneOf({"f32", "bf16"})
+      .Type("T")
+      .Group(group);
+  parser.Flag("--explain", options.explain, "Print device, recipe and chosen kernels to standard error")
+      .Group(group);
+  parser.Flag("--quiet", options.quiet, "No progress bar, notes or summary on standard error").Group(group);
+  parser.HelpAndVersion(group);
 }
 
-void AddModel(CLI::App& parser, std::string& model) {
-  parser.add_option("-m,--model", model, "Hugging Face model folder")->required()->type_name("DIR");
+void AddModel(Parser parser, std::string& model) {
+  parser.Add("-m,--model", model, "Hugging Face model folder").Required().Type("DIR");
 }
 
 void CheckRecipe(const std::string& option, const std::string& recipe, const std::string& dtype) {
   const auto parsed = ParseRecipe(recipe, ToDType(dtype));
-  if (!parsed.ok()) throw CLI::ValidationError(option, parsed.status().message());
+  if (!parsed.ok()) throw UsageError(option, parsed.status().message());
 }
 
 DType ToDType(const std::string& name) { return name == "bf16" ? DType::kBF16 : DType::kF32; }

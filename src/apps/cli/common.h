@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 9. What the commands share: common options, exit codes, reading prompts, loading an engine, signals.
 #pragma once
-#include <CLI/CLI.hpp>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -10,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "apps/cli/parser.h"
 #include "engine/engine.h"
 
 namespace nibble::cli {
@@ -22,32 +22,32 @@ inline constexpr int kExitOk = 0, kExitFailed = 1, kExitUsage = 2, kExitSignal =
 using Json = nlohmann::ordered_json;
 
 // A subcommand. `run` gives the exit code, or the error that main prints (exit code 1). Mistakes in the
-// command line are thrown as CLI::ParseError by the parser and its callbacks, before `run`.
+// command line are thrown as UsageError by the parser and its callbacks, before `run`.
 struct Command {
-  CLI::App* parser;
+  Parser parser;
   std::function<Result<int>()> run;
 };
 
 // Each in the file of its name. The options live as long as the Command.
-Command AddGenerate(CLI::App& app);
-Command AddQuantize(CLI::App& app);
-Command AddEval(CLI::App& app);
-Command AddCompare(CLI::App& app);
-Command AddTokenize(CLI::App& app);
-Command AddInspect(CLI::App& app);
-Command AddCalibrate(CLI::App& app);
-Command AddBench(CLI::App& app);
-Command AddServe(CLI::App& app);
+Command AddGenerate(Parser app);
+Command AddQuantize(Parser app);
+Command AddEval(Parser app);
+Command AddCompare(Parser app);
+Command AddTokenize(Parser app);
+Command AddInspect(Parser app);
+Command AddCalibrate(Parser app);
+Command AddBench(Parser app);
+Command AddServe(Parser app);
 
 struct CommonOptions {
   int threads = 0;  // 0: all available
   std::string device = "cpu", recipe = "exact", dtype = "f32", plan = "";
   bool explain = false, quiet = false;
 };
-void AddCommon(CLI::App& parser, CommonOptions& options);
-void AddModel(CLI::App& parser, std::string& model);  // -m, required
+void AddCommon(Parser parser, CommonOptions& options);
+void AddModel(Parser parser, std::string& model);  // -m, required
 
-// Throws CLI::ValidationError when `recipe` does not parse.
+// Throws UsageError when `recipe` does not parse.
 void CheckRecipe(const std::string& option, const std::string& recipe, const std::string& dtype);
 DType ToDType(const std::string& name);          // REQUIRES "f32" or "bf16"
 DeviceChoice ToDevice(const std::string& name);  // REQUIRES "cpu", "cuda" or "auto"

@@ -101,81 +101,72 @@ Result<int> Run(const Options& o) {
 }
 
 // Usage errors: what the command line alone shows to be wrong.
-void Check(Options* o, const CLI::App& parser) {
-  if (parser.get_option("--recipe")->count() > 0)
-    throw CLI::ValidationError("--recipe", "compare takes a list: --recipes");
+void Check(Options* o, Parser parser) {
+  if (parser.Given("--recipe")) throw UsageError("--recipe", "compare takes a list: --recipes");
   if (o->all == !o->lists.empty())
-    throw CLI::ValidationError("--recipes", "give a list of recipes, or --all (one of the two)");
+    throw UsageError("--recipes", "give a list of recipes, or --all (one of the two)");
   if (!o->calibration.empty() && !o->common.plan.empty())
-    throw CLI::ValidationError("--calibrate",
-                               "a plan for each recipe, and --plan one for all: give one of the two");
+    throw UsageError("--calibrate", "a plan for each recipe, and --plan one for all: give one of the two");
   std::vector<std::string> recipes = o->all ? AllRecipes() : std::vector<std::string>{};
   for (const std::string& list : o->lists) {
     auto split = SplitRecipes(list, ToDType(o->common.dtype));
-    if (!split.ok()) throw CLI::ValidationError("--recipes", split.status().message());
+    if (!split.ok()) throw UsageError("--recipes", split.status().message());
     recipes.insert(recipes.end(), split->begin(), split->end());
   }
   o->recipes = WithExact(recipes);
 }
 
-void AddMeasures(CLI::App* parser, Options* o) {
+void AddMeasures(Parser parser, Options* o) {
   const char* group = "Measures";
   const auto count = [&](const char* name, int& value, int least, const char* help) {
-    parser->add_option(name, value, help)
-        ->check(CLI::Range(least, kMaxWindow).description(""))
-        ->type_name("N")
-        ->group(group);
+    parser.Add(name, value, help).Range(least, kMaxWindow).Type("N").Group(group);
   };
-  parser->add_option("--tasks", o->tasks, "Of ppl, passkey, repetition, joined by commas [all]")
-      ->delimiter(',')
-      ->check(CLI::IsMember({"ppl", "passkey", "repetition"}).description(""))
-      ->type_name("LIST")
-      ->group(group);
+  parser.Add("--tasks", o->tasks, "Of ppl, passkey, repetition, joined by commas [all]")
+      .List()
+      .OneOf({"ppl", "passkey", "repetition"})
+      .Type("LIST")
+      .Group(group);
   count("--window", o->compare.window, 2, "Tokens a perplexity window [2048]");
   count("--max-windows", o->compare.max_windows, 1, "Score at most N windows [4]");
   count("--trials", o->compare.trials, 1, "Texts a retrieval task and context length [1]");
   parser
-      ->add_option("--context", o->compare.context,
-                   "Tokens before a decode step, and of the longest retrieval text [3500, or what fits]")
-      ->check(CLI::Range(kShortestContext, kMaxWindow).description(""))
-      ->type_name("N")
-      ->group(group);
+      .Add("--context", o->compare.context,
+           "Tokens before a decode step, and of the longest retrieval text [3500, or what fits]")
+      .Range(kShortestContext, kMaxWindow)
+      .Type("N")
+      .Group(group);
   parser
-      ->add_option("--contexts", o->compare.contexts,
-                   "Tokens of the retrieval texts, joined by commas [--context and its halves]")
-      ->delimiter(',')
-      ->check(CLI::Range(kShortestContext, kMaxWindow).description(""))
-      ->type_name("LIST")
-      ->group(group);
-  parser->add_option("--seed", o->compare.seed, "Of the retrieval texts [1]")->type_name("S")->group(group);
+      .Add("--contexts", o->compare.contexts,
+           "Tokens of the retrieval texts, joined by commas [--context and its halves]")
+      .List()
+      .Range(kShortestContext, kMaxWindow)
+      .Type("LIST")
+      .Group(group);
+  parser.Add("--seed", o->compare.seed, "Of the retrieval texts [1]").Type("S").Group(group);
 }
 
 }  // namespace
 
-Command AddCompare(CLI::App& app) {
+Command AddCompare(Parser app) {
   auto o = std::make_shared<Options>();
-  CLI::App* parser = app.add_subcommand("compare", "Measure what recipes cost and gain, side by side");
-  AddModel(*parser, o->model);
-  parser->add_option("--text", o->text, "Text file to measure on")->required()->type_name("FILE");
-  parser->add_option("--recipes", o->lists, "Recipes, joined by commas; may be given again")
-      ->expected(1)
-      ->take_all()
-      ->allow_extra_args(false)
-      ->type_name("LIST");
-  parser->add_flag("--all", o->all, "Every preset, and combinations that make sense");
-  parser->add_option("--reference", o->reference, "Folder that the exact reference runs [the same as -m]")
-      ->type_name("DIR");
+  const Parser parser = app.Command("compare", "Measure what recipes cost and gain, side by side");
+  AddModel(parser, o->model);
+  parser.Add("--text", o->text, "Text file to measure on").Required().Type("FILE");
+  parser.Add("--recipes", o->lists, "Recipes, joined by commas; may be given again").Repeats().Type("LIST");
+  parser.Flag("--all", o->all, "Every preset, and combinations that make sense");
+  parser.Add("--reference", o->reference, "Folder that the exact reference runs [the same as -m]")
+      .Type("DIR");
   parser
-      ->add_option("--calibrate", o->calibration,
-                   "Measure each recipe a second time, with a plan from this text [none]")
-      ->type_name("FILE");
-  parser->add_option("-o,--out", o->page, "Write a page for a browser, one file that needs nothing else")
-      ->type_name("FILE");
-  parser->add_flag("--json", o->json, "Print one JSON object");
+      .Add("--calibrate", o->calibration,
+           "Measure each recipe a second time, with a plan from this text [none]")
+      .Type("FILE");
+  parser.Add("-o,--out", o->page, "Write a page for a browser, one file that needs nothing else")
+      .Type("FILE");
+  parser.Flag("--json", o->json, "Print one JSON object");
   AddMeasures(parser, o.get());
-  AddCommon(*parser, o->common);
-  parser->callback([o, parser] { Check(o.get(), *parser); });
-  parser->footer(
+  AddCommon(parser, o->common);
+  parser.Check([o, parser] { Check(o.get(), parser); });
+  parser.Footer(
       "Examples:\n"
       "  nibble compare -m models/novelist-10m --text texts/Doyle_Hound_1902.txt --all -o report.html\n"
       "  nibble compare -m models/novelist-10m --text novel.txt --recipes kv8,kivi4,qserve --tasks ppl\n"

@@ -65,12 +65,11 @@ int Count(const ConstraintOptions& o) {
 
 }  // namespace
 
-void AddConstraint(CLI::App& parser, ConstraintOptions& options) {
+void AddConstraint(Parser parser, ConstraintOptions& options) {
   const auto add = [&](const char* names, std::string& value, const char* help, const char* type) {
-    parser.add_option(names, value, help)
-        ->type_name(type)
-        ->group("Constraint, one of")
-        ->check([](const std::string& text) { return text.empty() ? std::string("empty") : std::string(); });
+    parser.Add(names, value, help).Type(type).Group("Constraint, one of").Check([](const std::string& text) {
+      return text.empty() ? std::string("empty") : std::string();
+    });
   };
   add("--grammar", options.grammar, "The text is one of this GBNF grammar", "TEXT");
   add("--grammar-file", options.grammar_file, "The same from a file", "FILE");
@@ -81,11 +80,10 @@ void AddConstraint(CLI::App& parser, ConstraintOptions& options) {
 
 void CheckConstraint(const ConstraintOptions& o, bool ignore_eos) {
   if (Count(o) > 1) {
-    throw CLI::ValidationError(
-        "give one of --grammar, --grammar-file, --json-schema, --json-schema-file and --regex");
+    throw UsageError("give one of --grammar, --grammar-file, --json-schema, --json-schema-file and --regex");
   }
   if (Count(o) == 1 && ignore_eos) {
-    throw CLI::ValidationError("--ignore-eos: a constraint says where the text ends");
+    throw UsageError("--ignore-eos: a constraint says where the text ends");
   }
   if (Count(o) == 0 || !(o.grammar_file + o.schema_file).empty()) return;
   Given given;
@@ -93,7 +91,7 @@ void CheckConstraint(const ConstraintOptions& o, bool ignore_eos) {
   TokenShape every_byte;  // what no vocabulary could help
   every_byte.bytes.set();
   if (status.ok()) status = Automaton::Compile(given.grammar, every_byte).status();
-  if (!status.ok()) throw CLI::ValidationError(Named(given.name, status).message());
+  if (!status.ok()) throw UsageError(Named(given.name, status).message());
 }
 
 Result<std::shared_ptr<Constraint>> MakeConstraint(const ConstraintOptions& o, const Engine& engine,

@@ -14,9 +14,9 @@ namespace nibble::cli {
 struct ConstraintOptions {
   std::string grammar, grammar_file, schema, schema_file, regex;
 };
-void AddConstraint(CLI::App& parser, ConstraintOptions& options);
+void AddConstraint(Parser parser, ConstraintOptions& options);
 
-// Throws CLI::ValidationError when a text on the command line cannot be used, or options go against each
+// Throws UsageError when a text on the command line cannot be used, or options go against each
 // other.
 void CheckConstraint(const ConstraintOptions& options, bool ignore_eos);
 

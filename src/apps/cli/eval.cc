@@ -151,41 +151,38 @@ Result<int> Run(const Options& o) {
 
 }  // namespace
 
-Command AddEval(CLI::App& app) {
+Command AddEval(Parser app) {
   auto o = std::make_shared<Options>();
-  CLI::App* parser = app.add_subcommand("eval", "Measure perplexity and the divergence from a reference");
-  AddModel(*parser, o->model);
-  parser->add_option("--text", o->text, "Text file to score")->required()->type_name("FILE");
-  parser->add_option("--window", o->window, "Tokens a window, the begin-of-text token included [2048]")
-      ->check(CLI::Range(2, kMaxWindow).description(""))
-      ->type_name("N");
-  parser->add_option("--max-windows", o->max_windows, "Score at most N windows [40]")
-      ->check(CLI::Range(1, kMaxWindow).description(""))
-      ->type_name("N");
+  const Parser parser = app.Command("eval", "Measure perplexity and the divergence from a reference");
+  AddModel(parser, o->model);
+  parser.Add("--text", o->text, "Text file to score").Required().Type("FILE");
+  parser.Add("--window", o->window, "Tokens a window, the begin-of-text token included [2048]")
+      .Range(2, kMaxWindow)
+      .Type("N");
+  parser.Add("--max-windows", o->max_windows, "Score at most N windows [40]").Range(1, kMaxWindow).Type("N");
   const char* group = "Reference";
-  CLI::Option* reference =
-      parser->add_option("--reference", o->reference, "Compare with this model folder [the same as -m]")
-          ->type_name("DIR")
-          ->group(group);
-  CLI::Option* recipe =
-      parser->add_option("--reference-recipe", o->reference_recipe, "Compare with this recipe [exact]")
-          ->type_name("R")
-          ->group(group);
-  CLI::Option* dtype = parser
-                           ->add_option("--reference-dtype", o->reference_dtype,
-                                        "Arithmetic of the reference: f32 or bf16 [f32]")
-                           ->check(CLI::IsMember({"f32", "bf16"}).description(""))
-                           ->type_name("T")
-                           ->group(group);
-  parser->add_flag("--json", o->json, "Print one JSON object");
-  AddCommon(*parser, o->common);
-  parser->callback([o, reference, recipe, dtype] {
-    o->has_reference = reference->count() + recipe->count() + dtype->count() > 0;
-    if (reference->count() == 0) o->reference = o->model;
+  const Option reference =
+      parser.Add("--reference", o->reference, "Compare with this model folder [the same as -m]")
+          .Type("DIR")
+          .Group(group);
+  const Option recipe =
+      parser.Add("--reference-recipe", o->reference_recipe, "Compare with this recipe [exact]")
+          .Type("R")
+          .Group(group);
+  const Option dtype =
+      parser.Add("--reference-dtype", o->reference_dtype, "Arithmetic of the reference: f32 or bf16 [f32]")
+          .OneOf({"f32", "bf16"})
+          .Type("T")
+          .Group(group);
+  parser.Flag("--json", o->json, "Print one JSON object");
+  AddCommon(parser, o->common);
+  parser.Check([o, reference, recipe, dtype] {
+    o->has_reference = reference.given() || recipe.given() || dtype.given();
+    if (!reference.given()) o->reference = o->model;
     CheckRecipe("--recipe", o->common.recipe, o->common.dtype);
     CheckRecipe("--reference-recipe", o->reference_recipe, o->reference_dtype);
   });
-  parser->footer(
+  parser.Footer(
       "Examples:\n"
       "  nibble eval -m models/novelist-10m --text texts/Doyle_Hound_1902.txt\n"
       "  nibble eval -m out/novelist-w4a8 --reference models/novelist-10m --recipe qserve --text novel.txt "

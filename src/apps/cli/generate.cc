@@ -143,20 +143,19 @@ Result<int> Run(const Options& o) {
 
 // What only the whole command line shows.
 void CheckOptions(const Options& o) {
-  if (o.prompts.empty() == o.files.empty())
-    throw CLI::ValidationError("generate", "give either -p TEXT or -f FILE");
+  if (o.prompts.empty() == o.files.empty()) throw UsageError("generate", "give either -p TEXT or -f FILE");
   if (o.prompts.size() + o.files.size() > kMaxPrompts)
-    throw CLI::ValidationError("generate", fmt::format("more than {} prompts", kMaxPrompts));
+    throw UsageError("generate", fmt::format("more than {} prompts", kMaxPrompts));
   for (const std::string& text : o.prompts)
-    if (text.empty()) throw CLI::ValidationError("--prompt", "empty, expected text");
+    if (text.empty()) throw UsageError("--prompt", "empty, expected text");
   for (const std::string& text : o.stop)
-    if (text.empty()) throw CLI::ValidationError("--stop", "empty, expected text");
+    if (text.empty()) throw UsageError("--stop", "empty, expected text");
   if (o.tokens == 0 && o.logits_top == 0)
-    throw CLI::ValidationError("--predict", "0 new tokens leave nothing to do without --logits-top");
+    throw UsageError("--predict", "0 new tokens leave nothing to do without --logits-top");
   if (o.stream && o.prompts.size() + o.files.size() > 1)
-    throw CLI::ValidationError("--stream", "shows one prompt at a time; several need --json or no flag");
+    throw UsageError("--stream", "shows one prompt at a time; several need --json or no flag");
   if (const Status status = CheckSampling(o.sampling); !status.ok())
-    throw CLI::ValidationError("sampling", status.message());
+    throw UsageError("sampling", status.message());
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
   CheckConstraint(o.constraint, o.ignore_eos);
 }
@@ -166,80 +165,58 @@ std::string CheckSeed(const std::string& value) {
   return value.starts_with('-') ? fmt::format("{} is negative", value) : std::string();
 }
 
-void AddSampling(CLI::App& parser, SamplingParams& s) {
+void AddSampling(Parser parser, SamplingParams& s) {
   const char* group = "Sampling";
-  parser.add_option("--temp,--temperature", s.temperature, "Temperature; 0 is greedy [0]")
-      ->type_name("T")
-      ->group(group);
-  parser.add_option("--top-k", s.top_k, "Keep the K most likely tokens; 0 is off [0]")
-      ->type_name("K")
-      ->group(group);
-  parser.add_option("--top-p", s.top_p, "Keep the most likely tokens that reach probability P [1]")
-      ->type_name("P")
-      ->group(group);
-  parser.add_option("--min-p", s.min_p, "Drop tokens below P times the most likely one [0]")
-      ->type_name("P")
-      ->group(group);
-  parser
-      .add_option("--repeat-penalty", s.repetition_penalty,
-                  "Divide logits of tokens already there; 1 is off [1]")
-      ->type_name("R")
-      ->group(group);
-  parser.add_option("--seed", s.seed, "Same seed, same text [0]")
-      ->check(CLI::Validator(CheckSeed, ""))
-      ->type_name("S")
-      ->group(group);
+  parser.Add("--temp,--temperature", s.temperature, "Temperature; 0 is greedy [0]").Type("T").Group(group);
+  parser.Add("--top-k", s.top_k, "Keep the K most likely tokens; 0 is off [0]").Type("K").Group(group);
+  parser.Add("--top-p", s.top_p, "Keep the most likely tokens that reach probability P [1]")
+      .Type("P")
+      .Group(group);
+  parser.Add("--min-p", s.min_p, "Drop tokens below P times the most likely one [0]").Type("P").Group(group);
+  parser.Add("--repeat-penalty", s.repetition_penalty, "Divide logits of tokens already there; 1 is off [1]")
+      .Type("R")
+      .Group(group);
+  parser.Add("--seed", s.seed, "Same seed, same text [0]").Check(CheckSeed).Type("S").Group(group);
 }
 
 }  // namespace
 
-Command AddGenerate(CLI::App& app) {
+Command AddGenerate(Parser app) {
   auto o = std::make_shared<Options>();
-  CLI::App* parser = app.add_subcommand("generate", "Continue a prompt");
-  AddModel(*parser, o->model);
+  const Parser parser = app.Command("generate", "Continue a prompt");
+  AddModel(parser, o->model);
+  parser.Add("-p,--prompt", o->prompts, "Text to continue; again for more prompts, which run as one batch")
+      .Type("TEXT")
+      .Repeats();
   parser
-      ->add_option("-p,--prompt", o->prompts,
-                   "Text to continue; again for more prompts, which run as one batch")
-      ->type_name("TEXT")
-      ->expected(1)
-      ->take_all()
-      ->allow_extra_args(false);
+      .Add("-f,--file", o->files, "File with the text to continue, - for standard input; may be given again")
+      .Type("FILE")
+      .Repeats();
+  parser.Add("-n,--predict", o->tokens, fmt::format("New tokens at most [{}]", kDefaultTokens))
+      .Range(0, kMaxTokens)
+      .Type("N");
   parser
-      ->add_option("-f,--file", o->files,
-                   "File with the text to continue, - for standard input; may be given again")
-      ->type_name("FILE")
-      ->expected(1)
-      ->take_all()
-      ->allow_extra_args(false);
-  parser->add_option("-n,--predict", o->tokens, fmt::format("New tokens at most [{}]", kDefaultTokens))
-      ->check(CLI::Range(0, kMaxTokens).description(""))
-      ->type_name("N");
-  parser
-      ->add_option("--prefill-tokens", o->prefill_tokens,
-                   "Of a prompt, the tokens that attend to everything; a recipe's token selection concerns "
-                   "those after them [all]")
-      ->check(CLI::Range(0, kMaxTokens).description(""))
-      ->type_name("N");
-  parser
-      ->add_option("--stop", o->stop,
-                   "Text that ends the continuation and is not printed; may be given again")
-      ->type_name("TEXT")
-      ->expected(1)
-      ->take_all()
-      ->allow_extra_args(false);
-  parser->add_flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token");
-  CLI::Option* stream =
-      parser->add_flag("--stream", o->stream, "Print text as it comes (the default for one prompt)");
-  parser->add_flag("--json", o->json, "Print one JSON object a prompt, a line each")->excludes(stream);
-  parser->add_option("--logits-top", o->logits_top, "Also give the K largest logits after the prompt")
-      ->check(CLI::Range(1, kMaxTokens).description(""))
-      ->type_name("K");
-  AddConstraint(*parser, o->constraint);
-  AddSampling(*parser, o->sampling);
-  AddChat(*parser, o->chat);
-  AddCommon(*parser, o->common);
-  parser->callback([o] { CheckOptions(*o); });
-  parser->footer(
+      .Add("--prefill-tokens", o->prefill_tokens,
+           "Of a prompt, the tokens that attend to everything; a recipe's token selection concerns "
+           "those after them [all]")
+      .Range(0, kMaxTokens)
+      .Type("N");
+  parser.Add("--stop", o->stop, "Text that ends the continuation and is not printed; may be given again")
+      .Type("TEXT")
+      .Repeats();
+  parser.Flag("--ignore-eos", o->ignore_eos, "Go on after an end-of-text token");
+  const Option stream =
+      parser.Flag("--stream", o->stream, "Print text as it comes (the default for one prompt)");
+  parser.Flag("--json", o->json, "Print one JSON object a prompt, a line each").Excludes(stream);
+  parser.Add("--logits-top", o->logits_top, "Also give the K largest logits after the prompt")
+      .Range(1, kMaxTokens)
+      .Type("K");
+  AddConstraint(parser, o->constraint);
+  AddSampling(parser, o->sampling);
+  AddChat(parser, o->chat);
+  AddCommon(parser, o->common);
+  parser.Check([o] { CheckOptions(*o); });
+  parser.Footer(
       "Examples:\n"
       "  nibble generate -m models/novelist-10m -p \"It was a dark and stormy night\" -n 64\n"
       "  nibble generate -m models/novelist-10m -f prompt.txt --temp 0.8 --top-p 0.95 --seed 7\n"

@@ -197,17 +197,16 @@ Result<int> Run(const Options& o) {
 
 }  // namespace
 
-Command AddInspect(CLI::App& app) {
+Command AddInspect(Parser app) {
   auto o = std::make_shared<Options>();
-  CLI::App* parser = app.add_subcommand("inspect", "Show what a model folder or a safetensors file holds");
-  parser->add_option("path", o->path, "Model folder or .safetensors file")->required()->type_name("PATH");
-  parser->add_flag("--json", o->json, "Print one JSON object");
-  parser->add_flag("--check-weights", o->check_weights,
-                   "Refuse weights with NaN, infinity or a negative scale");
-  parser->add_flag("--verify", o->verify, "Compare every file with the manifest that quantize wrote");
-  AddCommon(*parser, o->common);
-  parser->callback([o] { CheckRecipe("--recipe", o->common.recipe, o->common.dtype); });
-  parser->footer(
+  const Parser parser = app.Command("inspect", "Show what a model folder or a safetensors file holds");
+  parser.Add("path", o->path, "Model folder or .safetensors file").Required().Type("PATH");
+  parser.Flag("--json", o->json, "Print one JSON object");
+  parser.Flag("--check-weights", o->check_weights, "Refuse weights with NaN, infinity or a negative scale");
+  parser.Flag("--verify", o->verify, "Compare every file with the manifest that quantize wrote");
+  AddCommon(parser, o->common);
+  parser.Check([o] { CheckRecipe("--recipe", o->common.recipe, o->common.dtype); });
+  parser.Footer(
       "Examples:\n"
       "  nibble inspect models/novelist-10m\n"
       "  nibble inspect models/novelist-10m/model-00001-of-00002.safetensors --json");

@@ -3,7 +3,6 @@
 // exit code (docs/cli.md).
 #include <cstdio>
 #include <exception>
-#include <iostream>
 #include <new>
 
 #include "apps/cli/common.h"
@@ -30,23 +29,6 @@ void PrintError(std::string message) {
   fmt::print(stderr, "nibble: {}\n", message);
 }
 
-int ParseFailed(const CLI::App& app, const CLI::ParseError& error) {
-  if (error.get_exit_code() == 0) {  // --help or --version
-    app.exit(error, std::cout, std::cerr);
-    return kExitOk;
-  }
-  std::string name = "nibble";
-  for (const CLI::App* sub : app.get_subcommands()) name += " " + sub->get_name();
-  // The parser only says that a command is missing, whatever stands in its place.
-  const std::vector<std::string> rest = app.remaining();
-  const bool no_command = app.get_subcommands().empty() && !rest.empty();
-  const std::string what =
-      no_command ? fmt::format("{}: no such {}", rest[0], rest[0].starts_with('-') ? "option" : "command")
-                 : error.what();
-  PrintError(fmt::format("{} (try: {} --help)", what, name));
-  return kExitUsage;
-}
-
 int Finish(Result<int> outcome) {
   if (outcome.ok())
     if (Status status = FinishStdout(); !status.ok()) outcome = status;
@@ -56,24 +38,23 @@ int Finish(Result<int> outcome) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app{"Nibble runs large language models on few bits."};
-  app.name("nibble");
-  app.require_subcommand(1);
-  app.set_version_flag("--version", "nibble " NIBBLE_VERSION)->description("Print the version and exit");
-  app.set_help_flag("-h,--help", "Print this help and exit");
-  app.footer(kExamples);
-  const Command commands[] = {AddGenerate(app),  AddQuantize(app), AddEval(app),
-                              AddCalibrate(app), AddCompare(app),  AddBench(app),
-                              AddTokenize(app),  AddInspect(app),  AddServe(app)};
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    const int code = ParseFailed(app, error);
-    return code == kExitOk ? Finish(kExitOk) : code;
+  CommandLine line("Nibble runs large language models on few bits.", kExamples);
+  const Parser parser = line.parser();
+  const Command commands[] = {AddGenerate(parser),  AddQuantize(parser), AddEval(parser),
+                              AddCalibrate(parser), AddCompare(parser),  AddBench(parser),
+                              AddTokenize(parser),  AddInspect(parser),  AddServe(parser)};
+  const Result<std::string> parsed = line.Parse(argc, argv);
+  if (!parsed.ok()) {
+    PrintError(parsed.status().message());
+    return kExitUsage;
+  }
+  if (!parsed->empty()) {  // --help or --version
+    Print(*parsed);
+    return Finish(kExitOk);
   }
   for (const Command& command : commands)
-    if (command.parser->parsed()) return Finish(command.run());
-  return kExitUsage;  // not reached: one subcommand is required
+    if (command.parser.chosen()) return Finish(command.run());
+  return kExitUsage;  // not reached: one command is required
 }
 
 }  // namespace

@@ -138,84 +138,76 @@ Result<int> Run(const Options& o) {
   return guard.ExitCode();
 }
 
-void AddQoqOptions(CLI::App& parser, const std::shared_ptr<Options>& o) {
+void AddQoqOptions(Parser parser, const std::shared_ptr<Options>& o) {
   const char* group = "QoQ";
-  parser.add_option("--calibration", o->calibration, fmt::format("Text to calibrate on [{}]", kDefaultText))
-      ->type_name("FILE")
-      ->group(group);
-  parser.add_option("--calibration-tokens", o->qoq.tokens, "Its first N tokens, 0 for all [32768]")
-      ->check(CLI::NonNegativeNumber.description(""))
-      ->type_name("N")
-      ->group(group);
+  parser.Add("--calibration", o->calibration, fmt::format("Text to calibrate on [{}]", kDefaultText))
+      .Type("FILE")
+      .Group(group);
+  parser.Add("--calibration-tokens", o->qoq.tokens, "Its first N tokens, 0 for all [32768]")
+      .NonNegative()
+      .Type("N")
+      .Group(group);
+  parser.Add("--calibration-window", o->qoq.window, "Tokens a window, at most the model's context [2048]")
+      .Range(kMinWindow, kMaxWindow)
+      .Type("N")
+      .Group(group);
   parser
-      .add_option("--calibration-window", o->qoq.window,
-                  "Tokens a window, at most the model's context [2048]")
-      ->check(CLI::Range(kMinWindow, kMaxWindow).description(""))
-      ->type_name("N")
-      ->group(group);
-  parser
-      .add_option("--passes", o->passes,
-                  fmt::format("Some of {} [all]", fmt::join(qoq::PassNames(qoq::Passes{}), ",")))
-      ->delimiter(',')
-      ->type_name("LIST")
-      ->group(group);
-  parser.add_option("--alpha", o->alpha, "Exponent of SmoothAttention [searched for each KV head]")
-      ->check(CLI::Range(0.0, 1.0).description(""))
-      ->type_name("A")
-      ->group(group);
-  parser.add_option("--damping", o->qoq.damping, "Damping of GPTQ, as a share of the mean diagonal [0.01]")
-      ->check(CLI::Range(1e-6, 1e3).description(""))
-      ->type_name("D")
-      ->group(group);
+      .Add("--passes", o->passes,
+           fmt::format("Some of {} [all]", fmt::join(qoq::PassNames(qoq::Passes{}), ",")))
+      .List()
+      .Type("LIST")
+      .Group(group);
+  parser.Add("--alpha", o->alpha, "Exponent of SmoothAttention [searched for each KV head]")
+      .Range(0.0, 1.0)
+      .Type("A")
+      .Group(group);
+  parser.Add("--damping", o->qoq.damping, "Damping of GPTQ, as a share of the mean diagonal [0.01]")
+      .Range(1e-6, 1e3)
+      .Type("D")
+      .Group(group);
 }
 
 // Options that the chosen method would ignore are mistakes.
-void CheckOptions(CLI::App& parser, Options& o) {
-  o.has_alpha = parser.get_option("--alpha")->count() > 0;
-  o.has_passes = parser.get_option("--passes")->count() > 0;
+void CheckOptions(Parser parser, Options& o) {
+  o.has_alpha = parser.Given("--alpha");
+  o.has_passes = parser.Given("--passes");
   for (const char* name : {"--calibration", "--calibration-tokens", "--calibration-window", "--passes",
                            "--alpha", "--damping"}) {
-    if (o.method == "rtn" && parser.get_option(name)->count() > 0)
-      throw CLI::ValidationError(name, "has no meaning with --method rtn");
+    if (o.method == "rtn" && parser.Given(name)) throw UsageError(name, "has no meaning with --method rtn");
   }
   CheckRecipe("--recipe", o.common.recipe, "f32");
   if (o.common.device == "cuda")
-    throw CLI::ValidationError("--device", "quantizing runs on the CPU; leave it out, or say cpu or auto");
+    throw UsageError("--device", "quantizing runs on the CPU; leave it out, or say cpu or auto");
   if (!o.has_passes) return;
   const auto passes = qoq::ParsePasses(o.passes);
-  if (!passes.ok()) throw CLI::ValidationError("--passes", passes.status().message());
+  if (!passes.ok()) throw UsageError("--passes", passes.status().message());
   if (o.has_alpha && !passes->smooth_attention)
-    throw CLI::ValidationError("--alpha", "needs the pass smooth-attention");
-  if (parser.get_option("--damping")->count() > 0 && !passes->gptq && !passes->clip)
-    throw CLI::ValidationError("--damping", "needs the pass gptq or clip");
+    throw UsageError("--alpha", "needs the pass smooth-attention");
+  if (parser.Given("--damping") && !passes->gptq && !passes->clip)
+    throw UsageError("--damping", "needs the pass gptq or clip");
 }
 
 }  // namespace
 
-Command AddQuantize(CLI::App& app) {
+Command AddQuantize(Parser app) {
   auto o = std::make_shared<Options>();
-  CLI::App* parser = app.add_subcommand("quantize", "Write a model folder with quantized weights");
-  AddModel(*parser, o->model);
-  parser->add_option("-o,--out", o->out, "Folder to write; it must not exist or be empty")
-      ->required()
-      ->type_name("DIR");
+  const Parser parser = app.Command("quantize", "Write a model folder with quantized weights");
+  AddModel(parser, o->model);
+  parser.Add("-o,--out", o->out, "Folder to write; it must not exist or be empty").Required().Type("DIR");
   std::vector<std::string> names;
   for (const Format& format : kFormats) names.emplace_back(format.name);
-  parser->add_option("--weights", o->weights, "w4a8-g128, w4a8-chn or w8a8")
-      ->required()
-      ->check(CLI::IsMember(names).description(""))
-      ->type_name("FORMAT");
-  parser->add_option("--method", o->method, "qoq: calibrated; rtn: round to nearest [qoq]")
-      ->check(CLI::IsMember({"qoq", "rtn"}).description(""))
-      ->type_name("M");
-  parser->add_option("--quantize-embedding", o->embedding, "int8: embedding and head too (16-bit otherwise)")
-      ->check(CLI::IsMember({"int8"}).description(""))
-      ->type_name("TYPE");
-  AddQoqOptions(*parser, o);
-  parser->add_flag("--json", o->json, "Print sizes, time and the report by layer as one JSON object");
-  AddCommon(*parser, o->common);
-  parser->callback([o, parser] { CheckOptions(*parser, *o); });
-  parser->footer(
+  parser.Add("--weights", o->weights, "w4a8-g128, w4a8-chn or w8a8").Required().OneOf(names).Type("FORMAT");
+  parser.Add("--method", o->method, "qoq: calibrated; rtn: round to nearest [qoq]")
+      .OneOf({"qoq", "rtn"})
+      .Type("M");
+  parser.Add("--quantize-embedding", o->embedding, "int8: embedding and head too (16-bit otherwise)")
+      .OneOf({"int8"})
+      .Type("TYPE");
+  AddQoqOptions(parser, o);
+  parser.Flag("--json", o->json, "Print sizes, time and the report by layer as one JSON object");
+  AddCommon(parser, o->common);
+  parser.Check([o, parser] { CheckOptions(parser, *o); });
+  parser.Footer(
       "Examples:\n"
       "  nibble quantize -m models/novelist-10m -o out/novelist-w4a8 --weights w4a8-g128\n"
       "  nibble quantize -m models/novelist-10m -o out/novelist-w4a8 --weights w4a8-g128 --calibration "

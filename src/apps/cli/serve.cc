@@ -106,12 +106,12 @@ Result<int> Run(const ServeOptions& o) {
 
 }  // namespace
 
-Command AddServe(CLI::App& app) {
+Command AddServe(Parser app) {
   auto o = std::make_shared<ServeOptions>();
-  CLI::App* parser = app.add_subcommand("serve", "Answer OpenAI's API over HTTP");
-  AddServeOptions(*parser, *o);
-  parser->callback([o] { CheckServeOptions(*o); });
-  parser->footer(
+  const Parser parser = app.Command("serve", "Answer OpenAI's API over HTTP");
+  AddServeOptions(parser, *o);
+  parser.Check([o] { CheckServeOptions(*o); });
+  parser.Footer(
       "Examples:\n"
       "  nibble serve -m models/novelist-10m\n"
       "  nibble serve -m out/novelist-w4a8 --recipe qserve --host 0.0.0.0 --api-key-file keys.txt\n"

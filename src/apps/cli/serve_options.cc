@@ -12,27 +12,28 @@ constexpr const char* kLimits = "Limits (the rest: --print-limits)";
 constexpr uint64_t kMaxKeyFile = 1u << 20;
 
 template <class T>
-CLI::Option* Add(CLI::App& parser, const char* names, T& value, const std::string& help, const char* type,
+const Option Add(Parser parser, const char* names, T& value, const std::string& help, const char* type,
                  const char* group) {
-  return parser.add_option(names, value, help)->type_name(type)->group(group);
+  return parser.Add(names, value, help).Type(type).Group(group);
 }
 
-void AddHttp(CLI::App& parser, ServeOptions& o) {
+void AddHttp(Parser parser, ServeOptions& o) {
   Add(parser, "--host", o.http.host, "Address to listen on; 0.0.0.0 for all [127.0.0.1]", "IP", kHttp)
-      ->envname("NIBBLE_HOST");
-  Add(parser, "--port", o.http.port, "Port; 0 takes a free one [8080]", "N", kHttp)->envname("NIBBLE_PORT");
+      .Environment("NIBBLE_HOST");
+  Add(parser, "--port", o.http.port, "Port; 0 takes a free one [8080]", "N", kHttp)
+      .Environment("NIBBLE_PORT");
   Add(parser, "--http-threads", o.http.threads, "Threads for sockets, and as many for parsing [2]", "N",
       kHttp)
-      ->check(CLI::Range(1, 64).description(""));
+      .Range(1, 64);
   Add(parser, "--api-key", o.api_keys, "Key that clients must show; may be given again [none]", "KEY", kHttp)
-      ->envname("NIBBLE_API_KEY");
+      .Environment("NIBBLE_API_KEY");
   Add(parser, "--api-key-file", o.key_file, "File of such keys, one a line", "FILE", kHttp);
   Add(parser, "--cors-origin", o.cors_origins,
       "Web page that may ask from a browser, such as https://example.com; * for all [none]", "ORIGIN", kHttp);
-  parser.add_flag("--no-log", o.no_log, "No log lines on standard error")->group(kHttp);
+  parser.Flag("--no-log", o.no_log, "No log lines on standard error").Group(kHttp);
 }
 
-void AddEngine(CLI::App& parser, ServeOptions& o) {
+void AddEngine(Parser parser, ServeOptions& o) {
   ServingOptions& e = o.engine;
   Add(parser, "-a,--served-model-name", o.name, "What clients call the model [name of its folder]", "NAME",
       kEngine);
@@ -46,40 +47,37 @@ void AddEngine(CLI::App& parser, ServeOptions& o) {
   Add(parser, "--admission", o.admission,
       "When a request starts: with pages for its prompt, or for the whole of it [prompt]", "prompt|whole",
       kEngine)
-      ->check(CLI::IsMember({"prompt", "whole"}).description(""));
-  parser.add_flag("--no-prefix-cache", o.no_prefix_cache, "Share no pages between requests")->group(kEngine);
+      .OneOf({"prompt", "whole"});
+  parser.Flag("--no-prefix-cache", o.no_prefix_cache, "Share no pages between requests").Group(kEngine);
   Add(parser, "--prefix-salt", e.prefix_salt, "Part of every key of the prefix cache", "TEXT", kEngine);
   Add(parser, "--ngram", e.ngram.max_draft, "Tokens guessed a step by prompt lookup; 0 is off [0]", "N",
       kEngine);
   Add(parser, "--watchdog-seconds", o.watchdog_seconds,
       "End the process when a step of the engine takes longer [120]", "S", kEngine)
-      ->check(CLI::PositiveNumber.description(""));
+      .Positive();
 }
 
-void AddLimits(CLI::App& parser, ServeOptions& o) {
+void AddLimits(Parser parser, ServeOptions& o) {
   server::Limits& l = o.http.limits;
   Add(parser, "--max-connections", l.max_connections, "Open connections [4096]", "N", kLimits)
-      ->check(CLI::Range(1, 1 << 20).description(""));
+      .Range(1, 1 << 20);
   Add(parser, "--max-queued-requests", l.max_queued_requests, "Requests that wait; beyond them 429 [1024]",
       "N", kLimits)
-      ->check(CLI::Range(1, 1 << 20).description(""));
+      .Range(1, 1 << 20);
   Add(parser, "--max-queued-tokens", l.max_queued_tokens, "Prompt tokens of these [1048576]", "N", kLimits)
-      ->check(CLI::PositiveNumber.description(""));
-  Add(parser, "--max-body-bytes", l.max_body_bytes, "Of one request [33554432]", "N", kLimits)
-      ->check(CLI::PositiveNumber.description(""));
+      .Positive();
+  Add(parser, "--max-body-bytes", l.max_body_bytes, "Of one request [33554432]", "N", kLimits).Positive();
   Add(parser, "--drain-seconds", l.drain_seconds, "For running requests after SIGTERM [30]", "S", kLimits)
-      ->check(CLI::NonNegativeNumber.description(""));
+      .NonNegative();
   Add(parser, "--idle-seconds", l.idle_seconds, "Of a connection between requests [75]", "S", kLimits)
-      ->check(CLI::PositiveNumber.description(""));
-  parser.add_flag("--print-limits", o.print_limits, "Print every limit and exit")->group(kLimits);
+      .Positive();
+  parser.Flag("--print-limits", o.print_limits, "Print every limit and exit").Group(kLimits);
 }
 
 }  // namespace
 
-void AddServeOptions(CLI::App& parser, ServeOptions& o) {
-  parser.add_option("-m,--model", o.model, "Hugging Face model folder")
-      ->type_name("DIR")
-      ->envname("NIBBLE_MODEL");
+void AddServeOptions(Parser parser, ServeOptions& o) {
+  parser.Add("-m,--model", o.model, "Hugging Face model folder").Type("DIR").Environment("NIBBLE_MODEL");
   AddHttp(parser, o);
   AddEngine(parser, o);
   AddLimits(parser, o);
@@ -88,12 +86,12 @@ void AddServeOptions(CLI::App& parser, ServeOptions& o) {
 
 void CheckServeOptions(const ServeOptions& o) {
   if (o.print_limits) return;
-  if (o.model.empty()) throw CLI::RequiredError("--model");
+  if (o.model.empty()) throw UsageError("--model is required");
   for (const std::string& key : o.api_keys)
-    if (key.empty()) throw CLI::ValidationError("--api-key", "empty, expected a key");
+    if (key.empty()) throw UsageError("--api-key", "empty, expected a key");
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
   if (const Status status = CheckServing(ToServingOptions(o)); !status.ok())
-    throw CLI::ValidationError("serve", status.message());
+    throw UsageError("serve", status.message());
 }
 
 ServingOptions ToServingOptions(const ServeOptions& o) {

@@ -22,8 +22,8 @@ struct ServeOptions {
   double watchdog_seconds = 120;
 };
 
-void AddServeOptions(CLI::App& parser, ServeOptions& options);
-// Throws CLI::ValidationError for what only the whole command line shows.
+void AddServeOptions(Parser parser, ServeOptions& options);
+// Throws UsageError for what only the whole command line shows.
 void CheckServeOptions(const ServeOptions& options);
 
 ServingOptions ToServingOptions(const ServeOptions& options);

@@ -42,25 +42,23 @@ Result<int> Run(const Options& o) {
 
 }  // namespace
 
-Command AddTokenize(CLI::App& app) {
+Command AddTokenize(Parser app) {
   auto o = std::make_shared<Options>();
-  CLI::App* parser = app.add_subcommand("tokenize", "Show the token ids of a text");
-  AddModel(*parser, o->model);
-  CLI::Option* text = parser->add_option("-p,--prompt", o->text, "Text")->type_name("TEXT");
-  CLI::Option* file =
-      parser->add_option("-f,--file", o->file, "File with the text, - for standard input")->type_name("FILE");
-  text->excludes(file);
-  parser->add_flag("--no-special", o->no_special,
-                   "Do not add the tokens that the model expects around a text");
-  CLI::Option* json = parser->add_flag("--json", o->json, "Print {\"ids\": [...], \"tokens\": [...]}");
-  parser->add_flag("--pieces", o->pieces, "Print one token a line: id and vocabulary entry")->excludes(json);
-  AddCommon(*parser, o->common);
-  parser->callback([o, text, file] {
-    o->has_text = text->count() > 0;
-    if (!o->has_text && file->count() == 0)
-      throw CLI::ValidationError("tokenize", "give either -p TEXT or -f FILE");
+  const Parser parser = app.Command("tokenize", "Show the token ids of a text");
+  AddModel(parser, o->model);
+  const Option text = parser.Add("-p,--prompt", o->text, "Text").Type("TEXT");
+  const Option file =
+      parser.Add("-f,--file", o->file, "File with the text, - for standard input").Type("FILE");
+  text.Excludes(file);
+  parser.Flag("--no-special", o->no_special, "Do not add the tokens that the model expects around a text");
+  const Option json = parser.Flag("--json", o->json, "Print {\"ids\": [...], \"tokens\": [...]}");
+  parser.Flag("--pieces", o->pieces, "Print one token a line: id and vocabulary entry").Excludes(json);
+  AddCommon(parser, o->common);
+  parser.Check([o, text, file] {
+    o->has_text = text.given();
+    if (!o->has_text && !file.given()) throw UsageError("tokenize", "give either -p TEXT or -f FILE");
   });
-  parser->footer(
+  parser.Footer(
       "Examples:\n"
       "  nibble tokenize -m models/novelist-10m -p \"a dark night\" --pieces\n"
       "  nibble tokenize -m models/novelist-10m -f texts/Doyle_Hound_1902.txt --no-special --json");
