@@ -12,7 +12,8 @@ build: setup
 test: build
 	@ctest --preset release -j $$(tools/jobs.sh)
 
-demo: build
+demo: setup
+	@tools/build.sh release nibble
 	@tools/demo.sh
 
 bench: build
