@@ -35,20 +35,7 @@ struct Sequence {
     };
     fill(q, kHeads, 0), fill(k, kKvHeads, 1), fill(v, kKvHeads, 2);
   }
-  // The same with a copy of its KV head for every query head.
-  Sequence WithoutGroups() const {
-    Sequence s = *this;
-    s.kv_heads = kHeads;
-    const auto repeat = [](std::vector<float>& x) {
-      std::vector<float> wide;
-      for (auto head = x.begin(); head != x.end(); head += kDim)
-        for (int g = 0; g < kHeads / kKvHeads; ++g) wide.insert(wide.end(), head, head + kDim);
-      x = std::move(wide);
-    };
-    repeat(s.k), repeat(s.v);
-    return s;
-  }
-  int tokens, kv_heads = kKvHeads;
+  int tokens;
   std::vector<float> q, k, v;
 };
 
@@ -63,9 +50,9 @@ struct Options {
 class Runner {
  public:
   Runner(const Options& options, const std::vector<Sequence>& seqs)
-      : o_(options), seqs_(seqs), kv_heads_(seqs[0].kv_heads), backend_(*options.isa, options.threads) {
-    EXPECT_TRUE(backend_.Reserve(kMaxStep, 256, kHeads, kv_heads_, kDim).ok());
-    cache_ = *KvCache::Make(backend_, {.shape = {kLayers, kv_heads_, kDim},
+      : o_(options), seqs_(seqs), backend_(*options.isa, options.threads) {
+    EXPECT_TRUE(backend_.Reserve(kMaxStep, 256, kHeads, kKvHeads, kDim).ok());
+    cache_ = *KvCache::Make(backend_, {.shape = {kLayers, kKvHeads, kDim},
                                        .heads = kHeads,
                                        .recipe = o_.recipe,
                                        .max_seqs = int(seqs.size()),
@@ -106,13 +93,13 @@ class Runner {
       };
       for (size_t i = 0; i < seqs_.size(); ++i) {
         take(q, seqs_[i].q, i, kHeads * kDim);
-        take(k, seqs_[i].k, i, size_t(kv_heads_) * kDim), take(v, seqs_[i].v, i, size_t(kv_heads_) * kDim);
+        take(k, seqs_[i].k, i, kKvHeads * kDim), take(v, seqs_[i].v, i, kKvHeads * kDim);
       }
       const auto tensor = [&](std::vector<float>& x, int heads) {
         return Tensor::Dense(x.data(), DType::kF32, Device::kCpu, {rows, heads, kDim});
       };
       const KvView view = cache_->View(layer);
-      backend_.KvAppend({view, tensor(k, kv_heads_), tensor(v, kv_heads_)});
+      backend_.KvAppend({view, tensor(k, kKvHeads), tensor(v, kKvHeads)});
       backend_.Attention({view, tensor(q, kHeads), tensor(out, kHeads), kHeads, 0.125f, o_.window});
       size_t from = 0;
       for (size_t i = 0; i < seqs_.size(); ++i) {
@@ -127,7 +114,6 @@ class Runner {
 
   Options o_;
   const std::vector<Sequence>& seqs_;
-  const int kv_heads_;
   CpuBackend backend_;
   std::unique_ptr<KvCache> cache_;
   std::vector<SeqId> ids_;
@@ -139,7 +125,6 @@ const std::vector<std::string> kRecipes{"sparq:r=8,k=24,mean=off",
                                         "sparq:r=8,k=24,mean=unselected,copy=int4 k=int8-token v=int4-token",
                                         "sparq:r=16,k=32,mean=blocks,sinks=2 k=flashq4 v=flashq4",
                                         "sparq:r=16,k=40,rho=0.6,eps=0.3,mean=mean k=f16 v=f16",
-                                        "sparq:r=8,k=24,share=no,copy=int8",
                                         "window:k=40",
                                         "h2o:k=40",
                                         "h2o:k=24,local=3 k=int4-token v=int4-token",
@@ -169,27 +154,6 @@ TEST(SelectCache, BytesDoNotDependOnCutBatchOrThreads) {
         other.prefill = 91;
         EXPECT_FALSE(Same(want, Runner(other, one).Run(256)[0])) << where;
       }
-}
-
-// Query heads that share nothing do what they do without GQA, the mean that `auto` gives them then included.
-TEST(SelectCache, SparqByQueryHead) {
-  const std::vector<Sequence> grouped{Sequence(1)}, apart{grouped[0].WithoutGroups()};
-  for (const char* params : {"r=8,k=24", "r=16,k=40,rho=0.6,eps=0.3,mean=unselected,copy=int4"}) {
-    const auto run = [&](const char* share, const std::vector<Sequence>& seqs, AttentionCounters* counters) {
-      Runner runner({.recipe = Recipe(fmt::format("sparq:{},share={}", params, share)), .prefill = 90}, seqs);
-      const auto outs = runner.Run(50);
-      *counters = runner.Counters();
-      return outs[0];
-    };
-    AttentionCounters want, got, other;
-    const std::vector<float> out = run("yes", apart, &want);
-    EXPECT_TRUE(Same(out, run("no", grouped, &got))) << params;
-    EXPECT_FALSE(Same(out, run("yes", grouped, &other))) << params;  // the check can fail
-    EXPECT_EQ(got.scalars_read, want.scalars_read) << params;
-    EXPECT_EQ(got.bytes_read, want.bytes_read) << params;
-    EXPECT_EQ(got.rows * kHeads / kKvHeads, want.rows) << params;
-    EXPECT_LE(got.dense_fallbacks, got.rows) << params;
-  }
 }
 
 // Prefill rows are those of dense attention.

@@ -2,7 +2,6 @@
 // Floor 5. CPU backend: rows that select the tokens they read, and what is kept beside pages for them.
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "backend/cpu_backend.h"
 #include "backend/kv_view.h"
@@ -15,19 +14,6 @@ namespace {
 TokenBytes BytesOf(const kv::CodecInfo& codec, kv::Tail tail, kv::PageShape page) {
   const int64_t shared = codec.shared_bytes(page), all = codec.page_bytes(page);
   return {(all - shared + page.tokens - 1) / page.tokens, shared, kv::TailRowBytes(tail, codec.raw, page)};
-}
-
-// Each query head as if it had the KV head for itself. It stays one row to the counters, with all that was
-// read for it.
-void SparqByQueryHead(const cpu::CpuKernels& kernels, SparqArgs a, int64_t q_stride, int64_t out_stride) {
-  AttentionCounters& counters = *a.row.counters;
-  const AttentionCounters before = counters;
-  for (int group = std::exchange(a.row.group, 1); group > 0; --group) {
-    kernels.sparq(a);
-    a.row.q += q_stride, a.row.out += out_stride;
-  }
-  counters.rows = before.rows + 1;
-  counters.dense_fallbacks = before.dense_fallbacks + (counters.dense_fallbacks > before.dense_fallbacks);
 }
 
 }  // namespace
@@ -147,15 +133,15 @@ void CpuBackend::AttendSelected(const AttendArgs& a) {
     const KvSegment& s = *(after - 1);
     const int row = int(at - s.row);
     if (row < s.dense_rows) return;
-    const int head = int(item % kv.kv_heads);
-    const SelectRow r = MakeSelectRow(a, s, head, row, scratch_[size_t(worker)]);
-    if (kind == SelectKind::kWindow) return kernels_.window({.row = r, .window = kv.recipe->select.window});
-    const SparqArgs sparq = {.row = r,
-                             .sparq = SparqOfHead(*kv.recipe, kv.plan, head),
-                             .v_sum = kv.side.v_sum.offset,
-                             .k_copy = kv.side.k_copy.offset};
-    if (sparq.sparq.share) return kernels_.sparq(sparq);
-    SparqByQueryHead(kernels_, sparq, a.q.stride[1], a.out.stride[1]);
+    const SelectRow r = MakeSelectRow(a, s, int(item % kv.kv_heads), row, scratch_[size_t(worker)]);
+    if (kind == SelectKind::kWindow) {
+      kernels_.window({.row = r, .window = kv.recipe->select.window});
+    } else {
+      kernels_.sparq({.row = r,
+                      .sparq = SparqOfHead(*kv.recipe, kv.plan, int(item % kv.kv_heads)),
+                      .v_sum = kv.side.v_sum.offset,
+                      .k_copy = kv.side.k_copy.offset});
+    }
   });
 }
 

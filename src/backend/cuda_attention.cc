@@ -46,8 +46,6 @@ Status CudaBackend::CheckRecipe(const AttentionRecipe& recipe, int head_dim) con
     const kv::CodecInfo& codec = kv::Get(id);
     if (codec.requantizes) return missing("requantizing (qaq)");
   }
-  if (recipe.select.kind == SelectKind::kSparq && !recipe.select.sparq.share)
-    return missing("sparq:share=no");
   return {};
 }
 

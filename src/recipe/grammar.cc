@@ -41,8 +41,7 @@ constexpr Param kSparq[] = {NIBBLE_PARAM("r", kInt, 1, 256, select.sparq.r),
                             NIBBLE_PARAM("eps", kReal, 0, 0.99, select.sparq.eps),
                             NIBBLE_CHOICE("mean", kMeans, select.sparq.mean),
                             NIBBLE_CHOICE("copy", kCopies, select.sparq.copy),
-                            NIBBLE_CHOICE("rank-logits", kNoYes, select.sparq.rank_logits),
-                            NIBBLE_CHOICE("share", kNoYes, select.sparq.share)};
+                            NIBBLE_CHOICE("rank-logits", kNoYes, select.sparq.rank_logits)};
 constexpr Param kWindow[] = {NIBBLE_PARAM("k", kInt, 1, kMaxTokens, select.window.k),
                              NIBBLE_PARAM("sinks", kInt, 0, 64, select.window.sinks)};
 constexpr Param kH2o[] = {NIBBLE_PARAM("k", kInt, 1, kMaxTokens, select.h2o.k),

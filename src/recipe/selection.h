@@ -27,9 +27,6 @@ struct SparqParams {
   Reallocation mean = Reallocation::kAuto;
   KeyCopy copy = KeyCopy::kF16;
   bool rank_logits = false;  // GQA: tokens by the sum of logits, as the authors' code, not of softmax weights
-  // GQA: the query heads of a KV head share channels and tokens. Else each has r and k of its own, as without GQA,
-  // and the KV head is read once for each.
-  bool share = true;
   bool operator==(const SparqParams&) const = default;
 };
 
