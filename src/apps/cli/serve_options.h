@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 9. The options of `nibble serve`.
 #pragma once
-#include <CLI/CLI.hpp>
 #include <string>
 #include <vector>
 

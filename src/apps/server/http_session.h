@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 
 #include "apps/server/http.h"
@@ -24,7 +25,10 @@ namespace nibble::server {
 // What connections share. Replies may outlive the server; they hold this, and do nothing once it is over.
 struct SessionContext {
   boost::asio::io_context io;
-  std::atomic<bool> over{false};
+  // Whoever posts from outside holds it shared, so that nothing is posted once `over` is set: a task that is
+  // left in `io` would own it.
+  std::shared_mutex over_mutex;
+  bool over = false;
   Limits limits;
   HttpService* service;
   std::atomic<int> connections{0}, answers{0};

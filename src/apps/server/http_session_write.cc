@@ -24,6 +24,7 @@ constexpr int kClientGone = 499;  // in the log, as nginx has it
 
 template <class Task>
 void Session::Post(Task task) {
+  const std::shared_lock lock(context_->over_mutex);
   if (!context_->over) asio::post(socket_.get_executor(), std::move(task));
 }
 
