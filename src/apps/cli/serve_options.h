@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "apps/cli/common.h"
+#include "apps/cli/config_file.h"
 #include "apps/server/http_server.h"
 #include "engine/serving.h"
 
@@ -12,7 +13,9 @@ namespace nibble::cli {
 
 struct ServeOptions {
   CommonOptions common;
+  ConfigFile config;
   std::string model, name, template_file, key_file;
+  std::string tls_certificate_file, tls_key_file;
   server::HttpServerOptions http;
   ServingOptions engine;
   std::string admission = "prompt";

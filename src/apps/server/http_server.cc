@@ -41,6 +41,7 @@ class HttpServerImpl final : public HttpServer {
         retry_(acceptor_.get_executor()) {
     context_->limits = options.limits;
     context_->service = service;
+    context_->tls = options.tls;
   }
   ~HttpServerImpl() override;  // NOLINT(bugprone-exception-escape)
 
