@@ -12,11 +12,11 @@ import time
 class Server:
     """The program as a process; `url` and `port` once it has printed its address, which it does when it answers."""
 
-    def __init__(self, nibble, model, *options, port=0):
+    def __init__(self, nibble, model, *options, port=0, environment=None):
         self.began = time.monotonic()
         self.process = subprocess.Popen(
             [nibble, "serve", "-m", model, "--quiet", "--no-log", "--port", str(port), *options], stdout=subprocess.PIPE,
-            text=True)
+            text=True, env=environment)
         self.url = self.process.stdout.readline().strip()
         self.start_seconds = time.monotonic() - self.began
         if not self.url:
