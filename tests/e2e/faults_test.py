@@ -204,7 +204,7 @@ def run_call(scenario, options, folder, name, error):
             came["went on" if done else "said so"] += 1
         except Ended:
             came["ended by the runtime"] += 1
-        except Wrong as what:
+        except (Wrong, subprocess.TimeoutExpired) as what:
             came["wrong"] += 1
             print(f"FAILED  {type(scenario).__name__}: {name} {number} {kind}: {what}", flush=True)
     counts = ", ".join(f"{count} {what}" for what, count in came.items() if count)
