@@ -5,9 +5,11 @@
 
 #include <nlohmann/json.hpp>
 
+#include "apps/server/anthropic.h"
 #include "apps/server/api_error.h"
 #include "apps/server/openai_format.h"
 #include "apps/server/openai_request.h"
+#include "apps/server/responses.h"
 
 namespace nibble::server {
 namespace {
@@ -116,6 +118,9 @@ TEST(ServerRequest, BadFieldsAreNamed) {
     ExpectRefused(ParseCompletion(Completion(bad.fields)), bad.named, bad.fields);
     ExpectRefused(ParseChatBody(Chat(bad.fields)), bad.named, bad.fields);
   }
+}
+
+TEST(ServerRequest, BadFieldsOfCompletionsAreNamed) {
   const Bad completion[] = {
       {R"("logprobs":-1)", "logprobs"},
       {R"("logprobs":21)", "logprobs"},
@@ -127,6 +132,9 @@ TEST(ServerRequest, BadFieldsAreNamed) {
   };
   for (const Bad& bad : completion)
     ExpectRefused(ParseCompletion(Completion(bad.fields)), bad.named, bad.fields);
+}
+
+TEST(ServerRequest, BadFieldsOfChatsAreNamed) {
   const Bad chat[] = {
       {R"("top_logprobs":3)", "top_logprobs"},
       {R"("logprobs":true,"top_logprobs":21)", "top_logprobs"},
@@ -145,6 +153,25 @@ TEST(ServerRequest, BadFieldsAreNamed) {
       {R"("max_completion_tokens":0)", "max_tokens"},
   };
   for (const Bad& bad : chat) ExpectRefused(ParseChatBody(Chat(bad.fields)), bad.named, bad.fields);
+}
+
+TEST(ServerRequest, BadToolsAreNamed) {
+  const Limits limits;
+  const auto status = [&](auto parse, const std::string& text) {
+    const auto body = ParseBody(text, limits);
+    return parse(body->root());
+  };
+  const auto messages = [&](JsonRef body) { return ParseMessagesRequest(body, limits, false).status(); };
+  const auto responses = [&](JsonRef body) { return ParseResponsesRequest(body, limits).status(); };
+  const std::string one = R"({"type":"function","name":"f","input_schema":{}},)";
+  for (const std::string& tools :
+       {std::string("{}"), std::string("\"x\""), "[" + Repeat(one, 128) + one + "1]"}) {
+    const std::string text =
+        R"({"messages":[{"role":"user","content":"x"}],"input":"x","max_tokens":1,"tools":)" + tools + "}";
+    ExpectRefused(ParseChatBody(text), "tools", text);
+    ExpectRefused(status(messages, text), "tools", text);
+    ExpectRefused(status(responses, text), "tools", text);
+  }
 }
 
 TEST(ServerRequest, BadBodiesAreRefused) {

@@ -332,6 +332,15 @@ TEST(Server, BusyIs429AndFailureIs500) {
   EXPECT_EQ(server.Call("POST", "/v1/completions", Completion(2)).status, 200);
 }
 
+// The engine may fail a choice before the call knows the ids of the others, which must not run on unseen.
+TEST(Server, AFailureInSubmitCancelsTheOtherChoices) {
+  Running server(ServerConfig{.pace = std::chrono::milliseconds(1)});
+  server.engine.slow_submit = server.engine.fail_next = true;
+  EXPECT_EQ(server.Call("POST", "/v1/completions", Completion(200, R"("n":3)")).status, 500);
+  EXPECT_TRUE(server.Eventually([&] { return server.engine.running == 0; }));
+  EXPECT_EQ(server.engine.cancelled, 2);
+}
+
 TEST(Server, SilentStreamsArePinged) {
   ServerConfig setup;
   setup.http.limits.ping_seconds = 0.05;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cache/kv_cache.h"
+#include "io/fingerprint.h"
 #include "quant/kv/codec.h"
 #include "recipe/page_rules.h"
 
@@ -80,10 +81,11 @@ Status FitPlan(Engine& engine, ServingPlan* plan) {
   plan->why_no_prefixes = o.prefix_cache ? WhyNotAnywhere(engine, WhyNotShared) : "not asked for";
   plan->why_no_guesses = o.ngram.max_draft > 0 ? WhyNotAnywhere(engine, WhyNotUndone) : "not asked for";
   if (!plan->why_no_prefixes.empty()) return {};
-  // The cache lives and dies with one loaded model: its folder stands for its contents.
+  NIBBLE_ASSIGN(const auto weights, io::Weights::Open(o.engine.model));
+  NIBBLE_ASSIGN(const std::string model, io::Fingerprint(*weights));
   const Plan* layers = engine.parts().plan;
   plan->prefix_scope =
-      fmt::format("{}\n{}\n{}\n{}\n{}", o.engine.model, ToString(engine.recipe()), int(o.engine.dtype),
+      fmt::format("{}\n{}\n{}\n{}\n{}", model, ToString(engine.recipe()), int(o.engine.dtype),
                   layers != nullptr ? o.engine.plan : "", o.prefix_salt);
   return {};
 }

@@ -28,6 +28,11 @@ bool IsReplaced(std::string_view name) {
   return name == "config.json" || name == io::kManifestName;
 }
 
+// What stands in the folder and is no file of the model. One that cannot be read for other reasons is missed.
+bool IsNoPart(const Status& status) {
+  return status.code() == Code::kInvalidArgument || status.code() == Code::kNotFound;
+}
+
 }  // namespace
 
 Status DeclareQuantized(const std::string& name, int64_t n, int64_t k, Storage storage,
@@ -64,9 +69,11 @@ Status CopyOtherFiles(const std::string& dir, const FolderWriter& folder) {
   for (const std::string& name : names) {
     if (IsReplaced(name)) continue;
     const auto path = io::ResolveInModel(dir, name);
-    if (!path.ok()) continue;  // a link to elsewhere is no part of the model
+    if (IsNoPart(path.status())) continue;  // a link to elsewhere or to nothing
+    if (!path.ok()) return path.status();
     const auto file = File::Open(*path, File::Links::kRefuse);
-    if (!file.ok()) continue;  // a sub-folder, or nothing that can be copied
+    if (IsNoPart(file.status())) continue;  // a sub-folder, a pipe
+    if (!file.ok()) return file.status();
     if (file->size() > kMaxCopy) {
       return Error(Code::kInvalidArgument, "{}/{}: {} bytes, files beside the weights have at most {}", dir,
                    name, file->size(), kMaxCopy);

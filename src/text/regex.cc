@@ -39,16 +39,24 @@ int CountChoice(pcre2_callout_block* block, void* data) {
 
 // What a match needs besides the pattern; one a thread, for all patterns.
 struct Scratch {
-  pcre2_match_data* match = pcre2_match_data_create(1, nullptr);
-  pcre2_match_context* context = pcre2_match_context_create(nullptr);
-  pcre2_jit_stack* stack = pcre2_jit_stack_create(kJitStackStart, kJitStackMost, nullptr);
+  pcre2_match_data* match = nullptr;
+  pcre2_match_context* context = nullptr;
+  pcre2_jit_stack* stack = nullptr;
 
-  Scratch() {
-    NIBBLE_CHECK(match != nullptr && context != nullptr && stack != nullptr, "memory for a match");
+  Scratch() = default;
+  // Makes what is missing; false: no memory.
+  bool Ready() {
+    if (stack != nullptr) return true;
+    if (match == nullptr) match = pcre2_match_data_create(1, nullptr);
+    if (context == nullptr) context = pcre2_match_context_create(nullptr);
+    if (match == nullptr || context == nullptr) return false;
+    stack = pcre2_jit_stack_create(kJitStackStart, kJitStackMost, nullptr);
+    if (stack == nullptr) return false;
     pcre2_jit_stack_assign(context, nullptr, stack);
     // The budget bounds the work; PCRE2's own limits would stop long texts that are within it.
     pcre2_set_match_limit(context, UINT32_MAX);
     pcre2_set_depth_limit(context, UINT32_MAX);
+    return true;
   }
   ~Scratch() {
     pcre2_match_data_free(match);
@@ -90,7 +98,7 @@ Result<Regex> Regex::CompileTranslated(std::string_view pattern, std::string_vie
   // Start optimizations search ahead for letters that a match needs, which repeats work on some texts.
   const uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_NO_START_OPTIMIZE | PCRE2_NEVER_BACKSLASH_C;
   pcre2_compile_context* context = pcre2_compile_context_create(nullptr);
-  NIBBLE_CHECK(context != nullptr, "memory for a pattern");
+  if (context == nullptr) return Error(Code::kOutOfMemory, "no memory for a pattern");
   pcre2_set_newline(context, PCRE2_NEWLINE_LF);
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
                                    options, &error, &offset, context);
@@ -132,6 +140,7 @@ const Regex& Regex::WordRun() {
 
 Status Regex::FindAll(std::string_view text, std::vector<Span>* matches) const {
   thread_local Scratch scratch;
+  if (!scratch.Ready()) return Error(Code::kOutOfMemory, "no memory to look for a pattern");
   matches->clear();
   std::string copy;
   const std::string_view subject = unicode::AliasForPatterns(text, &copy) ? copy : text;

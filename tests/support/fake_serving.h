@@ -32,13 +32,14 @@ class FakeServing final : public ServingEngine {
   FakeServing(const FakeServing&) = delete;
   FakeServing& operator=(const FakeServing&) = delete;
 
-  std::atomic<bool> fail_next{false};  // the next request ends with an error
+  std::atomic<bool> fail_next{false};    // the next request ends with an error
+  std::atomic<bool> slow_submit{false};  // Submit returns when one of its requests has ended
   std::atomic<int> running{0}, cancelled{0};
 
   using ServingEngine::Submit;
   Result<std::vector<RequestId>> Submit(std::vector<ServingRequest> requests) override {
     for (const ServingRequest& r : requests) NIBBLE_RETURN_IF_ERROR(Check(r));
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     if (stopped_ || drained_) return Error(Code::kUnavailable, "the engine takes no more requests");
     if (static_cast<int>(work_.size() + requests.size()) > max_waiting_)
       return Error(Code::kBusy, "{} requests wait already", work_.size());
@@ -50,6 +51,7 @@ class FakeServing final : public ServingEngine {
       ++running;
     }
     changed_.notify_all();
+    if (slow_submit) changed_.wait(lock, [&] { return !work_.contains(ids[0]); });
     return ids;
   }
   Status Check(const ServingRequest& r) const override {
@@ -119,7 +121,9 @@ class FakeServing final : public ServingEngine {
         lock.unlock();  // as the engine calls: without a lock that Submit or Cancel want
         const bool ended = Step(id, cancel, &work);
         lock.lock();
-        if (ended) work_.erase(id), --running;
+        if (!ended) continue;
+        work_.erase(id), --running;
+        changed_.notify_all();
       }
       lock.unlock();
       if (pace_.count() > 0) std::this_thread::sleep_for(pace_);

@@ -134,6 +134,7 @@ Command AddBenchServe(Parser bench) {
   count("--output-len", load.output_tokens, 1, 1 << 20, "New tokens of each [64]");
   count("--shared-prefix", load.shared_prefix, 0, 1 << 20, "Of the prompt: the same in all [0]");
   count("--max-id", load.max_id, 200, 1 << 24, "Ids of prompts are below it [4000]");
+  parser.Add("--temperature", load.temperature, "Of the sampling; 0 is greedy [0]").Range(0.0, 2.0).Type("T");
   parser.Add("--seed", load.seed, "Same seed, same prompts and times [0]").Type("S");
   parser.Add("--goal-ttft", o->goal_first, "Goodput counts answers whose first token came within MS")
       .Type("MS");

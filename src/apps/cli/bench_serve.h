@@ -2,8 +2,6 @@
 // Floor 9. `nibble bench serve`: load on a running server, in an open loop: requests come when they come,
 // whatever became of those before.
 #pragma once
-#include <CLI/CLI.hpp>
-
 #include "apps/cli/common.h"
 
 namespace nibble::cli {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <sstream>
@@ -39,7 +40,36 @@ Option Option::OneOf(const std::vector<std::string>& values) const {
 Option Option::Check(std::function<std::string(const std::string&)> check) const {
   return Option(option_->check(std::move(check)));
 }
+Option Option::NotInFile() const { return Option(option_->configurable(false)); }
+
 bool Option::given() const { return option_->count() > 0; }
+std::string Option::name() const {
+  return option_->get_lnames().empty() ? std::string() : option_->get_lnames()[0];
+}
+std::string Option::environment() const { return option_->get_envname(); }
+bool Option::in_file() const { return option_->get_configurable() && !option_->get_lnames().empty(); }
+bool Option::is_flag() const { return option_->get_items_expected_max() == 0; }
+bool Option::is_list() const {
+  return option_->get_items_expected_max() > 1 ||
+         option_->get_multi_option_policy() == CLI::MultiOptionPolicy::TakeAll;
+}
+
+std::vector<std::string> Option::Values() const {
+  if (given() || is_list()) return option_->results();
+  if (is_flag()) return {"false"};
+  return {option_->capture_default_str()->get_default_str()};  // of the variable
+}
+
+std::string Option::Set(const std::vector<std::string>& values) const {
+  try {
+    option_->clear();
+    for (const std::string& value : values) option_->add_result(value);
+    option_->run_callback();
+    return "";
+  } catch (const CLI::ParseError& error) {
+    return error.what();
+  }
+}
 
 Parser Parser::Command(const std::string& name, const std::string& help) const {
   return Parser(app_->add_subcommand(name, help));
@@ -73,17 +103,38 @@ void Parser::HelpAndVersion(const std::string& group) const {
 
 void Parser::Footer(const std::string& text) const { app_->footer(text); }
 
-void Parser::Check(std::function<void()> check) const {
-  app_->callback([check = std::move(check)] {
+namespace {
+
+std::function<void()> Guarded(std::function<void()> work) {
+  return [work = std::move(work)] {
     try {
-      check();
+      work();
     } catch (const UsageError& error) {
       throw CLI::ValidationError(error.what());
     }
-  });
+  };
+}
+
+}  // namespace
+
+void Parser::Check(std::function<void()> check) const { app_->final_callback(Guarded(std::move(check))); }
+void Parser::BeforeCheck(std::function<void()> work) const {
+  app_->parse_complete_callback(Guarded(std::move(work)));
 }
 
 bool Parser::chosen() const { return app_->parsed(); }
+std::optional<Option> Parser::Find(const std::string& long_name) const {
+  CLI::Option* option = app_->get_option_no_throw("--" + long_name);
+  return option == nullptr ? std::nullopt : std::optional(Option(option));
+}
+std::vector<Option> Parser::Options() const {
+  std::vector<Option> options;
+  for (CLI::Option* option : app_->get_options()) options.emplace_back(option);
+  return options;
+}
+bool Parser::OnCommandLine(Option option) const {
+  return std::ranges::count(app_->parse_order(), option.option_) > 0;
+}
 bool Parser::Given(const std::string& name) const { return app_->get_option(name)->count() > 0; }
 
 CommandLine::CommandLine(const std::string& description, const std::string& footer)

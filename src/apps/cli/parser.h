@@ -4,6 +4,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -45,9 +46,22 @@ class Option {
   // Gives what is wrong with a value, "" for nothing.
   Option Check(std::function<std::string(const std::string&)> check) const;
 
+  Option NotInFile() const;  // of the command line alone (config_file.h)
+
   bool given() const;
 
+  // For files of settings.
+  std::string name() const;  // the first long one, "max-num-seqs"
+  std::string environment() const;
+  bool in_file() const;
+  bool is_flag() const;
+  bool is_list() const;
+  std::vector<std::string> Values() const;  // what it holds, as text
+  // As if the command line said so, in the place of what it said. Gives what is wrong, "" for nothing.
+  std::string Set(const std::vector<std::string>& values) const;
+
  private:
+  friend class Parser;
   CLI::Option* option_;
 };
 
@@ -67,7 +81,13 @@ class Parser {
   // Runs when the command was chosen and every option read; throws UsageError.
   void Check(std::function<void()> check) const;
 
+  // Runs before: when the command line and the environment are read.
+  void BeforeCheck(std::function<void()> work) const;
+
   bool chosen() const;
+  std::optional<Option> Find(const std::string& long_name) const;
+  std::vector<Option> Options() const;
+  bool OnCommandLine(Option option) const;
   bool Given(const std::string& name) const;  // REQUIRES an option of that name
 
  private:

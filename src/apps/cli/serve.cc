@@ -63,6 +63,10 @@ int Drain(server::HttpServer& http, server::App& app, ServingEngine& engine, dou
 Result<int> Serve(const ServeOptions& o) {
   const ServingOptions options = ToServingOptions(o);
   NIBBLE_ASSIGN(const std::vector<std::string> keys, ReadApiKeys(o));
+  server::HttpServerOptions http_options = o.http;
+  if (!o.tls_certificate_file.empty()) {
+    NIBBLE_ASSIGN(http_options.tls, server::LoadTls(o.tls_certificate_file, o.tls_key_file));
+  }
   NIBBLE_RETURN_IF_ERROR(PrintMemoryPlan(options, o.common));
   const auto began = std::chrono::steady_clock::now();
   NIBBLE_ASSIGN(const std::unique_ptr<ServingEngine> engine, ServingEngine::Start(options));
@@ -78,12 +82,13 @@ Result<int> Serve(const ServeOptions& o) {
                    .device = o.common.device,
                    .load_seconds = load.count()},
                   model.get());
-  NIBBLE_ASSIGN(const std::unique_ptr<server::HttpServer> http, server::HttpServer::Start(o.http, &app));
+  NIBBLE_ASSIGN(const std::unique_ptr<server::HttpServer> http,
+                server::HttpServer::Start(http_options, &app));
   app.SetConnections([&http] { return http->connections(); });
   if (!o.common.quiet)
     fmt::print(stderr, "nibble: {} ({}) loaded in {:.2f} s, {} KV tokens\n", model->name(),
                options.engine.recipe, load.count(), engine->options().kv_tokens);
-  Print(fmt::format("http://{}\n", http->address()));
+  Print(fmt::format("{}://{}\n", http_options.tls ? "https" : "http", http->address()));
   server::Log("info", "ready", fmt::format("\"address\":\"{}\"", http->address()));
   auto signal = Watch(*http, *engine, o.watchdog_seconds);
   if (!signal.ok()) {  // the engine thread may hang, so nothing waits for it
@@ -94,7 +99,11 @@ Result<int> Serve(const ServeOptions& o) {
   return cut == 0 ? kExitOk : kExitSignal + *signal;
 }
 
-Result<int> Run(const ServeOptions& o) {
+Result<int> Run(const ServeOptions& o, Parser parser) {
+  if (o.config.print) {
+    Print(DescribeConfig(parser, o.config, {"api-key"}));
+    return kExitOk;
+  }
   if (o.print_limits) {
     Print(o.http.limits.ToString());
     return kExitOk;
@@ -117,7 +126,7 @@ Command AddServe(Parser app) {
       "  nibble serve -m out/novelist-w4a8 --recipe qserve --host 0.0.0.0 --api-key-file keys.txt\n"
       "SIGTERM and Ctrl-C let running requests finish for --drain-seconds; a second one ends the server at "
       "once.");
-  return {parser, [o] { return Run(*o); }};
+  return {parser, [o, parser] { return Run(*o, parser); }};
 }
 
 }  // namespace nibble::cli

@@ -96,8 +96,8 @@ std::string LoadBody(const LoadOptions& options, int index) {
   ids(options.seed, options.shared_prefix, &prompt);
   ids(options.seed + 1 + static_cast<uint64_t>(index), options.input_tokens - options.shared_prefix, &prompt);
   return fmt::format(
-      R"({{"prompt":[{}],"max_tokens":{},"temperature":0,"ignore_eos":true,"stream":true,"stream_options":{{"include_usage":true}}}})",
-      prompt, options.output_tokens);
+      R"({{"prompt":[{}],"max_tokens":{},"temperature":{},"seed":{},"ignore_eos":true,"stream":true,"stream_options":{{"include_usage":true}}}})",
+      prompt, options.output_tokens, options.temperature, index);
 }
 
 LoadResult RunLoad(const LoadOptions& options) {

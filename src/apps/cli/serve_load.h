@@ -14,8 +14,9 @@ struct LoadOptions {
   int prompts = 100;
   double rate = 0;  // requests a second, Poisson; 0: all at once
   int input_tokens = 256, output_tokens = 64;
-  int shared_prefix = 0;  // of the input: the same in all
-  int max_id = 4000;      // prompts are random ids below it
+  int shared_prefix = 0;   // of the input: the same in all
+  int max_id = 4000;       // prompts are random ids below it
+  double temperature = 0;  // 0: greedy
   uint64_t seed = 0;
 };
 

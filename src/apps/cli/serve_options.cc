@@ -28,6 +28,12 @@ void AddHttp(Parser parser, ServeOptions& o) {
   Add(parser, "--api-key", o.api_keys, "Key that clients must show; may be given again [none]", "KEY", kHttp)
       .Environment("NIBBLE_API_KEY");
   Add(parser, "--api-key-file", o.key_file, "File of such keys, one a line", "FILE", kHttp);
+  const Option certificate =
+      Add(parser, "--ssl-certfile", o.tls_certificate_file,
+          "Speak HTTPS with this certificate, those that vouch for it behind it; PEM [none]", "FILE", kHttp);
+  Add(parser, "--ssl-keyfile", o.tls_key_file, "Its key, without a password [in the same file]", "FILE",
+      kHttp)
+      .Needs(certificate);
   Add(parser, "--cors-origin", o.cors_origins,
       "Web page that may ask from a browser, such as https://example.com; * for all [none]", "ORIGIN", kHttp);
   parser.Flag("--no-log", o.no_log, "No log lines on standard error").Group(kHttp);
@@ -71,13 +77,14 @@ void AddLimits(Parser parser, ServeOptions& o) {
       .NonNegative();
   Add(parser, "--idle-seconds", l.idle_seconds, "Of a connection between requests [75]", "S", kLimits)
       .Positive();
-  parser.Flag("--print-limits", o.print_limits, "Print every limit and exit").Group(kLimits);
+  parser.Flag("--print-limits", o.print_limits, "Print every limit and exit").Group(kLimits).NotInFile();
 }
 
 }  // namespace
 
 void AddServeOptions(Parser parser, ServeOptions& o) {
   parser.Add("-m,--model", o.model, "Hugging Face model folder").Type("DIR").Environment("NIBBLE_MODEL");
+  AddConfigFile(parser, "Settings", o.config);
   AddHttp(parser, o);
   AddEngine(parser, o);
   AddLimits(parser, o);

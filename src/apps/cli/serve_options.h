@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 9. The options of `nibble serve`.
 #pragma once
-#include <CLI/CLI.hpp>
 #include <string>
 #include <vector>
 
 #include "apps/cli/common.h"
+#include "apps/cli/config_file.h"
 #include "apps/server/http_server.h"
 #include "engine/serving.h"
 
@@ -13,7 +13,9 @@ namespace nibble::cli {
 
 struct ServeOptions {
   CommonOptions common;
+  ConfigFile config;
   std::string model, name, template_file, key_file;
+  std::string tls_certificate_file, tls_key_file;
   server::HttpServerOptions http;
   ServingOptions engine;
   std::string admission = "prompt";

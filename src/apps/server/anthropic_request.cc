@@ -80,25 +80,19 @@ Status ParseMessages(JsonRef body, const Limits& limits, ChatConversation* chat)
 }
 
 Status ParseTools(JsonRef body, const Limits& limits, ChatConversation* chat) {
-  const auto tools = body.Find("tools");
-  if (tools && !tools->is_null()) {
-    if (!tools->is_array() || tools->size() > static_cast<size_t>(limits.max_tools))
-      return Error(Code::kInvalidArgument, "{}: wanted an array of at most {} tools", tools->Where(),
-                   limits.max_tools);
-    jinja::Values declared;
-    for (size_t i = 0; i < tools->size(); ++i) {
-      const JsonRef tool = (*tools)[i];
-      NIBBLE_ASSIGN(const std::string_view name, tool.GetString("name"));
-      NIBBLE_ASSIGN(const std::string_view description, tool.GetStringOr("description", ""));
-      NIBBLE_ASSIGN(const JsonRef schema, tool.Get("input_schema"));
-      if (name.empty() || !schema.is_object())
-        return Error(Code::kInvalidArgument, "{}: wanted a name and an input_schema", tool.Where());
-      NIBBLE_ASSIGN(Value parameters, Value::FromJson(schema));
-      chat->tools.push_back({std::string(name), ToText(schema)});
-      declared.push_back(DeclaredTool(name, description, std::move(parameters)));
-    }
-    if (!declared.empty()) chat->input.tools = Value::List(std::move(declared));
+  NIBBLE_ASSIGN(const std::vector<JsonRef> tools, ToolList(body, limits));
+  jinja::Values declared;
+  for (const JsonRef tool : tools) {
+    NIBBLE_ASSIGN(const std::string_view name, tool.GetString("name"));
+    NIBBLE_ASSIGN(const std::string_view description, tool.GetStringOr("description", ""));
+    NIBBLE_ASSIGN(const JsonRef schema, tool.Get("input_schema"));
+    if (name.empty() || !schema.is_object())
+      return Error(Code::kInvalidArgument, "{}: wanted a name and an input_schema", tool.Where());
+    NIBBLE_ASSIGN(Value parameters, Value::FromJson(schema));
+    chat->tools.push_back({std::string(name), ToText(schema)});
+    declared.push_back(DeclaredTool(name, description, std::move(parameters)));
   }
+  if (!declared.empty()) chat->input.tools = Value::List(std::move(declared));
   const auto choice = body.Find("tool_choice");
   if (!choice || choice->is_null()) return {};
   NIBBLE_ASSIGN(const std::string_view type, choice->GetString("type"));

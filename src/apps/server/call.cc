@@ -51,9 +51,9 @@ void Call::Submit() {
   }
   ids_ = *std::move(ids);
   if (plan_.stream && !done_) StartStream();
-  const bool gone = cancelled_;
+  const bool cancelled = cancelled_;
   lock.unlock();
-  if (gone) CancelAll();
+  if (cancelled) CancelAll();
 }
 
 void Call::StartStream() {
@@ -133,6 +133,7 @@ void Call::Fail(int status, const std::string& message) {
   } else {
     reply_->Send(ErrorResponse(status, message, plan_.dialect));
   }
+  cancelled_ = true;  // Submit looks at it, where the ids are not known yet
   for (const RequestId id : ids_) context_.engine->Cancel(id);
 }
 

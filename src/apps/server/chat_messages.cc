@@ -120,18 +120,13 @@ Status ParseToolChoice(JsonRef body, ChatConversation* chat) {
 }
 
 Status ParseTools(JsonRef body, const Limits& limits, ChatConversation* chat) {
-  const auto tools = body.Find("tools");
-  if (tools && !tools->is_null()) {
-    if (!tools->is_array() || tools->size() > static_cast<size_t>(limits.max_tools))
-      return Error(Code::kInvalidArgument, "{}: wanted an array of at most {} tools", tools->Where(),
-                   limits.max_tools);
-    for (size_t i = 0; i < tools->size(); ++i) {
-      NIBBLE_ASSIGN(Tool tool, ParseTool((*tools)[i]));
-      chat->tools.push_back(std::move(tool));
-    }
-    if (tools->size() > 0) {
-      NIBBLE_ASSIGN(chat->input.tools, Value::FromJson(*tools));
-    }
+  NIBBLE_ASSIGN(const std::vector<JsonRef> tools, ToolList(body, limits));
+  for (const JsonRef tool : tools) {
+    NIBBLE_ASSIGN(Tool parsed, ParseTool(tool));
+    chat->tools.push_back(std::move(parsed));
+  }
+  if (!tools.empty()) {
+    NIBBLE_ASSIGN(chat->input.tools, Value::FromJson(*body.Find("tools")));
   }
   return ParseToolChoice(body, chat);
 }
@@ -145,6 +140,17 @@ Status CheckModalities(JsonRef body) {
 }
 
 }  // namespace
+
+Result<std::vector<JsonRef>> ToolList(JsonRef body, const Limits& limits) {
+  std::vector<JsonRef> tools;
+  const auto list = body.Find("tools");
+  if (!list || list->is_null()) return tools;
+  if (!list->is_array() || list->size() > static_cast<size_t>(limits.max_tools))
+    return Error(Code::kInvalidArgument, "{}: wanted an array of at most {} tools", list->Where(),
+                 limits.max_tools);
+  for (size_t i = 0; i < list->size(); ++i) tools.push_back((*list)[i]);
+  return tools;
+}
 
 Result<Value> PastCall(std::string_view id, std::string_view name, JsonRef arguments) {
   NIBBLE_ASSIGN(Value parsed, ParseArguments(arguments));

@@ -32,6 +32,9 @@ Result<ChatConversation> ParseChat(JsonRef body, const Limits& limits);
 // Reads chat_template_kwargs, reasoning_effort and documents.
 Status ParseTemplateVariables(JsonRef body, ChatInput* input);
 
+// The tools of a request, none where it has none; at most limits.max_tools.
+Result<std::vector<JsonRef>> ToolList(JsonRef body, const Limits& limits);
+
 // A call in a past message. `arguments`: a JSON object, or its text.
 Result<jinja::Value> PastCall(std::string_view id, std::string_view name, JsonRef arguments);
 // An assistant's message with calls.

@@ -27,9 +27,11 @@ const char* OpenAiFinish(FinishReason reason) {
       return "length";
     case FinishReason::kCancelled:
       return "abort";
-    default:
+    case FinishReason::kConstraint:
+    case FinishReason::kError:
       return "error";
   }
+  return "?";
 }
 
 std::string SseData(std::string_view json) { return fmt::format("data: {}\n\n", json); }

@@ -41,6 +41,7 @@ class HttpServerImpl final : public HttpServer {
         retry_(acceptor_.get_executor()) {
     context_->limits = options.limits;
     context_->service = service;
+    context_->tls = options.tls;
   }
   ~HttpServerImpl() override;  // NOLINT(bugprone-exception-escape)
 
@@ -126,7 +127,10 @@ void HttpServerImpl::Run(int threads) {
 // Closes everything, so that the threads run out of work.
 // NOLINTNEXTLINE(bugprone-exception-escape): only for want of memory
 HttpServerImpl::~HttpServerImpl() {
-  context_->over = true;
+  {
+    const std::lock_guard lock(context_->over_mutex);
+    context_->over = true;
+  }
   asio::post(acceptor_.get_executor(), [this] {
     boost::system::error_code ignored;
     acceptor_.close(ignored);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 9. The HTTP/1.1 server: listens, parses, times out, writes. The only door to Boost.Asio and
-// Boost.Beast, which http_server.cc and http_session.* alone include.
+// Boost.Beast, which http_server.cc, http_session* and http_stream.* alone include.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -9,6 +9,7 @@
 
 #include "apps/server/http.h"
 #include "apps/server/limits.h"
+#include "apps/server/tls.h"
 #include "base/result.h"
 
 namespace nibble::server {
@@ -18,6 +19,7 @@ struct HttpServerOptions {
   uint16_t port = 8080;  // 0: any free one
   int threads = 2;
   Limits limits{};
+  std::shared_ptr<TlsContext> tls{};  // null: plain HTTP
 };
 
 class HttpServer {

@@ -48,9 +48,9 @@ std::string NewId() {
 
 Session::Session(Socket socket, std::shared_ptr<SessionContext> context)
     : context_(std::move(context)),
-      socket_(std::move(socket)),
-      deadline_(socket_.get_executor()),
-      ping_timer_(socket_.get_executor()) {
+      stream_(Stream::Make(std::move(socket), context_->tls)),
+      deadline_(executor()),
+      ping_timer_(executor()) {
   ++context_->connections;
 }
 
@@ -58,10 +58,18 @@ Session::~Session() { --context_->connections; }
 
 void Session::Begin() {
   ErrorCode ignored;
-  const auto peer = socket_.remote_endpoint(ignored);
+  Socket& socket = stream_->socket();
+  const auto peer = socket.remote_endpoint(ignored);
   request_.peer = ignored ? "" : peer.address().to_string();
-  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
-  NextRequest();
+  socket.set_option(asio::ip::tcp::no_delay(true), ignored);
+  SetDeadline(context_->limits.header_seconds);
+  stream_->Open([self = shared_from_this()](const ErrorCode& error) {
+    if (self->state_ == State::kClosed) return;
+    if (!error) return self->NextRequest();
+    Log("info", "tls",
+        fmt::format("\"peer\":\"{}\",\"error\":{}", self->request_.peer, Quoted(error.message())));
+    self->Close();
+  });
 }
 
 void Session::NextRequest() {
@@ -84,9 +92,8 @@ void Session::Read() {
   if (reading_ || peer_closed_ || buffer_.size() >= context_->limits.max_header_bytes + kBodyReadBytes)
     return;
   reading_ = true;
-  socket_.async_read_some(
-      buffer_.prepare(most),
-      [self = shared_from_this()](const ErrorCode& error, size_t n) { self->OnRead(error, n); });
+  stream_->Read(buffer_.prepare(most),
+                [self = shared_from_this()](const ErrorCode& error, size_t n) { self->OnRead(error, n); });
 }
 
 void Session::OnRead(const ErrorCode& error, size_t bytes) {
@@ -120,7 +127,7 @@ void Session::OnEnd() {
   } else {
     Queue("HTTP/1.1 100 Continue\r\n\r\n");
   }
-  socket_.async_wait(Socket::wait_error, [self = shared_from_this()](const ErrorCode& error) {
+  stream_->socket().async_wait(Socket::wait_error, [self = shared_from_this()](const ErrorCode& error) {
     if (!error && self->state_ == State::kAnswer) self->Gone();
   });
 }
@@ -280,17 +287,16 @@ void Session::OnDeadline() {
 // A client whose request is on its way would see a reset: what has arrived is answered, and a connection that
 // has just been made gets a moment to speak.
 void Session::CloseIfIdle() {
-  asio::post(socket_.get_executor(), [self = shared_from_this()] {
+  asio::post(executor(), [self = shared_from_this()] {
     ErrorCode ignored;
-    if (self->state_ != State::kIdle || self->socket_.available(ignored) > 0) return;
+    if (self->state_ != State::kIdle || self->stream_->socket().available(ignored) > 0) return;
     if (self->answered_) return self->Close();
     self->SetDeadline(kNewSeconds);
   });
 }
 
 void Session::Linger() {
-  ErrorCode ignored;
-  socket_.shutdown(Socket::shutdown_send, ignored);
+  stream_->EndWriting(shared_from_this());
   if (peer_closed_) return Close();
   state_ = State::kLinger;  // what the client still sends would otherwise destroy the answer on its way
   buffer_.clear();
@@ -305,7 +311,7 @@ void Session::Close() {
   ClearDeadline();
   ping_timer_.cancel();
   ErrorCode ignored;
-  socket_.close(ignored);
+  stream_->socket().close(ignored);
 }
 
 }  // namespace nibble::server

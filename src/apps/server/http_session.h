@@ -4,7 +4,6 @@
 #pragma once
 #include <atomic>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
@@ -14,9 +13,11 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <shared_mutex>
 #include <string>
 
 #include "apps/server/http.h"
+#include "apps/server/http_stream.h"
 #include "apps/server/limits.h"
 
 namespace nibble::server {
@@ -24,17 +25,21 @@ namespace nibble::server {
 // What connections share. Replies may outlive the server; they hold this, and do nothing once it is over.
 struct SessionContext {
   boost::asio::io_context io;
-  std::atomic<bool> over{false};
+  // Whoever posts from outside holds it shared, so that nothing is posted once `over` is set: a task that is
+  // left in `io` would own it.
+  std::shared_mutex over_mutex;
+  bool over = false;
   Limits limits;
   HttpService* service;
+  std::shared_ptr<TlsContext> tls;  // null: plain
   std::atomic<int> connections{0}, answers{0};
   std::atomic<bool> draining{false};
 };
 
 class Session : public std::enable_shared_from_this<Session> {
  public:
-  using Socket = boost::asio::ip::tcp::socket;
-  using ErrorCode = boost::system::error_code;
+  using Socket = Stream::Socket;
+  using ErrorCode = Stream::ErrorCode;
 
   Session(Socket socket, std::shared_ptr<SessionContext> context);  // the socket's executor is a strand
   ~Session();
@@ -44,7 +49,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void Begin();
   void CloseIfIdle();  // from any thread
   void Gone();         // on the strand: closes; a request under way has lost its client
-  Socket::executor_type executor() { return socket_.get_executor(); }
+  Socket::executor_type executor() { return stream_->socket().get_executor(); }
 
  private:
   friend class SessionReply;
@@ -88,7 +93,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void LogAnswer(int status);
 
   std::shared_ptr<SessionContext> context_;  // first, so that it outlives what belongs to its io_context
-  Socket socket_;
+  std::unique_ptr<Stream> stream_;
   boost::asio::steady_timer deadline_, ping_timer_;
   boost::beast::flat_buffer buffer_;
   std::optional<boost::beast::http::request_parser<boost::beast::http::string_body>> parser_;

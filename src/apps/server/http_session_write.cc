@@ -24,7 +24,8 @@ constexpr int kClientGone = 499;  // in the log, as nginx has it
 
 template <class Task>
 void Session::Post(Task task) {
-  if (!context_->over) asio::post(socket_.get_executor(), std::move(task));
+  const std::shared_lock lock(context_->over_mutex);
+  if (!context_->over) asio::post(executor(), std::move(task));
 }
 
 // A reply that is dropped half-way leaves the client with a broken connection rather than with a wait.
@@ -153,7 +154,7 @@ void Session::Queue(std::string bytes) {
 void Session::WriteSome() {
   writing_ = true;
   if (state_ == State::kAnswer) SetDeadline(context_->limits.send_seconds);
-  socket_.async_write_some(
+  stream_->Write(
       asio::buffer(outgoing_) + written_,
       [self = shared_from_this()](const ErrorCode& error, size_t bytes) { self->OnWritten(error, bytes); });
 }
@@ -188,7 +189,7 @@ void Session::Answered() {
   streaming_ = ended_ = false;
   answered_ = true;
   sent_bytes_ = 0;
-  if (!keep_alive_) return Linger();
+  if (!keep_alive_ || context_->draining) return Linger();
   NextRequest();
 }
 

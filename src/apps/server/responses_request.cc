@@ -60,14 +60,12 @@ Status ParseInput(JsonRef body, const Limits& limits, ChatConversation* chat) {
 }
 
 Status ParseTools(JsonRef body, const Limits& limits, ChatConversation* chat) {
-  const auto tools = body.Find("tools");
+  NIBBLE_ASSIGN(const std::vector<JsonRef> tools, ToolList(body, limits));
   jinja::Values declared;
-  for (size_t i = 0; tools && i < tools->size(); ++i) {
-    const JsonRef tool = (*tools)[i];
+  for (const JsonRef tool : tools) {
     NIBBLE_ASSIGN(const std::string_view type, tool.GetString("type"));
-    if (type != "function" || i >= static_cast<size_t>(limits.max_tools))
-      return Error(Code::kUnsupported, "{}: only function tools are known, at most {}", tool.Where(),
-                   limits.max_tools);
+    if (type != "function")
+      return Error(Code::kUnsupported, "{}.type: only function tools are known", tool.Where());
     NIBBLE_ASSIGN(const std::string_view name, tool.GetString("name"));
     NIBBLE_ASSIGN(const std::string_view description, tool.GetStringOr("description", ""));
     const auto schema = tool.Find("parameters");
