@@ -2,13 +2,17 @@
 // Floor 4. Tiles of unsigned codes of 8, 4 or 2 bits. Codes meet queries and weights that are rounded to 16 bits,
 // so every sum over channels or tokens is an integer: exact, in any order, the same on every ISA
 // (docs/decisions/0016-codes-meet-integers.md). What makes codes values is applied to the sums:
-//   token:   q . k = scale[t] * (q . code) + min[t] * sum(q)
+//   token:   q . k = scale[t] * (q . (code - c)) + (min[t] + c scale[t]) * sum(q)
 //            sum p v = (p scale) . code + p . min
-//   channel: q . k = page_scale * ((q * step) . code + q . base)
+//   channel: q . k = page_scale * ((q * step) . (code - c) + q . (base + c step))
 //            sum p v = page_scale * (step[d] * (p . code) + base[d] * sum(p))
-// No sum leaves int32: 255 * 32767 * 256 channels < 2^31.
+// No sum leaves int32: 255 * 32767 * 256 channels < 2^31. The middle code c is taken off after summing, which is
+// exact, too: what the rounding of a query costs grows with the codes it meets.
 
 static constexpr float kQueryLevels = 32767;
+
+template <Elements kX>
+static constexpr int kMiddleCode = 1 << (kElementBits<kX> - 1);
 
 // Codes number i and i + kPairs of a word of 32 bits are a pair of s16 that one multiply-add takes; so are code
 // i of two words of 16 bits beside each other.
@@ -36,14 +40,20 @@ static void MakeCodeColumns(const PageRows& k, kv::PageShape s, std::byte* to) {
                                           column_bytes);
 }
 
-// Codes of one query row whose products with the channels' steps are `x`; its scale goes to kKeyScale.
+// Codes of one query row whose products with the channels' steps are `x`; their scale goes to kKeyScale, their sum
+// times the middle code to kKeyCentre, as an integer.
 template <Elements kX>
 static void QuantizeQuery(const AttentionWork& w, int e, const float* x, int16_t* codes) {
   const int head_dim = w.a.page.head_dim;
   const CodeScale c = ScaleOf(AbsMaxBits(x, head_dim), kQueryLevels);
   w.More(kKeyScale)[e] = c.scale;
-  for (int d = 0; d < head_dim; d += 16)
+  int32_t sum = 0;
+  for (int d = 0; d < head_dim; d += 16) {
     Vec16::Mul(Vec16::Load(x + d), Vec16::Set1(c.inverse)).template StoreS16<kElementBits<kX>>(codes + d);
+    for (int i = 0; i < 16; ++i) sum += codes[d + i];
+  }
+  sum *= kMiddleCode<kX>;
+  __builtin_memcpy(w.More(kKeyCentre) + e, &sum, 4);
 }
 
 // Queries as codes, and by entry the sum that meets the offsets of tokens or channels.
@@ -61,7 +71,7 @@ static void PrepareCodeQueries(const AttentionWork& w, const PageRows& k, int16_
         v.Store(x + d);
       } else {
         const Channels16 c = LoadChannels(k, d);
-        sum = Vec16::Fma(v, c.base, sum);
+        sum = Vec16::Fma(v, Vec16::Fma(c.step, Vec16::Set1(kMiddleCode<kX>), c.base), sum);
         Vec16::Mul(v, c.step).Store(x + d);
       }
     }
@@ -82,8 +92,9 @@ static CodeKeys MakeCodeKeys(const AttentionWork& w, const PageRows& k, bool pre
   for (int t = 0; t < w.a.page.tokens; t += 16) {
     Vec16 scale = Vec16::Set1(w.a.scale), offset = scale;
     if (k.affine == Affine::kToken) {
-      offset = Vec16::Mul(Vec16::LoadF16(k.offset + 2 * t), scale);
-      scale = Vec16::Mul(Vec16::LoadF16(k.scale + 2 * t), scale);
+      const Vec16 step = Vec16::LoadF16(k.scale + 2 * t), min = Vec16::LoadF16(k.offset + 2 * t);
+      offset = Vec16::Mul(Vec16::Fma(step, Vec16::Set1(kMiddleCode<kX>), min), scale);
+      scale = Vec16::Mul(step, scale);
     } else {
       offset = scale = Vec16::Set1(w.a.scale * k.page_scale);
     }
@@ -129,12 +140,16 @@ static void CodeScores16(const AttentionWork& w, const CodeKeys& k, int e, int t
     ahead.Ask<T == 4 ? 5 : 2>();
   }
   AttentionWork::Keep(w.k_ahead, ahead);
+#pragma GCC unroll 4
   for (int i = 0; i < E; ++i) {
     const Vec16 factor = Vec16::Set1(w.More(kKeyScale)[e + i]), rest = Vec16::Set1(w.More(kKeyOffset)[e + i]);
+    int32_t centre;
+    __builtin_memcpy(&centre, w.More(kKeyCentre) + e + i, 4);
+#pragma GCC unroll 4
     for (int j = 0; j < T; ++j) {
       const Vec16 scale = Vec16::Mul(Vec16::Load(k.scale + t + 16 * j), factor);
       const Vec16 offset = Vec16::Mul(Vec16::Load(k.offset + t + 16 * j), rest);
-      Vec16::Fma(ToFloat(sum[i][j]), scale, offset).Store(w.scores + (e + i) * tokens + t + 16 * j);
+      Vec16::Fma(ToFloat(I32x16::Sub(sum[i][j], I32x16::Set1(centre))), scale, offset).Store(w.scores + (e + i) * tokens + t + 16 * j);
     }
   }
 }
@@ -247,7 +262,9 @@ static NIBBLE_HD void CodeSums(const AttentionWork& w, const std::byte* rows, in
     ahead.Ask<2>();
   }
   AttentionWork::Keep(w.v_ahead, ahead);
+#pragma GCC unroll 4
   for (int i = 0; i < E; ++i)
+#pragma GCC unroll 8
     for (int j = 0; j < kAtOnce; ++j)
       Vec16::Mul(ToFloat(sum[i][j]), Vec16::Set1(w.More(kValueScale)[e + i])).Store(part[i][kIndex + j]);
   if constexpr (kIndex + kAtOnce < kPairs<kX>)

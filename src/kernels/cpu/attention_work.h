@@ -44,7 +44,7 @@ struct AttentionWork {
     if (lines != nullptr) *lines = ahead;
   }
 
-  static constexpr int kMoreStates = 31;
+  static constexpr int kMoreStates = 32;
   NIBBLE_HD float* More(int state) const { return more + int64_t{state} * entries; }
 
   NIBBLE_HD const float* Query(int e) const {
@@ -69,6 +69,7 @@ enum : int {
   kWeightScale,
   kWeightOffset,
   kKeyScale,
+  kKeyCentre,
   kKeyOffset,
   kValueScale,
   kValueOffset
