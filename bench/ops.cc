@@ -4,7 +4,6 @@
 // Weights rotate among copies that no cache holds together, as the layers of a model do.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <fstream>
@@ -13,47 +12,18 @@
 #include <random>
 
 #include "backend/backend.h"
-#include "base/check.h"
+#include "bench/attention_ops.h"
 #include "bench/floors.h"
+#include "bench/timing.h"
 #include "kernels/cpu/kernels.h"
 #include "quant/weight/quantize.h"
 
 namespace nibble::bench {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using weight::Storage;
 
-constexpr double kSecondsACase = 0.25;
-constexpr int kMinRuns = 5, kMaxRuns = 4000;
 constexpr size_t kColdBytes = 256u << 20;  // of weights in rotation
-
-struct Timing {
-  std::string op, shape;
-  int rows = 0;
-  double seconds = 0, bytes = 0, operations = 0, floor = 0;  // floor: seconds
-};
-
-template <class T>
-T Must(Result<T> result) {
-  NIBBLE_CHECK(result.ok(), result.status().message().c_str());
-  return *std::move(result);
-}
-
-// Median seconds of f(run).
-double Median(const std::function<void(int)>& f) {
-  f(0);
-  std::vector<double> seconds;
-  const auto begin = Clock::now();
-  for (int run = 1; run <= kMaxRuns; ++run) {
-    const auto start = Clock::now();
-    f(run);
-    seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-    if (run >= kMinRuns && std::chrono::duration<double>(Clock::now() - begin).count() > kSecondsACase) break;
-  }
-  std::nth_element(seconds.begin(), seconds.begin() + ptrdiff_t(seconds.size() / 2), seconds.end());
-  return seconds[seconds.size() / 2];
-}
 
 class Ops {
  public:
@@ -165,6 +135,9 @@ void Ops::Run() {
   RowOp("glu silu", 8192, 12, [&](int rows) {
     backend_->Glu(Slice(x_, rows, 8192), Slice(x_, rows, 8192), Activation::kSilu, Slice(y_, rows, 8192));
   });
+  for (const AttentionCase& c : AttentionCases())
+    if (Wanted((c.rows > 1 ? "prefill " : "decode ") + c.recipe))
+      timings_.push_back(TimeAttention(*backend_, floors_, c));
 }
 
 void Ops::Print() const {
@@ -173,9 +146,9 @@ void Ops::Print() const {
     std::printf(", GOP/s %.0f u4 x s8, %.0f s8 x s8, %.0f bf16, %.0f f32", floors_.u4_dot * 1e-9,
                 floors_.s8_dot * 1e-9, floors_.bf16 * 1e-9, floors_.f32 * 1e-9);
   std::printf("; %.2f us to hand out and gather work\n\n", floors_.barrier * 1e6);
-  std::printf("%-18s %-14s %5s %11s %8s %8s %9s\n", "op", "shape", "rows", "us", "GB/s", "GOP/s", "of floor");
+  std::printf("%-34s %-20s %5s %11s %8s %8s %9s\n", "op", "shape", "rows", "us", "GB/s", "GOP/s", "of floor");
   for (const Timing& t : timings_) {
-    std::printf("%-18s %-14s %5d %11.1f %8.1f %8.1f", t.op.c_str(), t.shape.c_str(), t.rows, t.seconds * 1e6,
+    std::printf("%-34s %-20s %5d %11.1f %8.1f %8.1f", t.op.c_str(), t.shape.c_str(), t.rows, t.seconds * 1e6,
                 t.bytes / t.seconds * 1e-9, t.operations / t.seconds * 1e-9);
     if (t.floor > 0) std::printf(" %8.0f%%", 100 * t.floor / t.seconds);
     std::printf("\n");

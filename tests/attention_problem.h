@@ -6,6 +6,7 @@
 #include "base/half.h"
 #include "float_kernels.h"
 #include "kernels/ref/attention.h"
+#include "meets_integers.h"
 #include "quant/kv/registry.h"
 
 namespace nibble::test {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/ref/flashq.h"
+#include "meets_integers.h"
 
 namespace nibble::test {
 namespace {
@@ -215,10 +216,12 @@ double WorstDifference(const std::vector<float>& a, const std::vector<double>& b
 TEST_P(PageRule, AgreesWithTheRuleInDouble) {
   const auto seqs = ThreeSequences();
   const auto truth = Truth(seqs[0], Recipe(), true), broken = Truth(seqs[0], Recipe(), false);
-  constexpr double kTolerance = 2e-5;  // f32 sums of up to 300 products of order 1
+  // f32 sums of up to 300 products of order 1; where codes meet integers, queries and weights have 16 bits.
+  constexpr double kTolerance = 2e-5, kIntegerTolerance = 1e-3;
+  const double tolerance = test::MeetsIntegers(GetParam().id) ? kIntegerTolerance : kTolerance;
   for (const cpu::CpuKernels* isa : Isas()) {
     const auto out = Outputs({.isa = isa, .recipe = Recipe()}, seqs, InChunks(77));
-    EXPECT_LT(WorstDifference(out, truth), kTolerance) << isa->isa;
+    EXPECT_LT(WorstDifference(out, truth), tolerance) << isa->isa;
     const bool lossless = GetParam().id <= kv::CodecId::kBF16;  // raw and sealed are the same values
     if (!lossless) {
       EXPECT_GT(WorstDifference(out, broken), 100 * kTolerance) << isa->isa;
@@ -249,7 +252,7 @@ TEST(PageRuleMixed, KAndVOfDifferentCodecs) {
     const RunOptions options{.isa = Isas().front(), .recipe = recipe, .threads = 2};
     const auto out = Outputs(options, seqs, InChunks(kTokens));
     EXPECT_TRUE(SameBytes(out, Outputs(options, seqs, InChunks(7))));
-    EXPECT_LT(WorstDifference(out, Truth(seqs[0], recipe, true)), 2e-5);
+    EXPECT_LT(WorstDifference(out, Truth(seqs[0], recipe, true)), 1e-3);
   }
 }
 
@@ -319,7 +322,7 @@ TEST(PageRuleTail, AgreesWithTheRuleInDouble) {
   const auto truth = Truth(seqs[0], recipe, true), broken = Truth(seqs[0], recipe, false);
   for (const cpu::CpuKernels* isa : Isas()) {
     const auto out = Outputs({.isa = isa, .recipe = recipe}, seqs, InChunks(77));
-    EXPECT_LT(WorstDifference(out, truth), 2e-5) << isa->isa;
+    EXPECT_LT(WorstDifference(out, truth), 1e-3) << isa->isa;  // codes meet integers
     EXPECT_GT(WorstDifference(out, broken), 2e-3) << isa->isa;
   }
 }

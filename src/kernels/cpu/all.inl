@@ -17,6 +17,7 @@ namespace nibble::cpu::NIBBLE_ISA {
 #include "kernels/cpu/tail.h"
 #include "kernels/cpu/page_rows.h"
 #include "kernels/cpu/attention_work.h"
+#include "kernels/cpu/attention_codes.h"
 #include "kernels/cpu/attention_keys.h"
 #include "kernels/cpu/attention_values.h"
 #include "kernels/cpu/sas.h"

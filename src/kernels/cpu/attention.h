@@ -84,6 +84,12 @@ static void AttentionOutput(const AttentionMemory& m) {
   }
 }
 
+static int PageBytes(kv::CodecId codec, kv::PageShape s) {
+  int bytes = 0;
+  Visit(kv::Codecs{}, codec, [&]<class C>() { bytes = C::PageBytes(s); });
+  return bytes;
+}
+
 // Sealed page number `page`.
 static void AttendPage(const AttentionMemory& m, int page, bool prepared) {
   const AttentionWork& w = m.w;
@@ -96,16 +102,31 @@ static void AttendPage(const AttentionMemory& m, int page, bool prepared) {
   Values(w, SealedRows(a.v_codec, a.page, a.v_pages[page], m.rows), start);
 }
 
+// With more entries a page takes so long that there is nothing to wait for.
+static constexpr int kAskingEntries = 16;
+
 // The sealed pages [begin, end) that are listed and that some row sees.
-static void AttendPages(const AttentionMemory& m, int begin, int end) {
-  const AttentionArgs& a = m.w.a;
+static void AttendPages(const AttentionMemory& memory, int begin, int end) {
+  const AttentionArgs& a = memory.w.a;
   const int listed = a.page_list != nullptr ? a.list_len : a.pages;
+  const bool asks = memory.w.entries <= kAskingEntries;
+  const int k_bytes = PageBytes(a.k_codec, a.page), v_bytes = PageBytes(a.v_codec, a.page);
+  const std::byte* here = reinterpret_cast<const std::byte*>(memory.w.scores);
+  LinesAhead k_ahead{here, here}, v_ahead{here, here};
+  AttentionMemory m = memory;
+  m.w.k_ahead = &k_ahead;
+  m.w.v_ahead = &v_ahead;
   bool prepared = false;
   for (int i = a.page_list != nullptr ? 0 : begin; i < listed; ++i) {
     const int page = a.page_list != nullptr ? a.page_list[i] : i;
     if (page < begin) continue;
     if (page >= end) break;
     if (a.window > 0 && int64_t{page + 1} * a.page.tokens <= a.position - a.window + 1) continue;
+    if (asks && i + 1 < listed) {
+      const int next = a.page_list != nullptr ? a.page_list[i + 1] : i + 1;
+      k_ahead = {a.k_pages[next], a.k_pages[next] + k_bytes - 1};
+      v_ahead = {a.v_pages[next], a.v_pages[next] + v_bytes - 1};
+    }
     AttendPage(m, page, prepared);
     prepared = true;
   }

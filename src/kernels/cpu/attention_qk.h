@@ -34,25 +34,6 @@ static NIBBLE_HD SealedTile SealedTileOf(const AttentionWork& w) {
   return s;
 }
 
-static NIBBLE_HD Vec16 ToFloat(const I32x16& x) {
-  int32_t i[16];
-  float f[16];
-  x.Store(i);
-  for (int lane = 0; lane < 16; ++lane) f[lane] = float(i[lane]);
-  return Vec16::Load(f);
-}
-
-// Scale and 1 / scale of codes to +-levels. All zero: scale 0. Not finite: scale NaN and codes 0.
-struct CodeScale {
-  float scale, inverse;
-};
-static NIBBLE_HD CodeScale ScaleOf(int32_t amax_bits, float levels) {
-  if (amax_bits < kTinyBits) return {0, 0};
-  if (amax_bits >= kInfinityBits) return {__builtin_nanf(""), 0};
-  const float amax = BitsToFloat(uint32_t(amax_bits));
-  return {amax / levels, levels / amax};
-}
-
 // Codes of one row, and their sum.
 static NIBBLE_HD int32_t RowCodes(const float* x, int8_t* q, int count, float inverse) {
   if (inverse > 0) return QuantizeGroup(x, q, count, inverse);

@@ -8,6 +8,20 @@ struct TokenRange {  // tokens of a tile that an entry sees
   int begin, end;
 };
 
+// The lines of a page that will be read next. Pages lie apart, and a processor that follows streams starts anew at
+// each, so decode steps ask for them, a few lines between products: all at once they would wait for each other.
+struct LinesAhead {
+  const std::byte *next, *last;
+  template <int kLines>
+  NIBBLE_HD void Ask() {
+#pragma GCC unroll 8
+    for (int i = 0; i < kLines; ++i) {
+      __builtin_prefetch(next);
+      next = next + 64 < last ? next + 64 : last;
+    }
+  }
+};
+
 struct AttentionWork {
   const AttentionArgs& a;
   float* scores;  // [entries, tokens]
@@ -18,10 +32,19 @@ struct AttentionWork {
   int entries;
   float* columns;  // [tokens, head_dim] of attention_keys.h
   float* queries;  // [entries, head_dim] of attention_keys.h
-  float* part;     // [6, head_dim] of attention_values.h
+  float* part;     // [6, head_dim] of attention_values.h and attention_codes.h
   float* more;     // [kMoreStates, entries], of sas.h and others
+  LinesAhead *k_ahead = nullptr, *v_ahead = nullptr;  // of the page after the one at work, or null
 
-  static constexpr int kMoreStates = 29;
+  NIBBLE_HD LinesAhead Ahead(const LinesAhead* lines) const {  // without, it asks for what is at hand
+    const std::byte* here = reinterpret_cast<const std::byte*>(scores);
+    return lines != nullptr ? *lines : LinesAhead{here, here};
+  }
+  static NIBBLE_HD void Keep(LinesAhead* lines, const LinesAhead& ahead) {
+    if (lines != nullptr) *lines = ahead;
+  }
+
+  static constexpr int kMoreStates = 32;
   NIBBLE_HD float* More(int state) const { return more + int64_t{state} * entries; }
 
   NIBBLE_HD const float* Query(int e) const {
@@ -35,8 +58,7 @@ struct AttentionWork {
   }
 };
 
-// States of AttentionWork::more: sas.h, attention_qk.h and attention_pv.h, attention_keys.h and
-// attention_values.h.
+// States of AttentionWork::more: sas.h, attention_qk.h and attention_pv.h, attention_codes.h.
 enum : int {
   kSasThreshold,
   kSasDroppedMass,
@@ -46,7 +68,10 @@ enum : int {
   kQueryBias,
   kWeightScale,
   kWeightOffset,
+  kKeyScale,
+  kKeyCentre,
   kKeyOffset,
+  kValueScale,
   kValueOffset
 };
 
@@ -73,8 +98,38 @@ static NIBBLE_HD float MaskScores(const AttentionWork& w, int e, TokenRange rang
   return tile_max > w.max[e] ? tile_max : w.max[e];
 }
 
+// What brings sums of weights to a maximum that has moved from `before` to `now`: 1 where it has not, as Exp(0) is.
+static NIBBLE_HD float FixOf(float before, float now) {
+  if (before == now && now > -__builtin_inff()) return 1;
+  float fix[16];
+  Exp(Vec16::Set1(before - now)).Store(fix);
+  return fix[0];
+}
+
+// SoftmaxStep for an entry that sees the whole tile.
+static void SoftmaxWhole(const AttentionWork& w, int e) {
+  constexpr int kVectors = kv::kPageTokens / 16;
+  float* s = w.scores + e * kv::kPageTokens;
+  Vec16 x[kVectors], top = Vec16::Set1(-__builtin_inff());
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) top = Vec16::Max(x[i] = Vec16::Load(s + 16 * i), top);
+  const float tile_max = top.MaxLane(), before = w.max[e], max = tile_max > before ? tile_max : before;
+  Vec16 total = Vec16::Zero();
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) {
+    x[i] = Exp(Vec16::Sub(x[i], Vec16::Set1(max)));
+    x[i].Store(s + 16 * i);
+    total = Vec16::Add(total, x[i]);
+  }
+  const float fix = FixOf(before, max);
+  w.fix[e] = fix;
+  w.sum[e] = w.sum[e] * fix + total.Sum();
+  w.max[e] = max;
+}
+
 // Turns the scores of one entry into weights relative to the running maximum, which it moves.
 static void SoftmaxStep(const AttentionWork& w, int e, TokenRange range) {
+  if (range.begin == 0 && range.end == kv::kPageTokens) return SoftmaxWhole(w, e);
   float* s = w.scores + e * w.a.page.tokens;
   const float max = MaskScores(w, e, range);
   Vec16 total = Vec16::Zero();
@@ -83,7 +138,32 @@ static void SoftmaxStep(const AttentionWork& w, int e, TokenRange range) {
     p.Store(s + t);
     total = Vec16::Add(total, p);
   }
-  Exp(Vec16::Set1(w.max[e] - max)).StorePart(w.fix + e, 1);
+  w.fix[e] = FixOf(w.max[e], max);
   w.sum[e] = w.sum[e] * w.fix[e] + total.Sum();
   w.max[e] = max;
+}
+
+static NIBBLE_HD Vec16 ToFloat(const I32x16& x) {
+  int32_t i[16];
+  x.Store(i);
+  return Vec16::LoadI32(i);
+}
+
+// Scale and 1 / scale of codes to +-levels. All zero: scale 0. Not finite: scale NaN and codes 0.
+struct CodeScale {
+  float scale, inverse;
+};
+static NIBBLE_HD CodeScale ScaleOf(int32_t amax_bits, float levels) {
+  if (amax_bits < kTinyBits) return {0, 0};
+  if (amax_bits >= kInfinityBits) return {__builtin_nanf(""), 0};
+  const float amax = BitsToFloat(uint32_t(amax_bits));
+  return {amax / levels, levels / amax};
+}
+
+// The same for codes of 15 bits, the scale a power of two.
+static NIBBLE_HD CodeScale Pow2ScaleOf(int32_t amax_bits) {
+  const uint32_t exponent = uint32_t(amax_bits) >> 23;
+  if (exponent < 15) return {0, 0};
+  if (amax_bits >= kInfinityBits) return {__builtin_nanf(""), 0};
+  return {BitsToFloat((exponent - 14) << 23), BitsToFloat((268 - exponent) << 23)};
 }

@@ -34,6 +34,25 @@ struct I32x16 {
     const __m256i v = _mm256_set1_epi32(y);
     return {_mm256_madd_epi16(x.a, v), _mm256_madd_epi16(x.b, v)};
   }
+  NIBBLE_HD void AddDotPairs(const I32x16& x, int32_t y) { *this = Add(*this, DotPairs(x, y)); }
+  template <int kBits, int kIndex>
+  NIBBLE_HD I32x16 CodePairs() const {
+    constexpr int kShift = kBits * kIndex;
+    const __m256i mask = _mm256_set1_epi16((1 << kBits) - 1);
+    if constexpr (kShift + kBits == 16) return {_mm256_srli_epi16(a, kShift), _mm256_srli_epi16(b, kShift)};
+    return {_mm256_and_si256(_mm256_srli_epi16(a, kShift), mask),
+            _mm256_and_si256(_mm256_srli_epi16(b, kShift), mask)};
+  }
+  static NIBBLE_HD __m256i Interleave8(const std::byte* x, const std::byte* y) {
+    const __m128i l = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(y));
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(l, h)), _mm_unpackhi_epi16(l, h), 1);
+  }
+  template <int kWords>
+  static NIBBLE_HD I32x16 InterleaveWords(const std::byte* x, const std::byte* y) {
+    if constexpr (kWords == 8) return {Interleave8(x, y), _mm256_setzero_si256()};
+    return {Interleave8(x, y), Interleave8(x + 16, y + 16)};
+  }
 };
 
 struct Weights4 {

@@ -21,6 +21,31 @@ struct I32x16 {
   static NIBBLE_HD I32x16 DotPairs(I32x16 a, int32_t b) {
     return {_mm512_madd_epi16(a.v, _mm512_set1_epi32(b))};
   }
+  // Not the intrinsic: g++ 12 makes a copy of the sum for every product.
+  NIBBLE_HD void AddDotPairs(const I32x16& a, int32_t b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(v) : "v"(a.v), "v"(_mm512_set1_epi32(b)));
+  }
+  template <int kBits, int kIndex>
+  NIBBLE_HD I32x16 CodePairs() const {
+    constexpr int kShift = kBits * kIndex;
+    if constexpr (kShift + kBits == 16) return {_mm512_srli_epi16(v, kShift)};
+    return {_mm512_and_si512(_mm512_srli_epi16(v, kShift), _mm512_set1_epi16((1 << kBits) - 1))};
+  }
+  template <int kWords>
+  static NIBBLE_HD I32x16 InterleaveWords(const std::byte* a, const std::byte* b) {
+    if constexpr (kWords == 8) {
+      const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a));
+      const __m128i y = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b));
+      const __m128i low = _mm_unpacklo_epi16(x, y), high = _mm_unpackhi_epi16(x, y);
+      return {_mm512_zextsi256_si512(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1))};
+    }
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+    const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1);
+    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i order = _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(16)), 16));
+    return {_mm512_permutexvar_epi16(order, both)};
+  }
 };
 
 struct Weights4 {

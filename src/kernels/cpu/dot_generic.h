@@ -45,6 +45,27 @@ struct I32x16 {
     for (int i = 0; i < 16; ++i) c.v[i] = int16_t(a.v[i]) * int16_t(b) + (a.v[i] >> 16) * (b >> 16);
     return c;
   }
+  NIBBLE_HD void AddDotPairs(const I32x16& a, int32_t b) { *this = Add(*this, DotPairs(a, b)); }
+  // Of every half of 16 bits, low bits first: code number kIndex of kBits.
+  template <int kBits, int kIndex>
+  NIBBLE_HD I32x16 CodePairs() const {
+    constexpr uint32_t kMask = (1u << kBits) - 1;
+    I32x16 c;
+    for (int i = 0; i < 16; ++i) c.v[i] = int32_t(uint32_t(v[i]) >> kBits * kIndex & (kMask << 16 | kMask));
+    return c;
+  }
+  // The first kWords (8 or 16) words of 16 bits at a in the lower halves, those at b in the upper ones; then zeros.
+  template <int kWords>
+  static NIBBLE_HD I32x16 InterleaveWords(const std::byte* a, const std::byte* b) {
+    uint16_t words[32] = {};
+    for (int i = 0; i < kWords; ++i) {
+      memcpy(&words[2 * i], a + 2 * i, 2);
+      memcpy(&words[2 * i + 1], b + 2 * i, 2);
+    }
+    I32x16 c;
+    memcpy(c.v, words, sizeof(c.v));
+    return c;
+  }
 };
 
 // 4 consecutive inputs of 16 outputs, [16][4]: what one Step multiplies.

@@ -58,6 +58,9 @@ static NIBBLE_HD bool FitsElements(int bits, int head_dim) {
   return head_dim % 16 == 0 && head_dim * bits % 128 == 0;
 }
 
+// Of 8-bit codes, so that their products with 16 bits stay inside int32.
+static constexpr int kMaxCodes8Channels = 256;
+
 template <class C>
 static constexpr bool kIsTokenAffine = C::kId == kv::CodecId::kInt8Token || C::kId == kv::CodecId::kInt4Token;
 
@@ -73,7 +76,7 @@ static NIBBLE_HD PageRows RowsOf(kv::PageShape s, const std::byte* page, float* 
       return {.rows = page, .elements = C::kRaw == DType::kF16 ? Elements::kF16 : Elements::kBF16};
   } else if constexpr (kIsTokenAffine<C>) {
     constexpr int kBits = C::kLevels == 15 ? 4 : 8;
-    if (FitsElements(kBits, s.head_dim))
+    if (FitsElements(kBits, s.head_dim) && (kBits == 4 || s.head_dim <= kMaxCodes8Channels))
       return {.rows = page,
               .elements = kBits == 4 ? Elements::kCodes4 : Elements::kCodes8,
               .affine = Affine::kToken,

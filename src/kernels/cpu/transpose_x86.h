@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 4. What vec_avx2.h and vec_avx512.h share: 16 rows of 16 bytes to columns. Contracts: vec_generic.h.
+// Floor 4. Of vec_avx2.h: 16 rows of 16 bytes to columns. Contracts: vec_generic.h.
 
 static NIBBLE_HD __m256i TwoRows(const char* low, const char* high) {
   const __m128i l = _mm_loadu_si128(reinterpret_cast<const __m128i*>(low));

@@ -78,17 +78,6 @@ struct Vec16 {
     return Mul(v, Set1(256));
   }
   template <int kBits, int kIndex>
-  static NIBBLE_HD __m256 WordCodes8(const void* p) {
-    const __m256i w = _mm256_loadu_si256(static_cast<const __m256i*>(p));
-    constexpr int kShift = kBits * kIndex;
-    if constexpr (kShift + kBits == 32) return _mm256_cvtepi32_ps(_mm256_srli_epi32(w, kShift));
-    return _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32(int(((1u << kBits) - 1) << kShift))));
-  }
-  template <int kBits, int kIndex>
-  static NIBBLE_HD Vec16 LoadWordCodes(const void* p) {
-    return {WordCodes8<kBits, kIndex>(p), WordCodes8<kBits, kIndex>(static_cast<const char*>(p) + 32)};
-  }
-  template <int kBits, int kIndex>
   static NIBBLE_HD __m256 ByteCodes8(const void* p) {
     __m256i w = _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
     if constexpr (kIndex > 0) w = _mm256_srli_epi32(w, kBits * kIndex);
@@ -117,6 +106,23 @@ struct Vec16 {
     float* f = static_cast<float*>(p);
     _mm256_maskstore_ps(f, PartMask(n), lo);
     _mm256_maskstore_ps(f + 8, PartMask(n - 8), hi);
+  }
+  static NIBBLE_HD Vec16 LoadI32(const void* p) {
+    const __m256i* i = static_cast<const __m256i*>(p);
+    return {_mm256_cvtepi32_ps(_mm256_loadu_si256(i)), _mm256_cvtepi32_ps(_mm256_loadu_si256(i + 1))};
+  }
+  template <int kBits>
+  NIBBLE_HD void StoreS16(void* p) const {
+    __m256i x = _mm256_packs_epi32(_mm256_cvtps_epi32(lo), _mm256_cvtps_epi32(hi));
+    x = _mm256_permute4x64_epi64(x, 0xd8);
+    if constexpr (kBits == 8)
+      x = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(x, 0xd8), 0xd8);
+    if constexpr (kBits == 4) x = _mm256_unpacklo_epi16(x, _mm256_srli_si256(x, 8));
+    if constexpr (kBits == 2) {
+      const __m128i a = _mm256_castsi256_si128(x), b = _mm256_extracti128_si256(x, 1);
+      x = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(a, b)), _mm_unpackhi_epi16(a, b), 1);
+    }
+    _mm256_storeu_si256(static_cast<__m256i*>(p), x);
   }
   NIBBLE_HD void StoreF16(void* p) const {
     __m128i* h = static_cast<__m128i*>(p);
@@ -209,6 +215,10 @@ struct Vec16 {
     const __m256 value = _mm256_blendv_ps(_mm256_castsi256_ps(r), quiet, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     return _mm256_and_ps(value, _mm256_castsi256_ps(_mm256_set1_epi32(int(0xffff0000u))));
   }
+  // n - 1 is in the range of Pow2 where n comes near its end.
+  static NIBBLE_HD Vec16 MulPow2(Vec16 a, Vec16 n) {
+    return Mul(Mul(a, Sub(n, Set1(1)).Pow2()), Set1(2));
+  }
   NIBBLE_HD Vec16 RoundToBf16() const { return {RoundHalfToBf16(lo), RoundHalfToBf16(hi)}; }
 
   NIBBLE_HD Vec16 TruncateToFp22() const {
@@ -261,6 +271,19 @@ struct Vec16 {
     const __m128 m4 = _mm_max_ps(_mm256_castps256_ps128(m8), _mm256_extractf128_ps(m8, 1));
     const __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
     return _mm_cvtss_f32(_mm_max_ss(m2, _mm_movehdup_ps(m2)));
+  }
+  static NIBBLE_HD __m256 MaxAbsBits8(__m256 a, __m256 b) {
+    const __m256i abs = _mm256_and_si256(_mm256_castps_si256(b), _mm256_set1_epi32(0x7fffffff));
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), abs));
+  }
+  static NIBBLE_HD Vec16 MaxAbsBits(Vec16 a, Vec16 b) {
+    return {MaxAbsBits8(a.lo, b.lo), MaxAbsBits8(a.hi, b.hi)};
+  }
+  NIBBLE_HD int32_t MaxLaneBits() const {
+    const __m256i m8 = _mm256_castps_si256(MaxAbsBits8(lo, hi));
+    const __m128i m4 = _mm_max_epi32(_mm256_castsi256_si128(m8), _mm256_extracti128_si256(m8, 1));
+    const __m128i m2 = _mm_max_epi32(m4, _mm_unpackhi_epi64(m4, m4));
+    return _mm_cvtsi128_si32(_mm_max_epi32(m2, _mm_shuffle_epi32(m2, 1)));
   }
 };
 

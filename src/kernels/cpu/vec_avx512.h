@@ -56,13 +56,6 @@ struct Vec16 {
     return Mul({_mm512_cvtph_ps(half)}, Set1(256));
   }
   template <int kBits, int kIndex>
-  static NIBBLE_HD Vec16 LoadWordCodes(const void* p) {
-    const __m512i w = _mm512_loadu_si512(p);
-    constexpr int kShift = kBits * kIndex;
-    if constexpr (kShift + kBits == 32) return {_mm512_cvtepi32_ps(_mm512_srli_epi32(w, kShift))};
-    return {_mm512_cvtepi32_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(((1u << kBits) - 1) << kShift))))};
-  }
-  template <int kBits, int kIndex>
   static NIBBLE_HD Vec16 LoadByteCodes(const void* p) {
     __m512i w = _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
     if constexpr (kIndex > 0) w = _mm512_srli_epi32(w, kBits * kIndex);
@@ -74,6 +67,18 @@ struct Vec16 {
   }
   NIBBLE_HD void Store(void* p) const { _mm512_storeu_ps(p, v); }
   NIBBLE_HD void StorePart(void* p, int n) const { _mm512_mask_storeu_ps(p, PartMask(n), v); }
+  static NIBBLE_HD Vec16 LoadI32(const void* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
+  template <int kBits>
+  NIBBLE_HD void StoreS16(void* p) const {
+    __m256i x = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v));
+    if constexpr (kBits == 8)
+      x = _mm256_permutexvar_epi16(_mm256_setr_epi16(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15), x);
+    if constexpr (kBits == 4)
+      x = _mm256_permutexvar_epi16(_mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), x);
+    if constexpr (kBits == 2)
+      x = _mm256_permutexvar_epi16(_mm256_setr_epi16(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15), x);
+    _mm256_storeu_si256(static_cast<__m256i*>(p), x);
+  }
   NIBBLE_HD void StoreF16(void* p) const {
     _mm256_storeu_si256(static_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -112,13 +117,40 @@ struct Vec16 {
     b.v = _mm512_permutex2var_ps(a.v, high, b.v);
     a.v = first;
   }
+  static NIBBLE_HD __m512i RowsOf4(const char* p, int64_t stride) {  // rows 0, 4, 8, 12, a quarter each
+    const auto row = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i * stride)); };
+    __m512i x = _mm512_castsi128_si512(row(0));
+    x = _mm512_inserti32x4(x, row(4), 1);
+    x = _mm512_inserti32x4(x, row(8), 2);
+    return _mm512_inserti32x4(x, row(12), 3);
+  }
   template <class T>
   static NIBBLE_HD void Transpose(const void* from, int64_t from_bytes, void* to, int64_t to_bytes) {
     static_assert(sizeof(T) == 2 || sizeof(T) == 4);
-    if constexpr (sizeof(T) == 2) {
-      Transpose16(static_cast<const char*>(from), from_bytes, static_cast<char*>(to), to_bytes);
-    } else {
-      Transpose32(static_cast<const char*>(from), from_bytes, static_cast<char*>(to), to_bytes);
+    const char* p = static_cast<const char*>(from);
+    char* out = static_cast<char*>(to);
+    __m512i r[4], s[4];
+    for (int i = 0; i < 4; ++i) r[i] = RowsOf4(p + i * from_bytes, from_bytes);
+    if constexpr (sizeof(T) == 4) {
+      for (int i = 0; i < 2; ++i) {
+        s[i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        s[i + 2] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+      }
+      for (int i = 0; i < 4; i += 2) {
+        _mm512_storeu_si512(out + i * to_bytes, _mm512_unpacklo_epi64(s[i], s[i + 1]));
+        _mm512_storeu_si512(out + (i + 1) * to_bytes, _mm512_unpackhi_epi64(s[i], s[i + 1]));
+      }
+      return;
+    }
+    for (int i = 0; i < 2; ++i) {
+      s[i] = _mm512_unpacklo_epi16(r[2 * i], r[2 * i + 1]);
+      s[i + 2] = _mm512_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; ++i) {  // of a quarter's four rows: channel 2i, then 2i + 1
+      const __m512i x = i % 2 == 0 ? _mm512_unpacklo_epi32(s[i], s[i + 1]) : _mm512_unpackhi_epi32(s[i - 1], s[i]);
+      const __m512i both = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), x);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i * to_bytes), _mm512_castsi512_si256(both));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (2 * i + 1) * to_bytes), _mm512_extracti64x4_epi64(both, 1));
     }
   }
   static NIBBLE_HD uint32_t EqualMask(Vec16 a, Vec16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
@@ -129,6 +161,7 @@ struct Vec16 {
     return {_mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(127)), 23))};
   }
+  static NIBBLE_HD Vec16 MulPow2(Vec16 a, Vec16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
   NIBBLE_HD Vec16 RoundToBf16() const {
     const __m512i u = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), one);
@@ -181,6 +214,11 @@ struct Vec16 {
     return {_mm512_add_ps(_mm512_shuffle_ps(s2[0], s2[1], 0x88), _mm512_shuffle_ps(s2[0], s2[1], 0xdd))};
   }
   NIBBLE_HD float MaxLane() const { return _mm512_reduce_max_ps(v); }
+  static NIBBLE_HD Vec16 MaxAbsBits(Vec16 a, Vec16 b) {
+    const __m512i abs = _mm512_and_si512(_mm512_castps_si512(b.v), _mm512_set1_epi32(0x7fffffff));
+    return {_mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), abs))};
+  }
+  NIBBLE_HD int32_t MaxLaneBits() const { return _mm512_reduce_max_epi32(_mm512_castps_si512(v)); }
 };
 
 struct Vec16d {

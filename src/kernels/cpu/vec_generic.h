@@ -118,17 +118,6 @@ struct Vec16 {
     }
     return Mul(LoadF16(half), Set1(256));
   }
-  // Of 16 words of 32 bits that hold 32 / kBits codes each, low bits first: code number kIndex times
-  // 2^(kBits kIndex), which saves a shift; the highest code as it is. kBits kIndex <= 24 but for the highest.
-  template <int kBits, int kIndex>
-  static NIBBLE_HD Vec16 LoadWordCodes(const void* p) {
-    constexpr int kShift = kBits * kIndex;
-    constexpr uint32_t kMask = ((1u << kBits) - 1) << kShift;
-    return Each([=](int i) {
-      const U4 w = (U4)Load4(static_cast<const char*>(p) + 16 * i);
-      return __builtin_convertvector((I4)(kShift + kBits == 32 ? w >> uint32_t(kShift) : w & kMask), F4);
-    });
-  }
   // Of 16 bytes that hold 8 / kBits codes each, low bits first: code number kIndex.
   template <int kBits, int kIndex>
   static NIBBLE_HD Vec16 LoadByteCodes(const void* p) {
@@ -144,6 +133,26 @@ struct Vec16 {
   }
   NIBBLE_HD void Store(void* p) const { __builtin_memcpy(p, q, 64); }
   NIBBLE_HD void StorePart(void* p, int n) const { __builtin_memcpy(p, q, n >= 16 ? 64 : size_t(n) * 4); }
+  static NIBBLE_HD Vec16 LoadI32(const void* p) {  // rounded to nearest even
+    return Each([=](int i) {
+      I4 x;
+      __builtin_memcpy(&x, static_cast<const char*>(p) + 16 * i, 16);
+      return __builtin_convertvector(x, F4);
+    });
+  }
+  // As s16, rounded to nearest even, a greater one as 32767. In the order in which I32x16::CodePairs gives codes of
+  // kBits of consecutive channels, or as they are (16). REQUIRES |x| <= 32768.
+  template <int kBits>
+  NIBBLE_HD void StoreS16(void* p) const {
+    const Vec16 whole = Round();
+    for (int i = 0; i < 16; ++i) {
+      constexpr int kPairs = 16 / kBits, kCodes = 2 * kPairs;  // of a word
+      const int at = kBits == 16 ? i : i / kCodes * kCodes + i % kPairs * 2 + i % kCodes / kPairs;
+      const float x = whole.q[i / 4][i % 4];
+      const auto code = int16_t(x > 32767.0f ? 32767.0f : x);
+      __builtin_memcpy(static_cast<char*>(p) + 2 * at, &code, 2);
+    }
+  }
   NIBBLE_HD void StoreF16(void* p) const {  // rounded as FloatToHalf does
     for (int i = 0; i < 16; ++i) {
       const uint16_t h = FloatToHalf(q[i / 4][i % 4]);
@@ -231,6 +240,10 @@ struct Vec16 {
   NIBBLE_HD Vec16 Pow2() const {
     return Each([&](int i) { return Bits(U4(__builtin_convertvector(q[i], I4) + 127) << 23); });
   }
+  // a * 2^n. REQUIRES n an integer in [-125, 128] and a result that is infinite, NaN or no subnormal.
+  static NIBBLE_HD Vec16 MulPow2(Vec16 a, Vec16 n) {
+    return Mul(Mul(a, Sub(n, Set1(1)).Pow2()), Set1(2));
+  }
   NIBBLE_HD Vec16 RoundToBf16() const {  // to nearest even; NaN stays NaN
     return Each([&](int i) {
       const U4 u = Bits(q[i]), r = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000u;
@@ -270,6 +283,20 @@ struct Vec16 {
     return Each([&](int i) {
       return F4{v[4 * i].Sum(), v[4 * i + 1].Sum(), v[4 * i + 2].Sum(), v[4 * i + 3].Sum()};
     });
+  }
+  // Of each lane the greater of a and |b| as integers: the greatest |b| so far, above infinity if one was NaN.
+  // REQUIRES the result of such a call, or zeros, as a.
+  static NIBBLE_HD Vec16 MaxAbsBits(Vec16 a, Vec16 b) {
+    return Each([&](int i) {
+      const U4 x = Bits(a.q[i]), y = Bits(b.q[i]) & 0x7fffffffu, more = U4(y > x);
+      return Bits((y & more) | (x & ~more));
+    });
+  }
+  NIBBLE_HD int32_t MaxLaneBits() const {  // of such a result
+    int32_t x[16], m = 0;
+    Store(x);
+    for (const int32_t bits : x) m = bits > m ? bits : m;
+    return m;
   }
   NIBBLE_HD float MaxLane() const {  // REQUIRES no NaN
     float m = q[0][0];

@@ -25,8 +25,7 @@ static NIBBLE_HD Vec16 Exp(Vec16 x) {
   p = Vec16::Fma(p, r, Vec16::Set1(1.6666665459e-1f));
   p = Vec16::Fma(p, r, Vec16::Set1(5.0000001201e-1f));
   p = Vec16::Add(Vec16::Fma(p, Vec16::Mul(r, r), r), one);
-  // n reaches 128, whose power is no float: 2^(n-1), then twice that.
-  p = Vec16::Mul(Vec16::Mul(p, Vec16::Sub(n, one).Pow2()), Vec16::Set1(2));
+  p = Vec16::MulPow2(p, n);
   return Vec16::IfLess(x, Vec16::Set1(kLowest), Vec16::Zero(), p);
 }
 

@@ -21,7 +21,6 @@
    __builtin_cpu_supports("avx512vnni"))
 namespace nibble::cpu::NIBBLE_ISA {
 #include "kernels/cpu/dot_avx512.h"
-#include "kernels/cpu/transpose_x86.h"
 #include "kernels/cpu/vec_avx512.h"
 }  // namespace nibble::cpu::NIBBLE_ISA
 #include "kernels/cpu/all.inl"
