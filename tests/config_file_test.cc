@@ -69,6 +69,13 @@ TEST_F(ConfigFile, WhatIsPrintedSaysTheSameAgain) {
   }
 }
 
+TEST_F(ConfigFile, TheExampleIsOne) {
+  const RunResult r =
+      RunNibble({"serve", "--config", NIBBLE_SOURCE_DIR "/deploy/nibble.yaml", "--print-config"});
+  ASSERT_EQ(r.exit_code, 0) << r.err;
+  EXPECT_EQ(Line(r.out, "recipe").first, "qserve");
+}
+
 TEST_F(ConfigFile, KeysAreNotShown) {
   const RunResult r = Run("api-key: hush-1\n", {"--api-key", "hush-2"});
   EXPECT_EQ(r.exit_code, 0) << r.err;

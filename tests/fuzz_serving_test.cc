@@ -257,8 +257,7 @@ TEST(FuzzServing, StreamsOfTokens) {
   ASSERT_TRUE(spellings.ok());
   std::vector<int32_t> bytes;  // tokens of one byte, most of which are no character
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)
-    if (spellings->anywhere[static_cast<size_t>(id)].size() == 1 && bytes.size() < 256)
-      bytes.push_back(id);
+    if (spellings->anywhere[static_cast<size_t>(id)].size() == 1 && bytes.size() < 256) bytes.push_back(id);
   ASSERT_GT(bytes.size(), 100u);
   Rounds rounds(20'000, 2000);
   Mutator mutator(25);

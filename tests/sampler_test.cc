@@ -12,6 +12,8 @@
 #include <random>
 #include <set>
 
+#include "base/arg_max.h"
+
 namespace nibble {
 namespace {
 
@@ -139,6 +141,17 @@ TEST(Sampler, ParametersOutOfRangeAreNamed) {
   for (const auto& [params, text] : cases) {
     EXPECT_NE(CheckSampling(params).message().find(text), std::string::npos)
         << CheckSampling(params).message();
+  }
+}
+
+TEST(ArgMax, FindsWhatTheStandardLibraryFinds) {
+  const float specials[] = {0.0f, -0.0f, INFINITY, -INFINITY, NAN, 1.0f};
+  std::mt19937 rng(3);
+  for (int round = 0; round < 5000; ++round) {
+    std::vector<float> x(1 + rng() % 70);
+    for (float& v : x) v = rng() % 4 == 0 ? specials[rng() % 6] : static_cast<float>(rng() % 10) - 5;
+    const auto expected = static_cast<size_t>(std::max_element(x.begin(), x.end()) - x.begin());
+    ASSERT_EQ(ArgMax(x), expected) << round;
   }
 }
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <span>
 
 #include "apps/server/anthropic.h"
 #include "apps/server/api_error.h"
@@ -57,6 +58,13 @@ struct Bad {
   const char* named;
 };
 
+void ExpectBothRefuse(std::span<const Bad> cases) {
+  for (const Bad& bad : cases) {
+    ExpectRefused(ParseCompletion(Completion(bad.fields)), bad.named, bad.fields);
+    ExpectRefused(ParseChatBody(Chat(bad.fields)), bad.named, bad.fields);
+  }
+}
+
 TEST(ServerRequest, BadFieldsAreNamed) {
   const Bad both[] = {
       {R"("max_tokens":-1)", "max_tokens"},
@@ -105,19 +113,22 @@ TEST(ServerRequest, BadFieldsAreNamed) {
       {R"("min_tokens":5)", "min_tokens"},
       {R"("chat_template":"{{ x }}")", "chat_template"},
       {R"("model":5)", "model"},
+      {R"("priority":1e9)", "priority"},
+      {R"("model":"a","model":"b")", "twice"},
+  };
+  ExpectBothRefuse(both);
+}
+
+TEST(ServerRequest, BadConstraintsAreNamed) {
+  const Bad both[] = {
       {R"("response_format":{"type":"xml"})", "response_format.type"},
       {R"("response_format":{"type":"json_schema"})", "response_format"},
       {R"("response_format":{"type":"json_object"},"guided_regex":"a")", "guided_regex"},
       {R"("guided_choice":[])", "guided_choice"},
       {R"("guided_regex":"")", "guided_regex"},
       {R"("ignore_eos":true,"guided_regex":"a")", "ignore_eos"},
-      {R"("priority":1e9)", "priority"},
-      {R"("model":"a","model":"b")", "twice"},
   };
-  for (const Bad& bad : both) {
-    ExpectRefused(ParseCompletion(Completion(bad.fields)), bad.named, bad.fields);
-    ExpectRefused(ParseChatBody(Chat(bad.fields)), bad.named, bad.fields);
-  }
+  ExpectBothRefuse(both);
 }
 
 TEST(ServerRequest, BadFieldsOfCompletionsAreNamed) {

@@ -216,7 +216,7 @@ std::vector<ServingRequest> Growing(int count) {
 
 // Each fits alone; together they need 12 pages or more.
 TEST_P(ServingBytes, AfterLosingPages) {
-  const uint64_t wanted = Full() ? 100 : 1;  // of each recipe, size of pool and prefix cache
+  const uint64_t wanted = Full() ? 250 : 1;  // of each recipe, size of pool and prefix cache
   const std::vector<ServingRequest> growing = Growing(Full() ? 16 : 6);
   ServingOptions roomy = Plain();
   roomy.max_num_seqs = Full() ? 1 : 6;

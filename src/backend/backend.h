@@ -21,6 +21,8 @@
 
 namespace nibble {
 
+class ThreadPool;  // base/thread_pool.h
+
 struct Buffer {
   std::byte* data = nullptr;
   size_t bytes = 0;
@@ -133,6 +135,8 @@ class Backend {
   virtual void Upload(const void* host, std::byte* device, size_t bytes) = 0;
   virtual void Download(const std::byte* device, void* host, size_t bytes) = 0;
   virtual void Sync() = 0;
+  // Threads that are idle between ops, for work of the engine; null: none.
+  virtual ThreadPool* HostThreads() { return nullptr; }
 
   // Turns a stored weight into a compute layout; the backend owns the result for its lifetime. kUnsupported
   // for a shape no kernel takes (k % 8 for u4, k % 128 for grouped u4, k % 4 for s8). Under kBF16 arithmetic

@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "base/arg_max.h"
 #include "base/check.h"
 #include "kernels/cpu/kernels.h"
 
@@ -257,7 +258,7 @@ void CpuBackend::ArgMax(Tensor logits, int32_t* ids) {
   ForBlocks(logits.dim[0], logits.dim[1], [&](int begin, int end, int) {
     for (int row = begin; row < end; ++row) {
       const float* x = logits.as<const float>() + row * logits.stride[0];
-      ids[row] = static_cast<int32_t>(std::max_element(x, x + logits.dim[1]) - x);
+      ids[row] = static_cast<int32_t>(nibble::ArgMax({x, static_cast<size_t>(logits.dim[1])}));
     }
   });
 }

@@ -23,6 +23,7 @@ class CpuBackend final : public Backend {
   void Upload(const void* host, std::byte* device, size_t bytes) override;
   void Download(const std::byte* device, void* host, size_t bytes) override;
   void Sync() override {}
+  ThreadPool* HostThreads() override { return &pool_; }
   Result<weight::PackedWeight> Pack(const weight::WeightView&, MatmulArith) override;
   Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) override;
   Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) override;

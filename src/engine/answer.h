@@ -31,6 +31,8 @@ class Answer {
   }
   bool wants_all_rows() const;   // of the prompt, which is not through yet
   bool wants_best_only() const;  // of the logits nothing but the index of the greatest
+  // Its last row may be taken beside those of others. Constraints share tables, which grow as they are asked.
+  bool samples_alone() const { return !constraint_ && !wants_best_only() && !wants_all_rows(); }
   bool finished() const { return finish_.has_value(); }
   FinishReason finish() const { return *finish_; }  // REQUIRES finished()
   ServingUsage& usage() { return usage_; }

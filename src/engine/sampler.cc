@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "base/arg_max.h"
+
 namespace nibble {
 namespace {
 
@@ -17,10 +19,6 @@ double Uniform(uint64_t seed, uint64_t index) {
     z ^= z >> 31;
   }
   return static_cast<double>(z >> 11) * 0x1p-53;
-}
-
-int32_t ArgMax(std::span<const float> logits) {
-  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
 }  // namespace
@@ -55,7 +53,10 @@ void MaskLogits(std::span<float> logits, std::span<const uint64_t> allowed) {
   }
 }
 
-Sampler::Sampler(int vocab) : candidates_(static_cast<size_t>(vocab)), seen_(static_cast<size_t>(vocab)) {}
+Sampler::Sampler(int vocab)
+    : candidates_(static_cast<size_t>(vocab)),
+      weights_(static_cast<size_t>(vocab)),
+      seen_(static_cast<size_t>(vocab)) {}
 
 // As in CTRL (arXiv 1909.05858) and transformers: positive logits are divided, negative ones multiplied, once
 // a token.
@@ -103,12 +104,15 @@ size_t Sampler::SortBest(size_t limit, double mass, double max, double inv_tempe
   return sorted;
 }
 
-int32_t Sampler::Draw(size_t count, double max, double inv_temperature, double uniform) const {
+int32_t Sampler::Draw(size_t count, double max, double inv_temperature, double uniform) {
   double total = 0;
-  for (size_t i = 0; i < count; ++i) total += std::exp((candidates_[i].logit - max) * inv_temperature);
+  for (size_t i = 0; i < count; ++i) {
+    weights_[i] = std::exp((candidates_[i].logit - max) * inv_temperature);
+    total += weights_[i];
+  }
   double sum = 0;
   for (size_t i = 0; i < count; ++i) {
-    sum += std::exp((candidates_[i].logit - max) * inv_temperature);
+    sum += weights_[i];
     if (sum > uniform * total) return candidates_[i].id;
   }
   return candidates_[count - 1].id;
@@ -119,7 +123,7 @@ int32_t Sampler::Sample(std::span<float> logits, std::span<const int32_t> histor
   for (const auto& [token, bias] : p.logit_bias) logits[token] += bias;
   if (p.repetition_penalty != 1) Penalize(logits, history, p.repetition_penalty);
   if (p.frequency_penalty != 0 || p.presence_penalty != 0) PenalizeNew(logits, history.last(index), p);
-  const int32_t best = ArgMax(logits);
+  const auto best = static_cast<int32_t>(ArgMax(logits));
   if (p.temperature == 0) return best;
 
   const double max = logits[best], inv_temperature = 1.0 / static_cast<double>(p.temperature);

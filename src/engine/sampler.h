@@ -48,10 +48,11 @@ class Sampler {
   void Penalize(std::span<float> logits, std::span<const int32_t> history, float penalty);
   void PenalizeNew(std::span<float> logits, std::span<const int32_t> fresh, const SamplingParams&);
   size_t SortBest(size_t limit, double mass, double max, double inv_temperature);
-  int32_t Draw(size_t count, double max, double inv_temperature, double uniform) const;
+  int32_t Draw(size_t count, double max, double inv_temperature, double uniform);
 
   std::vector<Candidate> candidates_;
-  std::vector<int32_t> seen_;  // [vocab] zero between calls
+  std::vector<double> weights_;  // of the candidates that may be drawn
+  std::vector<int32_t> seen_;    // [vocab] zero between calls
 };
 
 }  // namespace nibble

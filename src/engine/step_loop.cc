@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/check.h"
+#include "base/thread_pool.h"
 #include "engine/ngram.h"
 #include "recipe/page_rules.h"
 
@@ -24,7 +26,9 @@ StepLoop::StepLoop(const EngineParts& context, const StepLoopOptions& options)
       options_(options),
       on_host_(context.backend.Info().device == Device::kCpu),
       scheduler_(LimitsOf(context, options)),
-      sampler_(context.model.config().vocab) {}
+      threads_(context.backend.HostThreads()),
+      samplers_(threads_ == nullptr ? 1 : size_t(threads_->threads()), Sampler(context.model.config().vocab)),
+      raw_(samplers_.size()) {}
 
 StepLoop::~StepLoop() { c_.backend.Free(device_best_); }
 
@@ -50,7 +54,8 @@ Status StepLoop::Init() {
   running_.reserve(seqs), running_jobs_.reserve(seqs), waiting_jobs_.reserve(seqs);
   seqs_.reserve(seqs), counts_.reserve(seqs);
   tokens_.reserve(rows), logit_rows_.reserve(logit_rows), best_.resize(logit_rows);
-  raw_.reserve(size_t(m.vocab));
+  together_.reserve(seqs);
+  for (std::vector<float>& raw : raw_) raw.reserve(size_t(m.vocab));
   if (!on_host_) host_logits_.resize(logit_rows * size_t(m.vocab));
   NIBBLE_ASSIGN(device_best_, c_.backend.Alloc(logit_rows * sizeof(int32_t)));
   return {};
@@ -188,6 +193,8 @@ void StepLoop::FillStep() {
       for (int32_t row = first; row < last; ++row) logit_rows_.push_back(row);
       if (!complete) logit_rows_.push_back(last);
     }
+    a->newest_row = complete ? int32_t(logit_rows_.size()) : -1;
+    a->new_before = a->answer->new_tokens();
     if (complete) logit_rows_.push_back(last);
     tokens_.insert(tokens_.end(), a->draft.begin(), a->draft.begin() + a->share.drafts);
     for (int32_t i = 0; i < a->share.drafts; ++i) logit_rows_.push_back(last + 1 + i);
@@ -230,22 +237,44 @@ std::span<const float> StepLoop::HiddenAt(size_t row) const {
   return wants_hidden_ ? std::span(host_hidden_).subspan(row * hidden, hidden) : std::span<const float>();
 }
 
+// Rows whose answers depend on nothing but themselves, over the threads: drawing from a large vocabulary
+// takes as long as a layer.
+void StepLoop::SampleTogether() {
+  together_.clear();
+  for (const auto& a : running_) {
+    a->sampled = false;
+    if (a->share.rows > 0 && a->newest_row >= 0 && a->share.drafts == 0 && !a->answer->finished() &&
+        a->answer->samples_alone())
+      together_.push_back(a.get());
+  }
+  if (threads_ == nullptr || together_.size() < 2) return;
+  threads_->Run(int64_t(together_.size()), [this](int64_t i, int worker) {
+    Active& a = *together_[size_t(i)];
+    const auto row = size_t(a.newest_row);
+    a.answer->TakeLastRow(LogitsAt(row), HiddenAt(row), &samplers_[size_t(worker)], &raw_[size_t(worker)]);
+    a.sampled = true;
+  });
+}
+
+void StepLoop::TakeNewest(Active* a, size_t row) {
+  if (std::exchange(a->sampled, false)) return;
+  // On the host the value is there to be looked at; on a device it would take a transfer a row.
+  const bool broken = on_host_ && !(std::abs(LogitsAt(row)[size_t(best_[row])]) < INFINITY);
+  if (a->answer->wants_best_only() && !broken) {
+    a->answer->TakeToken(best_[row]);
+  } else {
+    a->answer->TakeLastRow(LogitsAt(row), HiddenAt(row), &samplers_[0], &raw_[0]);
+  }
+}
+
 // The row of the newest token, and of each guess as long as it turns out right.
 void StepLoop::HandGenerated(Active* a, size_t* row) {
   Answer& answer = *a->answer;
   const size_t end = *row + 1 + size_t(a->share.drafts);
   int right = 0;
   while (true) {
-    const int64_t before = answer.new_tokens();
-    // On the host the value is there to be looked at; on a device it would take a transfer a row.
-    const bool broken = on_host_ && !(std::abs(LogitsAt(*row)[size_t(best_[*row])]) < INFINITY);
-    if (answer.wants_best_only() && !broken) {
-      answer.TakeToken(best_[*row]);
-    } else {
-      answer.TakeLastRow(LogitsAt(*row), HiddenAt(*row), &sampler_, &raw_);
-    }
+    TakeNewest(a, *row);
     ++*row;
-    counters_.new_tokens += uint64_t(answer.new_tokens() - before);
     if (answer.finished() || *row == end) break;
     if (answer.tokens().back() != a->draft[size_t(right)]) break;
     ++right;
@@ -256,20 +285,21 @@ void StepLoop::HandGenerated(Active* a, size_t* row) {
   if (wrong > 0) cache_->RollBack(a->seq, a->length);
   answer.usage().drafted += a->share.drafts, answer.usage().accepted += right;
   counters_.drafted += uint64_t(a->share.drafts), counters_.accepted += uint64_t(right);
+  counters_.new_tokens += uint64_t(answer.new_tokens() - a->new_before);
 }
 
 void StepLoop::HandRows(Active* a, size_t* row) {
   Answer& answer = *a->answer;
   const int64_t first = a->length;
   a->length += a->share.rows + a->share.drafts;
-  const bool complete = first + a->share.rows == int64_t(answer.tokens().size());
+  const bool complete = a->newest_row >= 0;
   for (int64_t p = std::max(first, answer.prefill_tokens()); p < a->length; ++p)
     counters_.visible_tokens += uint64_t(p) + 1;
   if (answer.wants_all_rows()) {
     const int64_t end = first + a->share.rows - (complete ? 1 : 0);
     for (int64_t p = first; p < end; ++p, ++*row) answer.TakePromptRow(p, LogitsAt(*row), HiddenAt(*row));
   }
-  if (complete && !answer.finished())
+  if (complete && (a->sampled || !answer.finished()))
     HandGenerated(a, row);
   else if (complete)
     *row += 1 + size_t(a->share.drafts);
@@ -283,6 +313,7 @@ Status StepLoop::Run() {
   NIBBLE_RETURN_IF_ERROR(ReadLogits(c_.model.Forward({tokens_, logit_rows_}, *cache_)));
   ++counters_.steps;
   counters_.step_rows += tokens_.size();
+  SampleTogether();
   size_t row = 0;
   for (const auto& a : running_) {
     if (a->share.rows == 0) continue;

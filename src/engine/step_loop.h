@@ -64,7 +64,10 @@ class StepLoop {
     int64_t length = 0;          // tokens in the cache
     std::vector<int32_t> draft;  // guesses of this step
     JobShare share{};
-    bool seen = false;  // was admitted before
+    int32_t newest_row = -1;  // of the step's logits: the newest token's; -1: not in this step
+    bool sampled = false;     // that row was taken already
+    int64_t new_before = 0;   // tokens of the answer before this step
+    bool seen = false;        // was admitted before
   };
   using Queue = std::vector<std::unique_ptr<Active>>;  // in order of rank
 
@@ -81,7 +84,9 @@ class StepLoop {
   void FillStep();
   Status Run();
   Status ReadLogits(Tensor logits);
+  void SampleTogether();
   void HandRows(Active* active, size_t* row);
+  void TakeNewest(Active* active, size_t row);
   void HandGenerated(Active* active, size_t* row);
   std::span<float> LogitsAt(size_t row);
   std::span<const float> HiddenAt(size_t row) const;
@@ -92,7 +97,10 @@ class StepLoop {
   const StepLoopOptions options_;
   const bool on_host_;  // logits can be read where they are
   Scheduler scheduler_;
-  Sampler sampler_;
+  ThreadPool* const threads_;  // or null
+  // By thread: a sampler, and room for the logits of a row.
+  std::vector<Sampler> samplers_;
+  std::vector<std::vector<float>> raw_;
   std::unique_ptr<KvCache> cache_;
   Queue waiting_, running_;
   StepCounters counters_;
@@ -104,7 +112,8 @@ class StepLoop {
   Buffer device_best_;  // [logit rows] i32
   bool best_only_ = false, wants_hidden_ = false;
   float* logits_ = nullptr;  // [logit rows, vocab] on the host
-  std::vector<float> host_logits_, host_hidden_, raw_;
+  std::vector<float> host_logits_, host_hidden_;
+  std::vector<Active*> together_;  // whose newest rows are taken beside each other
 };
 
 }  // namespace nibble

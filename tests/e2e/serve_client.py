@@ -12,11 +12,11 @@ import time
 class Server:
     """The program as a process; `url` and `port` once it has printed its address, which it does when it answers."""
 
-    def __init__(self, nibble, model, *options, port=0, environment=None):
+    def __init__(self, nibble, model, *options, port=0, environment=None, log=False):
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [nibble, "serve", "-m", model, "--quiet", "--no-log", "--port", str(port), *options], stdout=subprocess.PIPE,
-            text=True, env=environment)
+            [nibble, "serve", "-m", model, "--quiet", *([] if log else ["--no-log"]), "--port", str(port), *options],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if log else None, text=True, env=environment)
         self.url = self.process.stdout.readline().strip()
         self.start_seconds = time.monotonic() - self.began
         if not self.url:

@@ -56,7 +56,7 @@ class Load:
         assert status == 200, status
 
     async def refused(self, rng):
-        bad = rng.choice([{"prompt": ""}, {"prompt": "x", "n": 0}, {"prompt": "x", "guided_regex": "["}, {"prompt": [1 << 30]}])
+        bad = rng.choice([{"prompt": []}, {"prompt": "x", "n": 0}, {"prompt": "x", "guided_regex": "["}, {"prompt": [1 << 30]}])
         status, _ = await call(self.port, post(bad))
         assert status == 400, status
 

@@ -54,10 +54,10 @@ F* Next(const char* name) {
   return reinterpret_cast<F*>(dlsym(RTLD_NEXT, name));
 }
 
-// Of read: a pipe inside a process, which wakes its threads, does not fail.
-bool IsFile(int fd) {
+// Of read and write: a pipe inside a process, which wakes its threads, does not fail.
+bool LeadsOut(int fd) {
   struct stat info;
-  return fstat(fd, &info) == 0 && S_ISREG(info.st_mode);
+  return fd <= STDERR_FILENO || (fstat(fd, &info) == 0 && S_ISREG(info.st_mode));
 }
 
 size_t Half(size_t bytes) { return std::max<size_t>(1, bytes / 2); }
@@ -81,7 +81,7 @@ extern "C" {
 
 ssize_t read(int fd, void* into, size_t bytes) {
   static auto* next = Next<ssize_t(int, void*, size_t)>("read");
-  if (!IsFile(fd) || !Fails("read")) return next(fd, into, bytes);
+  if (!LeadsOut(fd) || !Fails("read")) return next(fd, into, bytes);
   return g_error != 0 ? -1 : next(fd, into, Half(bytes));
 }
 ssize_t pread(int fd, void* into, size_t bytes, off_t at) {
@@ -91,7 +91,7 @@ ssize_t pread(int fd, void* into, size_t bytes, off_t at) {
 }
 ssize_t write(int fd, const void* from, size_t bytes) {
   static auto* next = Next<ssize_t(int, const void*, size_t)>("write");
-  if (!Fails("write")) return next(fd, from, bytes);
+  if (!LeadsOut(fd) || !Fails("write")) return next(fd, from, bytes);
   return g_error != 0 ? -1 : next(fd, from, Half(bytes));
 }
 ssize_t pwrite(int fd, const void* from, size_t bytes, off_t at) {

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 9. The nibble program: parses the command line, runs one command, turns errors into one line and an
 // exit code (docs/cli.md).
+#include <unistd.h>
+
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
+#include <string_view>
 
 #include "apps/cli/common.h"
 
@@ -27,6 +31,20 @@ void PrintError(std::string message) {
   for (char& c : message)
     if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = ' ';
   fmt::print(stderr, "nibble: {}\n", message);
+}
+
+// std::bad_alloc where no exception may pass: below apps, and on the threads of the server, which would go on
+// with locks that nobody opens. Whoever supervises the process starts it again.
+[[noreturn]] void OnTerminate() {
+  constexpr std::string_view kText = "nibble: out of memory\n";
+  try {
+    if (std::current_exception()) throw;
+  } catch (const std::bad_alloc&) {
+    [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, kText.data(), kText.size());
+    std::_Exit(kExitFailed);
+  } catch (...) {
+  }
+  std::abort();
 }
 
 int Finish(Result<int> outcome) {
@@ -62,6 +80,7 @@ int Main(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using nibble::cli::PrintError;
+  std::set_terminate(nibble::cli::OnTerminate);
   try {
     return nibble::cli::Main(argc, argv);
   } catch (const std::bad_alloc&) {
