@@ -179,10 +179,10 @@ TEST(AttentionArith, SmoothingHelps) {
 
 // A page of FlashQ gives its own codes: INT8 QK of one query against the integer sums written out.
 TEST(AttentionArith, FlashQCodesAreTakenAsTheyAre) {
-  Problem p = MakeProblem({64, 1, 64, 1, 0, CodecId::kFlashQ4, CodecId::kFlashQ4}, "qk=int8-block");
+  Problem p = MakeProblem({64, 1, 64, 1, 0, CodecId::kFlashQ4, CodecId::kF32}, "qk=int8-block");
   const std::vector<double> want = p.Reference();
   const std::vector<float> zero(64, 0.0f);
-  Problem again = MakeProblem({64, 1, 64, 1, 0, CodecId::kFlashQ4, CodecId::kFlashQ4}, "qk=int8-block");
+  Problem again = MakeProblem({64, 1, 64, 1, 0, CodecId::kFlashQ4, CodecId::kF32}, "qk=int8-block");
   again.args.k_mean = zero.data();  // takes nothing off, but has the page quantized again to +-127
   test::Isas().front()->attention(again.args);
   EXPECT_FALSE(test::Within(again.ErrorAgainst(want), 1e-12, 1e-5));

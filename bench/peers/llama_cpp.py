@@ -92,9 +92,11 @@ def write_gguf(path, shape):
     writer.close()
 
 
-def worker(gguf_file, threads, context, cache_type):
-    """Reads lines "pp N DEPTH" and "tg N DEPTH", answers each with the seconds it took."""
+def worker(gguf_file, threads, context, cache_type, states):
+    """Reads lines "pp N DEPTH" and "tg N DEPTH", answers each with the seconds it took; "fill 0 DEPTH" only fills.
+    `states`: a folder that keeps filled contexts, or empty."""
     import ctypes
+    import os
     import llama_cpp as lib
     import numpy
     silent = lib.llama_log_callback(lambda level, text, data: None)
@@ -124,15 +126,22 @@ def worker(gguf_file, threads, context, cache_type):
             lib.llama_memory_clear(memory, True)
             depth_now = 0
         lib.llama_memory_seq_rm(memory, 0, depth_now, -1)
+        state = os.path.join(states, f"{os.path.basename(gguf_file)}-{cache_type}-{depth}.state").encode()
+        count_read = ctypes.c_size_t(0)
+        if states and depth_now < depth and os.path.exists(state):
+            assert lib.llama_state_load_file(ctx, state, (ctypes.c_int32 * 1)(), 1, ctypes.byref(count_read))
+            depth_now = depth
         while depth_now < depth:
             step = min(BATCH, depth - depth_now)
             feed(step)
             depth_now += step
+            if states and depth_now == depth:
+                assert lib.llama_state_save_file(ctx, state, (ctypes.c_int32 * 1)(), 0)
         start = time.perf_counter()
         if kind == "pp":
             for first in range(0, count, BATCH):
                 feed(min(BATCH, count - first))
-        else:
+        elif kind == "tg":
             for _ in range(count):
                 feed(1)
         print(time.perf_counter() - start, flush=True)
@@ -141,8 +150,8 @@ def worker(gguf_file, threads, context, cache_type):
 # ---- outside ----
 
 class Peer:
-    def __init__(self, python, gguf_file, threads, context, cache_type):
-        self.process = subprocess.Popen([python, __file__, "--worker", gguf_file, str(threads), str(context), cache_type],
+    def __init__(self, python, gguf_file, threads, context, cache_type, states):
+        self.process = subprocess.Popen([python, __file__, "--worker", gguf_file, str(threads), str(context), cache_type, states],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def rate(self, kind, count, depth):
@@ -177,6 +186,7 @@ def main():
     parser.add_argument("--depth", default="0", help="comma-separated list")
     parser.add_argument("--nibble", default=str(ROOT / "out/release/nibble"))
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "out/peers")
+    parser.add_argument("--states", default="", help="a folder that keeps llama.cpp's filled contexts: long ones take minutes")
     parser.add_argument("--python", help="an interpreter that has llama_cpp and gguf; nothing is installed then")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
@@ -188,7 +198,7 @@ def main():
         subprocess.run([python, __file__, "--write-gguf", gguf_file, args.shape], check=True)
     depths = [int(d) for d in args.depth.split(",")]
     context = max(depths) + max(args.prompt, args.generate) + 64
-    peer = Peer(python, str(gguf_file), args.threads, context, args.cache)
+    peer = Peer(python, str(gguf_file), args.threads, context, args.cache, args.states)
     rows = []
     print(f"{'test':16} {'nibble':>9} {'llama.cpp':>9} ratio   (tokens/s, medians of {args.pairs} pairs)")
     for depth in depths:
@@ -230,6 +240,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--write-gguf"]:
         write_gguf(*sys.argv[2:4])
     elif sys.argv[1:2] == ["--worker"]:
-        worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+        worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6])
     else:
         main()

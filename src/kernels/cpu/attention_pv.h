@@ -192,25 +192,39 @@ static void QuantizeWeights(const AttentionWork& w, const SealedTile& s, int64_t
     const int first = range.begin / 16 * 16, count = (range.end + 15) / 16 * 16 - first;
     const float* p = w.scores + e * tokens + first;
     int8_t* codes = s.p + int64_t{e} * tokens;
-    const CodeScale c = ScaleOf(AbsMaxBits(p, count), kWeightLevels);
-    __builtin_memset(codes, 0, size_t(tokens));
-    const int32_t sum = RowCodes(p, codes + first, count, c.inverse);
+    Vec16 greatest = Vec16::Zero();
+    for (int t = 0; t < count; t += 16) greatest = Vec16::MaxAbsBits(greatest, Vec16::Load(p + t));
+    const CodeScale c = ScaleOf(greatest.MaxLaneBits(), kWeightLevels);
+    int32_t sum;
+    if (count == kv::kPageTokens) {  // a constant length becomes vector code
+      sum = RowCodes(p, codes, kv::kPageTokens, c.inverse);
+    } else {
+      __builtin_memset(codes, 0, size_t(tokens));
+      sum = RowCodes(p, codes + first, count, c.inverse);
+    }
     w.More(kWeightScale)[e] = c.scale * v_scale;
     w.More(kWeightOffset)[e] = float(kS8Offset * sum);
   }
 }
 
-// acc[e .. e+E)[d .. d+16P) = acc * fix + the integer sum over the page.
+// acc[e .. e+E)[d .. d+16P) = acc * fix + the integer sum over the page. Not inlined, as above.
 template <int E, int P>
-static void IntegerValues16(const AttentionWork& w, const SealedTile& s, int e, int d) {
+static __attribute__((noinline)) void IntegerValues16(const AttentionWork& w, const SealedTile& s, int e, int d) {
   const int head_dim = w.a.page.head_dim, tokens = w.a.page.tokens;
   DotS8 dot[P][E];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int i = 0; i < E; ++i) dot[p][i] = DotS8::Zero();
   for (int t = 0; t < tokens; t += 4) {
     Weights4 v[P];
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) v[p] = LoadS8(s.v + (d + 16 * p) * tokens + t * 16);
     Step(v, s.p + int64_t{e} * tokens + t, tokens, dot);
   }
+#pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
     for (int i = 0; i < E; ++i) {
       dot[p][i].Flush();
       const int n = PartOf16(head_dim - d - 16 * p);

@@ -149,25 +149,35 @@ static void QuantizeKeys(const AttentionWork& w, const SealedTile& s, const std:
   ScoreMeans(w, s, k);
 }
 
-// scores[e .. e+E) of the 16P tokens from t.
+// scores[e .. e+E) of the 16P tokens from t. Not inlined: among other code the compiler keeps the sums in memory.
 template <int E, int P>
-static void IntegerScores16(const AttentionWork& w, const SealedTile& s, int e, int t) {
+static __attribute__((noinline)) void IntegerScores16(const AttentionWork& w, const SealedTile& s, int e, int t) {
   const int head_dim = w.a.page.head_dim, tokens = w.a.page.tokens;
   const std::byte* k = s.k + t * head_dim;
   const int8_t* q = s.q + int64_t{e} * head_dim;
   DotS8 acc[P][E];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int i = 0; i < E; ++i) acc[p][i] = DotS8::Zero();
   for (int d = 0; d < head_dim; d += 4) {
     Weights4 kd[P];
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) kd[p] = LoadS8(k + p * 16 * head_dim + d * 16);
     Step(kd, q + d, head_dim, acc);
   }
+  const float* means[E];  // of the query heads
+  for (int i = 0, g = e % w.a.group; i < E; ++i, g = g + 1 < w.a.group ? g + 1 : 0)
+    means[i] = s.mean_score + g * tokens + t;
+#pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     const Vec16 k_scale = Vec16::Load(s.k_scale + t + 16 * p);
+#pragma GCC unroll 4
     for (int i = 0; i < E; ++i) {
       acc[p][i].Flush();
       const Vec16 sum = Vec16::Sub(ToFloat(acc[p][i].sum), Vec16::Set1(w.More(kQueryOffset)[e + i]));
       const Vec16 factor = Vec16::Mul(k_scale, Vec16::Set1(w.More(kQueryScale)[e + i]));
-      const Vec16 mean = Vec16::Load(s.mean_score + (e + i) % w.a.group * tokens + t + 16 * p);
+      const Vec16 mean = Vec16::Load(means[i] + 16 * p);
       const Vec16 rest = Vec16::Add(mean, Vec16::Set1(w.More(kQueryBias)[e + i]));
       Vec16::Fma(sum, factor, rest).Store(w.scores + (e + i) * tokens + t + 16 * p);
     }

@@ -92,6 +92,7 @@ struct DotU4 {
 
 struct DotS8 {
   I32x16 sum = I32x16::Zero();
+  static NIBBLE_HD DotS8 Zero() { return {}; }
   // w * x = |w| * (x with the sign of w). |w| <= 128 is unsigned and |x| <= 127, so a pair is at most 32512.
   static NIBBLE_HD __m256i Product(__m256i w, __m256i x) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));

@@ -71,7 +71,14 @@ struct DotU4 {
   }
   NIBBLE_HD void Flush() {}
 };
-using DotS8 = DotU4;
+struct DotS8 {
+  I32x16 sum;
+  static NIBBLE_HD DotS8 Zero() { return {I32x16::Zero()}; }
+  NIBBLE_HD void Step(const Weights4& w, int32_t x4) {  // as in AddDotPairs
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum.v) : "v"(w.v), "v"(_mm512_set1_epi32(x4)));
+  }
+  NIBBLE_HD void Flush() {}
+};
 
 static NIBBLE_HD void StoreWeights4(Weights4 w, uint8_t* p) { _mm512_store_si512(p, w.v); }
 

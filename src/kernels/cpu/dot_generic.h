@@ -123,6 +123,7 @@ struct DotU4 {
 struct DotS8 {
   I32x16 sum = I32x16::Zero();
   int32_t part[64] = {};
+  static NIBBLE_HD DotS8 Zero() { return {}; }
   NIBBLE_HD void Step(const Weights4& w, int32_t x4) {
     const Inputs8 x(x4);
     for (int i = 0; i < 64; i += 8) {

@@ -190,6 +190,12 @@ static void TileI8Channel(const LinearArgs& a, IntTile t) {
   const IntInputs in = InputsOf(a, t, int64_t{a.w.k} * 16);
   constexpr int kChains = kRows * kPanels == 1 ? kRowChains : 1;
   DotS8 acc[kChains][kPanels][kRows];
+#pragma GCC unroll 4
+  for (int c = 0; c < kChains; ++c)
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p)
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) acc[c][p][r] = DotS8::Zero();
   const auto step = [&](int block, DotS8(&to)[kPanels][kRows]) __attribute__((always_inline)) {
     Weights4 w[kPanels];
     if constexpr (kRows == 1 && kRowPrefetchBytes > 0)
