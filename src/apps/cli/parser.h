@@ -11,7 +11,7 @@
 
 #include "base/result.h"
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): of another library
 class App;
 class Option;
 }  // namespace CLI
