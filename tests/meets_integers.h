@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include <initializer_list>
+
 #include "quant/kv/codec.h"
 
 namespace nibble::test {
@@ -8,9 +10,9 @@ namespace nibble::test {
 // (docs/decisions/0016-codes-meet-integers.md).
 inline bool MeetsIntegers(kv::CodecId codec) {
   using kv::CodecId;
-  for (const CodecId id : {CodecId::kInt8Token, CodecId::kInt4Token, CodecId::kFlashQ4, CodecId::kFlashQ2,
-                           CodecId::kFlashQ4Search, CodecId::kFlashQ2Search, CodecId::kFlashQ2Literal,
-                           CodecId::kFlashQMixed})
+  for (const CodecId id :
+       {CodecId::kInt8Token, CodecId::kInt4Token, CodecId::kFlashQ4, CodecId::kFlashQ2,
+        CodecId::kFlashQ4Search, CodecId::kFlashQ2Search, CodecId::kFlashQ2Literal, CodecId::kFlashQMixed})
     if (codec == id) return true;
   return false;
 }
