@@ -40,7 +40,8 @@ std::vector<AttentionCase> AttentionCases() {
     for (const char* recipe : {"kv16", "kv8", "k=int4-token v=int4-token", "flashq4", "flashq2"})
       cases.push_back({recipe, head_dim, 16384, 1});
   for (const int head_dim : {64, 128})
-    for (const char* recipe : {"kv16", "k=int4-token v=int4-token", "kv16+sage1", "k=f16 v=f16 qk=int8-block pv=int8"})
+    for (const char* recipe :
+         {"kv16", "k=int4-token v=int4-token", "kv16+sage1", "k=f16 v=f16 qk=int8-block pv=int8"})
       cases.push_back({recipe, head_dim, 8192 - kStep, kStep});
   return cases;
 }

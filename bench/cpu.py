@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures the CPU path on this machine, and makes the page of results.
 
-  bench/cpu.py run NAME [--threads 2] [--only ops,peer,depth]   writes bench/results/cpu_NAME_{ops,peer,depth}.json
+  bench/cpu.py run NAME [--threads 2] [--only ops,peer,depth,threads]   writes bench/results/cpu_NAME_{ops,peer,depth,threads}.json
   bench/cpu.py page                                             makes docs/results/cpu.md and its plot from all of them
 
 NAME says what was measured, e.g. avx2. NIBBLE_CPU forces an instruction set as everywhere. The machine should do nothing else.
@@ -20,8 +20,8 @@ import llama_cpp as peer  # bench/peers/llama_cpp.py
 ROOT = peer.ROOT
 RESULTS, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "results" / "cpu.md"
 RELEASE = ROOT / "out" / "release"
-DEPTHS = [0, 1024, 4096, 8192, 16384, 32768]
-RECIPES = ["kv16", "kv8", "qserve", "flashq4", "qserve+sparq:copy=int4"]
+DEPTHS = [0, 4096, 16384, 32768]
+RECIPES = ["kv16", "kv8", "qserve", "flashq4", "qserve+sparq:r=32,k=128,copy=int4"]
 
 
 # ---- measuring ----
@@ -55,9 +55,22 @@ def run_depth(name, threads):
                              check=True, capture_output=True, text=True).stdout
         for row in json.loads(out):
             rows.append({"recipe": recipe, "depth": row["n_depth"], "tokens_per_second": row["median_ts"],
-                         "kv_bytes": row["kv_bytes"]})
+                         "kv_bytes": row["kv_bytes"], "weight_bytes": row["weight_bytes"]})
             print(f"{recipe:24} d{row['n_depth']:<6} {row['median_ts']:8.2f} tokens/s", flush=True)
     write(name, "depth", {"device": json.loads(out)[0]["device"], "weights": "w4a8-g128", "shape": "1b", "rows": rows})
+
+
+def run_threads(name, threads):
+    """One thread, `threads`, and four times as many as that: more than there are processors must do no harm."""
+    rows = []
+    for count in (1, threads, 4 * threads):
+        out = subprocess.run([RELEASE / "nibble", "bench", "--shape", "1b", "-t", str(count), "--recipe", "kv16", "-p", "512",
+                              "-n", "32", "-r", "5", "-o", "json"], check=True, capture_output=True, text=True).stdout
+        for row in json.loads(out):
+            rows.append({"threads": count, "test": row["test"], "tokens_per_second": row["median_ts"],
+                         "samples": row["samples_ts"]})
+            print(f"{count} threads {row['test']:8} {row['median_ts']:8.2f} tokens/s", flush=True)
+    write(name, "threads", {"device": json.loads(out)[0]["device"], "weights": "w4a8-g128", "shape": "1b", "rows": rows})
 
 
 # ---- the page ----
@@ -71,25 +84,7 @@ bandwidth of reading half a GiB, all threads together. Ratios carry over to othe
 """
 
 
-FINDINGS = """
-## What made the matmuls fast, and what is missing
-
-One core, W4A8-g128, 2048 x 2048. *Zen 4, AVX2* (295 GOP/s for the pair vpmaddubsw, vpaddw): 128 rows 195 -> 237 GOP/s, 4 rows 195 -> 230,
-one row from memory 17 -> 31 GB/s of 37. *A virtual Xeon core, AVX-512*: one row from memory 10.5 -> 13.8 GB/s by asking for
-codes 2 KiB ahead; 256 rows, kernel alone, 460 GOP/s of 610 to 650.
-
-- One stream of weights instead of two for a single row: the processor's prefetching follows it (17 -> 30 GB/s).
-- Loops of constant length between two widenings, with sums that the compiler may not reorder (195 -> 230 GOP/s at 4 rows).
-- Many rows: codes become bytes once for up to 256 rows; with AVX-512 they are multiplied by the group scale on the way, so that one
-  accumulator runs over all groups; with AVX2 the multiplication that widens the sums scales them. Zero points of two
-  groups cost one multiply-add.
-- A tile whose operands all lie in the first-level cache reaches 262 of those 295 GOP/s with AVX2. What is left is the copy of the
-  inputs, unpacking, zero points and the float end.
-- W8A8 with AVX2 stays at 110 GOP/s of 184: sign, multiply, widen and add are four instructions where the floor counts three, and
-  half of them want the two multipliers.
-- Two threads with AVX-512 and 512 rows reach 50 to 59% of the rate, one thread's kernel alone about 70%. The rest is
-  not explained by counters, which the virtual machine hides.
-"""
+FINDINGS = (pathlib.Path(__file__).resolve().parent / "cpu_findings.md").read_text()
 
 
 def table(columns, rows):
@@ -114,7 +109,7 @@ def peer_section():
         rows = [[r["test"], f"{r['nibble']:.1f}", f"{r['llama_cpp']:.1f}", f"{r['ratio']:.2f}", str(len(r["pairs"]))]
                 for r in data["rows"]]
         text += (f"\n{where(data)}; llama-cpp-python {data['llama_cpp']}, Q4_0 with a Q6_K head, {data['llama_cache']} cache, "
-                 f"flash attention; `{data['recipe']}`.\n\n")
+                 f"flash attention{', built ' + data['peer_build'] if 'peer_build' in data else ''}; `{data['recipe']}`.\n\n")
         text += table(["test", "nibble", "llama.cpp", "ratio", "pairs"], rows)
     return text
 
@@ -131,7 +126,7 @@ def ops_section():
                  f"{f['barrier_seconds'] * 1e6:.1f} us to hand out work.\n\n")
         rows = []
         for r in data["rows"]:
-            if r["operations"] == 0:
+            if not r["op"].startswith("linear "):
                 continue
             s = r["seconds"]
             rows.append([f"{r['op'].removeprefix('linear ')}, {r['shape']}", str(r["rows"]), f"{s * 1e6:.0f}",
@@ -139,6 +134,33 @@ def ops_section():
                          f"{100 * r['floor_seconds'] / s:.0f}%"])
         text += table(["weights, outputs x inputs", "rows", "us", "GB/s", "GOP/s", "of floor"], rows)
     return text
+
+
+def attention_section():
+    text = ""
+    for data in load("ops").values():
+        rows = [[r["op"].split(" ", 1)[0], f"`{r['op'].split(' ', 1)[1]}`", r["shape"], str(r["rows"]), f"{r['seconds'] * 1e6:.0f}",
+                 f"{r['bytes'] / r['seconds'] * 1e-9:.1f}", f"{r['operations'] / r['seconds'] * 1e-9:.0f}",
+                 f"{100 * r['floor_seconds'] / r['seconds']:.0f}%"]
+                for r in data["rows"] if r["op"].startswith(("decode ", "prefill "))]
+        if rows:
+            text += f"\n{where(data)}.\n\n"
+            text += table(["op", "recipe", "query/KV heads x size @ depth", "rows", "us", "GB/s", "GOP/s", "of floor"], rows)
+    if not text:
+        return ""
+    return ("\n## Attention\n\n`ops_bench`: one layer's op; decode rotates among layers that no cache holds. Floor of decode: the "
+            "bandwidth of reading, for the bytes of the pages; of prefill: the rate of f32 multiply-adds, which integers may "
+            "beat.\n" + text)
+
+
+def threads_section():
+    text = ""
+    for data in load("threads").values():
+        one = {r["test"]: r["tokens_per_second"] for r in data["rows"] if r["threads"] == 1}
+        rows = [[r["test"], str(r["threads"]), f"{r['tokens_per_second']:.1f}", f"{r['tokens_per_second'] / one[r['test']]:.2f}"]
+                for r in sorted(data["rows"], key=lambda r: (r["test"], r["threads"]))]
+        text += f"\n{where(data)}.\n\n" + table(["test", "threads", "tokens/s", "of one thread"], rows)
+    return "\n## Threads\n" + text if text else ""
 
 
 COLORS = ["#1b6ca8", "#c8553d", "#3c7a3c", "#8a5aa8", "#a8841b", "#555555"]
@@ -197,14 +219,14 @@ def main():
     parser.add_argument("action", choices=["run", "page"])
     parser.add_argument("name", nargs="?")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="ops,peer,depth")
+    parser.add_argument("--only", default="ops,peer,depth,threads")
     args = parser.parse_args()
     if args.action == "page":
-        PAGE.write_text(HEAD + peer_section() + FINDINGS + ops_section() + depth_section())
+        PAGE.write_text(HEAD + peer_section() + depth_section() + threads_section() + FINDINGS + attention_section() + ops_section())
         return
     if not args.name:
         parser.error("run needs a NAME")
-    runs = {"ops": run_ops, "peer": run_peer, "depth": run_depth}
+    runs = {"ops": run_ops, "peer": run_peer, "depth": run_depth, "threads": run_threads}
     for kind in args.only.split(","):
         runs[kind](args.name, args.threads)
 

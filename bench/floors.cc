@@ -112,8 +112,10 @@ using Reader = uint64_t (*)(const uint64_t*, size_t);
 uint64_t LoadWords(const uint64_t* from, size_t words) {
   for (size_t w = 0; w + 32 <= words; w += 32)
     asm volatile(
-        "vmovdqu (%0), %%ymm0\n\tvmovdqu 32(%0), %%ymm1\n\tvmovdqu 64(%0), %%ymm2\n\tvmovdqu 96(%0), %%ymm3\n\t"
-        "vmovdqu 128(%0), %%ymm4\n\tvmovdqu 160(%0), %%ymm5\n\tvmovdqu 192(%0), %%ymm6\n\tvmovdqu 224(%0), %%ymm7"
+        "vmovdqu (%0), %%ymm0\n\tvmovdqu 32(%0), %%ymm1\n\tvmovdqu 64(%0), %%ymm2\n\tvmovdqu 96(%0), "
+        "%%ymm3\n\t"
+        "vmovdqu 128(%0), %%ymm4\n\tvmovdqu 160(%0), %%ymm5\n\tvmovdqu 192(%0), %%ymm6\n\tvmovdqu 224(%0), "
+        "%%ymm7"
         :
         : "r"(from + w)
         : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "memory");
@@ -130,8 +132,9 @@ std::vector<Reader> Readers(const std::string& isa) {
   return readers;
 }
 
-// Each thread reads a part of the buffer. The best of several ways: without the prefetches a virtual Xeon core
-// got 5 GB/s and with them 14, a Zen 4 core 37 and 34; a Zen 5 core 22 with words and 38 with wide loads.
+// Each thread reads a part of the buffer. The best of several ways: without the prefetches a virtual Xeon
+// core got 5 GB/s and with them 14, a Zen 4 core 37 and 34; a Zen 5 core 22 with words and 38 with wide
+// loads.
 double ReadBandwidth(ThreadPool& pool, const std::string& isa) {
   const size_t words = kReadBytes / sizeof(uint64_t), part = words / size_t(pool.threads());
   // In huge pages, as the backend keeps weights.

@@ -16,8 +16,9 @@ using test::Shape;
 // 1e-7.
 constexpr double kDifference = 1e-12, kMaxAbs = 5e-6;
 
-// Where codes meet integers, a query is off by 2^-16 of its greatest channel and a weight by 2^-16 of the page's
-// greatest, times codes that reach over the range of a row, some 8 here: 1e-4 each, and 64 tokens add up.
+// Where codes meet integers, a query is off by 2^-16 of its greatest channel and a weight by 2^-16 of the
+// page's greatest, times codes that reach over the range of a row, some 8 here: 1e-4 each, and 64 tokens add
+// up.
 struct Bounds {
   double difference, max_abs;
 };
@@ -125,7 +126,8 @@ TEST(Attention, PageList) {
     isa->attention(p.args);
     const Bounds b = BoundsOf(CodecId::kInt8Token, CodecId::kF16);
     EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(p.Reference()), b.difference, b.max_abs)) << isa->isa;
-    EXPECT_FALSE(test::Within(p.ErrorAgainst(all), b.difference, b.max_abs)) << "page 1 was read all the same";
+    EXPECT_FALSE(test::Within(p.ErrorAgainst(all), b.difference, b.max_abs))
+        << "page 1 was read all the same";
   }
 }
 
@@ -167,13 +169,14 @@ TEST(Attention, QueriesOfSixteenBitsAreExact) {
         p.args.q = on_grid.data();
         for (const auto* isa : test::Isas()) {
           isa->attention(p.args);
-          EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(p.Reference()), 1e-11, 2e-5)) << isa->isa << " " << head_dim;
+          EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(p.Reference()), 1e-11, 2e-5))
+              << isa->isa << " " << head_dim;
         }
       }
 }
 
-// Weights meet codes as integers of 15 bits: with equal scores they are all the same integer, and the output is the
-// mean of the decoded rows.
+// Weights meet codes as integers of 15 bits: with equal scores they are all the same integer, and the output
+// is the mean of the decoded rows.
 TEST(Attention, EqualWeightsAreExact) {
   for (const CodecId codec : {CodecId::kFlashQ4, CodecId::kFlashQ2})
     for (const int head_dim : {64, 80, 128}) {

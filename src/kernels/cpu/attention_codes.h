@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 4. Tiles of unsigned codes of 8, 4 or 2 bits. Codes meet queries and weights that are rounded to 16 bits,
-// so every sum over channels or tokens is an integer: exact, in any order, the same on every ISA
-// (docs/decisions/0016-codes-meet-integers.md). What makes codes values is applied to the sums:
+// Floor 4. Tiles of unsigned codes of 8, 4 or 2 bits. Codes meet queries and weights that are rounded to 16
+// bits, so every sum over channels or tokens is an integer: exact, in any order, the same on every ISA
+// (docs/decisions/0017-codes-meet-integers.md). What makes codes values is applied to the sums:
 //   token:   q . k = scale[t] * (q . (code - c)) + (min[t] + c scale[t]) * sum(q)
 //            sum p v = (p scale) . code + p . min
 //   channel: q . k = page_scale * ((q * step) . (code - c) + q . (base + c step))
 //            sum p v = page_scale * (step[d] * (p . code) + base[d] * sum(p))
-// No sum leaves int32: 255 * 32767 * 256 channels < 2^31. The middle code c is taken off after summing, which is
-// exact, too: what the rounding of a query costs grows with the codes it meets.
+// No sum leaves int32: 255 * 32767 * 256 channels < 2^31. The middle code c is taken off after summing, which
+// is exact, too: what the rounding of a query costs grows with the codes it meets.
 
 static constexpr float kQueryLevels = 32767;
 
 template <Elements kX>
 static constexpr int kMiddleCode = 1 << (kElementBits<kX> - 1);
 
-// Codes number i and i + kPairs of a word of 32 bits are a pair of s16 that one multiply-add takes; so are code
-// i of two words of 16 bits beside each other.
+// Codes number i and i + kPairs of a word of 32 bits are a pair of s16 that one multiply-add takes; so are
+// code i of two words of 16 bits beside each other.
 template <Elements kX>
 static constexpr int kPairs = 16 / kElementBits<kX>;
 template <Elements kX, int kIndex>
@@ -28,7 +28,8 @@ static NIBBLE_HD I32x16 PairsOf(const I32x16& words) {
 struct CodeKeys {
   const std::byte* columns;  // [head_dim / codes of a word, tokens] words
   int16_t* queries;          // [entries, head_dim] in the order of the pairs
-  float scale[kv::kPageTokens], offset[kv::kPageTokens];  // score = sum * scale * kKeyScale + kKeyOffset * offset
+  float scale[kv::kPageTokens],
+      offset[kv::kPageTokens];  // score = sum * scale * kKeyScale + kKeyOffset * offset
 };
 
 template <Elements kX>
@@ -36,12 +37,12 @@ static void MakeCodeColumns(const PageRows& k, kv::PageShape s, std::byte* to) {
   const int row_bytes = s.head_dim * kElementBits<kX> / 8, column_bytes = s.tokens * 4;
   for (int t = 0; t < s.tokens; t += 16)
     for (int i = 0; i < row_bytes; i += 16)
-      Vec16::template Transpose<uint32_t>(k.rows + t * row_bytes + i, row_bytes, to + i / 4 * column_bytes + t * 4,
-                                          column_bytes);
+      Vec16::template Transpose<uint32_t>(k.rows + t * row_bytes + i, row_bytes,
+                                          to + i / 4 * column_bytes + t * 4, column_bytes);
 }
 
-// Codes of one query row whose products with the channels' steps are `x`; their scale goes to kKeyScale, their sum
-// times the middle code to kKeyCentre, as an integer.
+// Codes of one query row whose products with the channels' steps are `x`; their scale goes to kKeyScale,
+// their sum times the middle code to kKeyCentre, as an integer.
 template <Elements kX>
 static void QuantizeQuery(const AttentionWork& w, int e, const float* x, int16_t* codes) {
   const int head_dim = w.a.page.head_dim;
@@ -106,7 +107,8 @@ static CodeKeys MakeCodeKeys(const AttentionWork& w, const PageRows& k, bool pre
 
 // Adds the products of one column's pairs from number kIndex on; `q` is at the column's first.
 template <Elements kX, int kIndex, int E, int T>
-static NIBBLE_HD void AddPairs(const int16_t* q, int head_dim, const I32x16 (&words)[T], I32x16 (&sum)[E][T]) {
+static NIBBLE_HD void AddPairs(const int16_t* q, int head_dim, const I32x16 (&words)[T],
+                               I32x16 (&sum)[E][T]) {
   I32x16 k[T];
 #pragma GCC unroll 4
   for (int j = 0; j < T; ++j) k[j] = PairsOf<kX, kIndex>(words[j]);
@@ -149,7 +151,8 @@ static void CodeScores16(const AttentionWork& w, const CodeKeys& k, int e, int t
     for (int j = 0; j < T; ++j) {
       const Vec16 scale = Vec16::Mul(Vec16::Load(k.scale + t + 16 * j), factor);
       const Vec16 offset = Vec16::Mul(Vec16::Load(k.offset + t + 16 * j), rest);
-      Vec16::Fma(ToFloat(I32x16::Sub(sum[i][j], I32x16::Set1(centre))), scale, offset).Store(w.scores + (e + i) * tokens + t + 16 * j);
+      Vec16::Fma(ToFloat(I32x16::Sub(sum[i][j], I32x16::Set1(centre))), scale, offset)
+          .Store(w.scores + (e + i) * tokens + t + 16 * j);
     }
   }
 }
@@ -187,13 +190,16 @@ static NIBBLE_HD TokenParams LoadTokenParams(const PageRows& v) {
 
 // The weights of an entry, times the tokens' scales where there are some, become codes in the place of its
 // scores; a token that is not seen gets 0. Their factor is a power of two: what one token alone gives stays
-// exact. What the weights meet beside the codes goes to kValueOffset: with scales by token the minima, else 1.
+// exact. What the weights meet beside the codes goes to kValueOffset: with scales by token the minima,
+// else 1.
 template <Affine kAffine>
-static NIBBLE_HD void QuantizeTileWeights(const AttentionWork& w, const TokenParams& v, int e, TokenRange range) {
+static NIBBLE_HD void QuantizeTileWeights(const AttentionWork& w, const TokenParams& v, int e,
+                                          TokenRange range) {
   constexpr int kVectors = kv::kPageTokens / 16;
   float* p = w.scores + e * kv::kPageTokens;
   const bool whole = range.begin == 0 && range.end == kv::kPageTokens;
-  const Vec16 begin = Vec16::Set1(float(range.begin)), end = Vec16::Set1(float(range.end)), zero = Vec16::Zero();
+  const Vec16 begin = Vec16::Set1(float(range.begin)), end = Vec16::Set1(float(range.end)),
+              zero = Vec16::Zero();
   const auto seen = [&](int t, Vec16 x) {  // what is not seen may be NaN
     if (whole) return x;
     const Vec16 token = Vec16::Add(Vec16::Lanes(), Vec16::Set1(float(t)));
@@ -240,10 +246,11 @@ static NIBBLE_HD void WeighPairs(const int32_t (&pair)[E], const I32x16& words, 
   if constexpr (I + 1 < N) WeighPairs<kX, kIndex, I + 1>(pair, words, sum);
 }
 
-// part[..][number of the code] of kWords words of every row: sums over the tokens [begin, end), pairs of them.
+// part[..][number of the code] of kWords words of every row: sums over the tokens [begin, end), pairs of
+// them.
 template <Elements kX, int kWords, int kIndex, int E>
-static NIBBLE_HD void CodeSums(const AttentionWork& w, const std::byte* rows, int row_bytes, int e, TokenRange range,
-                               float (&part)[E][kPairs<kX>][16]) {
+static NIBBLE_HD void CodeSums(const AttentionWork& w, const std::byte* rows, int row_bytes, int e,
+                               TokenRange range, float (&part)[E][kPairs<kX>][16]) {
   constexpr int kMost = kAttentionVectors / E > 0 ? kAttentionVectors / E : 1;
   constexpr int kAtOnce = kMost < kPairs<kX> ? kMost : kPairs<kX>;
   const int16_t* p = reinterpret_cast<const int16_t*>(w.scores + e * w.a.page.tokens);
@@ -309,14 +316,16 @@ static NIBBLE_HD void FinishCodes(const AttentionWork& w, float page_scale, int 
 }
 
 template <Elements kX, Affine kAffine, int E, int kWords>
-static void CodeValues16(const AttentionWork& w, const PageRows& v, int64_t start, int e, TokenRange range, int word) {
+static void CodeValues16(const AttentionWork& w, const PageRows& v, int64_t start, int e, TokenRange range,
+                         int word) {
   const int row_bytes = w.a.page.head_dim * kElementBits<kX> / 8;
   const float page_scale = v.page_scale;
   float part[E][kPairs<kX>][16];
   CodeSums<kX, kWords, 0>(w, v.rows + 2 * word, row_bytes, e, range, part);
   for (int i = 0; i < E; ++i) {
     const TokenRange own = w.Range(e + i, start);
-    if (own.begin < own.end) FinishCodes<kX, kAffine, kWords>(w, page_scale, e + i, part[i], word * kPairs<kX>);
+    if (own.begin < own.end)
+      FinishCodes<kX, kAffine, kWords>(w, page_scale, e + i, part[i], word * kPairs<kX>);
   }
 }
 

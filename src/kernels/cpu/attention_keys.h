@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 4. Scores of a tile of floats: lanes are tokens, and a score is a sum of chains of multiply-adds over 32
-// channels. For that the page is turned into columns: a column holds one channel of every token.
+// Floor 4. Scores of a tile of floats: lanes are tokens, and a score is a sum of chains of multiply-adds over
+// 32 channels. For that the page is turned into columns: a column holds one channel of every token.
 
 template <Elements kX>
 static constexpr int kElementBytes = kElementBits<kX> / 8;
@@ -83,8 +83,8 @@ static NIBBLE_HD void ScoreEntries(const AttentionWork& w, const std::byte* colu
   if constexpr (E > 1) ScoreEntries<kX, E / 2>(w, columns, start, e);
 }
 
-// Scores of all entries against the tile that starts at position `start`. `prepared`: queries of the page before
-// serve this one where their form does not depend on the page.
+// Scores of all entries against the tile that starts at position `start`. `prepared`: queries of the page
+// before serve this one where their form does not depend on the page.
 static void Scores(const AttentionWork& w, const PageRows& k, int64_t start, bool prepared = false) {
   VisitElements(k.elements, [&]<Elements kX>() {
     if constexpr (kIsCodes<kX>) {

@@ -209,7 +209,8 @@ static void QuantizeWeights(const AttentionWork& w, const SealedTile& s, int64_t
 
 // acc[e .. e+E)[d .. d+16P) = acc * fix + the integer sum over the page. Not inlined, as above.
 template <int E, int P>
-static __attribute__((noinline)) void IntegerValues16(const AttentionWork& w, const SealedTile& s, int e, int d) {
+static __attribute__((noinline)) void IntegerValues16(const AttentionWork& w, const SealedTile& s, int e,
+                                                      int d) {
   const int head_dim = w.a.page.head_dim, tokens = w.a.page.tokens;
   DotS8 dot[P][E];
 #pragma GCC unroll 4

@@ -149,9 +149,11 @@ static void QuantizeKeys(const AttentionWork& w, const SealedTile& s, const std:
   ScoreMeans(w, s, k);
 }
 
-// scores[e .. e+E) of the 16P tokens from t. Not inlined: among other code the compiler keeps the sums in memory.
+// scores[e .. e+E) of the 16P tokens from t. Not inlined: among other code the compiler keeps the sums in
+// memory.
 template <int E, int P>
-static __attribute__((noinline)) void IntegerScores16(const AttentionWork& w, const SealedTile& s, int e, int t) {
+static __attribute__((noinline)) void IntegerScores16(const AttentionWork& w, const SealedTile& s, int e,
+                                                      int t) {
   const int head_dim = w.a.page.head_dim, tokens = w.a.page.tokens;
   const std::byte* k = s.k + t * head_dim;
   const int8_t* q = s.q + int64_t{e} * head_dim;

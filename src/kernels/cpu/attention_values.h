@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 4. Outputs of a tile of floats: lanes are channels, and a channel is a sum of chains of multiply-adds over
-// 16 of the tokens that an entry sees.
+// Floor 4. Outputs of a tile of floats: lanes are channels, and a channel is a sum of chains of multiply-adds
+// over 16 of the tokens that an entry sees.
 
 // The 16 channels at p; lanes < 16 only for the last half vector of f32.
 template <Elements kX>

@@ -8,8 +8,9 @@ struct TokenRange {  // tokens of a tile that an entry sees
   int begin, end;
 };
 
-// The lines of a page that will be read next. Pages lie apart, and a processor that follows streams starts anew at
-// each, so decode steps ask for them, a few lines between products: all at once they would wait for each other.
+// The lines of a page that will be read next. Pages lie apart, and a processor that follows streams starts
+// anew at each, so decode steps ask for them, a few lines between products: all at once they would wait for
+// each other.
 struct LinesAhead {
   const std::byte *next, *last;
   template <int kLines>
@@ -98,7 +99,8 @@ static NIBBLE_HD float MaskScores(const AttentionWork& w, int e, TokenRange rang
   return tile_max > w.max[e] ? tile_max : w.max[e];
 }
 
-// What brings sums of weights to a maximum that has moved from `before` to `now`: 1 where it has not, as Exp(0) is.
+// What brings sums of weights to a maximum that has moved from `before` to `now`: 1 where it has not, as
+// Exp(0) is.
 static NIBBLE_HD float FixOf(float before, float now) {
   if (before == now && now > -__builtin_inff()) return 1;
   float fix[16];

@@ -46,7 +46,8 @@ struct I32x16 {
   static NIBBLE_HD __m256i Interleave8(const std::byte* x, const std::byte* y) {
     const __m128i l = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(y));
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(l, h)), _mm_unpackhi_epi16(l, h), 1);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(l, h)), _mm_unpackhi_epi16(l, h),
+                                   1);
   }
   template <int kWords>
   static NIBBLE_HD I32x16 InterleaveWords(const std::byte* x, const std::byte* y) {

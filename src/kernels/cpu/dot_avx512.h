@@ -43,7 +43,8 @@ struct I32x16 {
     const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
     const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(x), y, 1);
     const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i order = _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(16)), 16));
+    const __m512i order =
+        _mm512_or_si512(low, _mm512_slli_epi32(_mm512_add_epi32(low, _mm512_set1_epi32(16)), 16));
     return {_mm512_permutexvar_epi16(order, both)};
   }
 };

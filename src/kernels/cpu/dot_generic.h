@@ -54,7 +54,8 @@ struct I32x16 {
     for (int i = 0; i < 16; ++i) c.v[i] = int32_t(uint32_t(v[i]) >> kBits * kIndex & (kMask << 16 | kMask));
     return c;
   }
-  // The first kWords (8 or 16) words of 16 bits at a in the lower halves, those at b in the upper ones; then zeros.
+  // The first kWords (8 or 16) words of 16 bits at a in the lower halves, those at b in the upper ones; then
+  // zeros.
   template <int kWords>
   static NIBBLE_HD I32x16 InterleaveWords(const std::byte* a, const std::byte* b) {
     uint16_t words[32] = {};

@@ -115,12 +115,12 @@ struct Vec16 {
   NIBBLE_HD void StoreS16(void* p) const {
     __m256i x = _mm256_packs_epi32(_mm256_cvtps_epi32(lo), _mm256_cvtps_epi32(hi));
     x = _mm256_permute4x64_epi64(x, 0xd8);
-    if constexpr (kBits == 8)
-      x = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(x, 0xd8), 0xd8);
+    if constexpr (kBits == 8) x = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(x, 0xd8), 0xd8);
     if constexpr (kBits == 4) x = _mm256_unpacklo_epi16(x, _mm256_srli_si256(x, 8));
     if constexpr (kBits == 2) {
       const __m128i a = _mm256_castsi256_si128(x), b = _mm256_extracti128_si256(x, 1);
-      x = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(a, b)), _mm_unpackhi_epi16(a, b), 1);
+      x = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_unpacklo_epi16(a, b)), _mm_unpackhi_epi16(a, b),
+                                  1);
     }
     _mm256_storeu_si256(static_cast<__m256i*>(p), x);
   }
@@ -216,9 +216,7 @@ struct Vec16 {
     return _mm256_and_ps(value, _mm256_castsi256_ps(_mm256_set1_epi32(int(0xffff0000u))));
   }
   // n - 1 is in the range of Pow2 where n comes near its end.
-  static NIBBLE_HD Vec16 MulPow2(Vec16 a, Vec16 n) {
-    return Mul(Mul(a, Sub(n, Set1(1)).Pow2()), Set1(2));
-  }
+  static NIBBLE_HD Vec16 MulPow2(Vec16 a, Vec16 n) { return Mul(Mul(a, Sub(n, Set1(1)).Pow2()), Set1(2)); }
   NIBBLE_HD Vec16 RoundToBf16() const { return {RoundHalfToBf16(lo), RoundHalfToBf16(hi)}; }
 
   NIBBLE_HD Vec16 TruncateToFp22() const {

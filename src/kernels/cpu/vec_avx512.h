@@ -72,11 +72,14 @@ struct Vec16 {
   NIBBLE_HD void StoreS16(void* p) const {
     __m256i x = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v));
     if constexpr (kBits == 8)
-      x = _mm256_permutexvar_epi16(_mm256_setr_epi16(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15), x);
+      x = _mm256_permutexvar_epi16(_mm256_setr_epi16(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15),
+                                   x);
     if constexpr (kBits == 4)
-      x = _mm256_permutexvar_epi16(_mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), x);
+      x = _mm256_permutexvar_epi16(_mm256_setr_epi16(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15),
+                                   x);
     if constexpr (kBits == 2)
-      x = _mm256_permutexvar_epi16(_mm256_setr_epi16(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15), x);
+      x = _mm256_permutexvar_epi16(_mm256_setr_epi16(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15),
+                                   x);
     _mm256_storeu_si256(static_cast<__m256i*>(p), x);
   }
   NIBBLE_HD void StoreF16(void* p) const {
@@ -147,10 +150,12 @@ struct Vec16 {
       s[i + 2] = _mm512_unpackhi_epi16(r[2 * i], r[2 * i + 1]);
     }
     for (int i = 0; i < 4; ++i) {  // of a quarter's four rows: channel 2i, then 2i + 1
-      const __m512i x = i % 2 == 0 ? _mm512_unpacklo_epi32(s[i], s[i + 1]) : _mm512_unpackhi_epi32(s[i - 1], s[i]);
+      const __m512i x =
+          i % 2 == 0 ? _mm512_unpacklo_epi32(s[i], s[i + 1]) : _mm512_unpackhi_epi32(s[i - 1], s[i]);
       const __m512i both = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), x);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i * to_bytes), _mm512_castsi512_si256(both));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (2 * i + 1) * to_bytes), _mm512_extracti64x4_epi64(both, 1));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (2 * i + 1) * to_bytes),
+                          _mm512_extracti64x4_epi64(both, 1));
     }
   }
   static NIBBLE_HD uint32_t EqualMask(Vec16 a, Vec16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }

@@ -140,8 +140,8 @@ struct Vec16 {
       return __builtin_convertvector(x, F4);
     });
   }
-  // As s16, rounded to nearest even, a greater one as 32767. In the order in which I32x16::CodePairs gives codes of
-  // kBits of consecutive channels, or as they are (16). REQUIRES |x| <= 32768.
+  // As s16, rounded to nearest even, a greater one as 32767. In the order in which I32x16::CodePairs gives
+  // codes of kBits of consecutive channels, or as they are (16). REQUIRES |x| <= 32768.
   template <int kBits>
   NIBBLE_HD void StoreS16(void* p) const {
     const Vec16 whole = Round();
@@ -241,9 +241,7 @@ struct Vec16 {
     return Each([&](int i) { return Bits(U4(__builtin_convertvector(q[i], I4) + 127) << 23); });
   }
   // a * 2^n. REQUIRES n an integer in [-125, 128] and a result that is infinite, NaN or no subnormal.
-  static NIBBLE_HD Vec16 MulPow2(Vec16 a, Vec16 n) {
-    return Mul(Mul(a, Sub(n, Set1(1)).Pow2()), Set1(2));
-  }
+  static NIBBLE_HD Vec16 MulPow2(Vec16 a, Vec16 n) { return Mul(Mul(a, Sub(n, Set1(1)).Pow2()), Set1(2)); }
   NIBBLE_HD Vec16 RoundToBf16() const {  // to nearest even; NaN stays NaN
     return Each([&](int i) {
       const U4 u = Bits(q[i]), r = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000u;
@@ -284,8 +282,8 @@ struct Vec16 {
       return F4{v[4 * i].Sum(), v[4 * i + 1].Sum(), v[4 * i + 2].Sum(), v[4 * i + 3].Sum()};
     });
   }
-  // Of each lane the greater of a and |b| as integers: the greatest |b| so far, above infinity if one was NaN.
-  // REQUIRES the result of such a call, or zeros, as a.
+  // Of each lane the greater of a and |b| as integers: the greatest |b| so far, above infinity if one was
+  // NaN. REQUIRES the result of such a call, or zeros, as a.
   static NIBBLE_HD Vec16 MaxAbsBits(Vec16 a, Vec16 b) {
     return Each([&](int i) {
       const U4 x = Bits(a.q[i]), y = Bits(b.q[i]) & 0x7fffffffu, more = U4(y > x);
