@@ -4,11 +4,12 @@
 
 PRELOAD is the library of tests/faults. Loading and generating, quantizing, and serving each either do their work to the byte or say
 why not in one line; a server answers the next request. Where memory for a small thing fails, the server ends with exit code 1, for whoever
-supervises it: that is counted. --most N takes N places at even distances from those of each call."""
+supervises it: that is counted. --most N takes the first, third, ninth, ... call, N of them; 0 all, of malloc 200 at even distances."""
 import argparse
 import asyncio
 import errno
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -168,19 +169,21 @@ class Serve:
 
 
 def places(scenario, options, folder, name, error):
-    """Numbers of calls to fail: all of them, or options.most at even distances."""
+    """Numbers of calls to fail: all of them, of malloc MOST_OF_MEMORY at even distances; or 1, 3, 9, ..."""
+    if options.most:
+        return [3**i for i in range(options.most)]
+    if name != "malloc":
+        return itertools.count(1)  # until none comes
     count = 1
-    while True:  # how many calls there are: doubling, so that it takes few runs
+    while True:  # how many there are
         seam = Seam(options.preload, folder, name, count, error)
         try:
             scenario.once(seam)
         except (Wrong, Ended, subprocess.TimeoutExpired):
             pass  # is found again below
         if not seam.fired():
-            break
+            return sorted({1 + (count - 1) * i // MOST_OF_MEMORY for i in range(MOST_OF_MEMORY)})
         count *= 2
-    most = options.most or (MOST_OF_MEMORY if name == "malloc" else count)
-    return sorted({1 + (count - 1) * i // most for i in range(most)})
 
 
 def run_call(scenario, options, folder, name, error):
@@ -217,7 +220,7 @@ def main():
     parser.add_argument("nibble")
     parser.add_argument("model")
     parser.add_argument("preload")
-    parser.add_argument("--most", type=int, default=2, help="places of each call; 0: all, of malloc 200")
+    parser.add_argument("--most", type=int, default=2, help="calls of each name; 0: all, of malloc 200")
     parser.add_argument("--only", default="", help="Generate, Quantize or Serve")
     options = parser.parse_args()
     wrong = 0
