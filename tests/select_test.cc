@@ -4,6 +4,7 @@
 // and seeded mistakes that the tolerance must catch.
 #include "kernels/ref/select.h"
 
+#include "meets_integers.h"
 #include "select_problem.h"
 
 namespace nibble {
@@ -119,14 +120,17 @@ TEST(Select, EverythingSelectedIsDense) {
         const std::vector<float> dense = p.Dense(*isa);
         const std::vector<double> want(dense.begin(), dense.end());
         const int seen = int(s.position - s.first) + 1;
+        // A selection is computed in f32, dense rows of some codecs with queries and weights of 16 bits.
+        const bool integers = test::MeetsIntegers(codec.id);
+        const double difference = integers ? 5e-7 : 1e-11, most = integers ? 2e-3 : 2e-6;
         isa->sparq(p.Sparq({.r = 80, .k = seen}));
-        EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), 1e-11, 2e-6)) << isa->isa << " " << codec.name;
+        EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), difference, most)) << isa->isa << " " << codec.name;
         EXPECT_EQ(p.counters.scalars_read, (2 * seen + 2) * 80);
         isa->window({.row = p.Row(), .window = {.k = seen, .sinks = 1}});
-        EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), 1e-11, 2e-6)) << isa->isa << " " << codec.name;
+        EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), difference, most)) << isa->isa << " " << codec.name;
         if (seen < 3) continue;
         isa->window({.row = p.Row(), .window = {.k = seen - 1, .sinks = 0}});
-        EXPECT_FALSE(test::Within(p.ErrorAgainst(want), 1e-11, 2e-6)) << isa->isa << " " << codec.name;
+        EXPECT_FALSE(test::Within(p.ErrorAgainst(want), difference, most)) << isa->isa << " " << codec.name;
       }
     }
 }
