@@ -210,7 +210,8 @@ def depth_section():
         at = {(r["recipe"], r["depth"]): r["tokens_per_second"] for r in data["rows"]}
         rows = [[f"`{recipe}`"] + [f"{at[recipe, d]:.1f}" if (recipe, d) in at else "" for d in depths]
                 for recipe in dict.fromkeys(r["recipe"] for r in data["rows"])]
-        text += f"\n{where(data)}.\n\n{table(['recipe'] + [str(d) for d in depths], rows)}\n![{name}]({svg.name})\n"
+        note = f" {data['note']}." if "note" in data else ""
+        text += f"\n{where(data)}.{note}\n\n{table(['recipe'] + [str(d) for d in depths], rows)}\n![{name}]({svg.name})\n"
     return text
 
 

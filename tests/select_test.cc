@@ -119,21 +119,18 @@ TEST(Select, EverythingSelectedIsDense) {
         SelectProblem p = SelectProblem::Random(s, *isa, 9);
         const std::vector<float> dense = p.Dense(*isa);
         const std::vector<double> want(dense.begin(), dense.end());
-        // Selected tokens meet the queries in f32 (docs/decisions/0017-codes-meet-integers.md).
-        const bool integers = test::MeetsIntegers(codec.id);
-        const double difference = integers ? 2e-7 : 1e-11, max_abs = integers ? 2e-3 : 2e-6;
         const int seen = int(s.position - s.first) + 1;
+        // A selection is computed in f32, dense rows of some codecs with queries and weights of 16 bits.
+        const bool integers = test::MeetsIntegers(codec.id);
+        const double difference = integers ? 5e-7 : 1e-11, most = integers ? 2e-3 : 2e-6;
         isa->sparq(p.Sparq({.r = 80, .k = seen}));
-        EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), difference, max_abs))
-            << isa->isa << " " << codec.name;
+        EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), difference, most)) << isa->isa << " " << codec.name;
         EXPECT_EQ(p.counters.scalars_read, (2 * seen + 2) * 80);
         isa->window({.row = p.Row(), .window = {.k = seen, .sinks = 1}});
-        EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), difference, max_abs))
-            << isa->isa << " " << codec.name;
+        EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), difference, most)) << isa->isa << " " << codec.name;
         if (seen < 3) continue;
         isa->window({.row = p.Row(), .window = {.k = seen - 1, .sinks = 0}});
-        EXPECT_FALSE(test::Within(p.ErrorAgainst(want), difference, max_abs))
-            << isa->isa << " " << codec.name;
+        EXPECT_FALSE(test::Within(p.ErrorAgainst(want), difference, most)) << isa->isa << " " << codec.name;
       }
     }
 }

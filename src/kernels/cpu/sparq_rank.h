@@ -58,7 +58,7 @@ static void ChooseQueries(const SparqWork& s, int r) {
 // A page of keys with the chosen channels and their scales, and what the codes lack of them.
 template <KeyCopy F>
 struct RankPage {
-  const std::byte* copy;
+  const std::byte *copy, *next;  // `next`: the copy that comes after, which is asked for meanwhile
   float scale[2][kv::kMaxHeadDim], bias[2][kv::kMaxHeadDim];  // [tokens / 32, r]
 };
 
@@ -71,6 +71,7 @@ static NIBBLE_HD void LoadScales(const SparqWork& s, int r, RankPage<F>& page) {
       uint16_t stored[16] = {};
       const std::byte* from = page.copy + KeyCopyScaleOffset(F, s.a.row.page) + 2 * half;
       for (int j = 0; j < 16 && i + j < r; ++j) stored[j] = kv::LoadU16(from + 4 * s.w.channels[i + j]);
+      __builtin_prefetch(page.next + (from - page.copy) + 4 * i);
       const Vec16 scale = Vec16::LoadF16(stored);
       scale.Store(page.scale[half] + i);
       Vec16::Mul(scale, per_code).Store(page.bias[half] + i);
@@ -104,6 +105,9 @@ static void RankTokens(const SparqWork& s, const RankPage<F>& page, int r, int g
   for (int i = 0; i < r; ++i) {
     Vec16 q[E];
     for (int e = 0; e < E; ++e) q[e] = Vec16::Set1(s.w.query[(g + e) * shape.head_dim + i]);
+    if (g == 0 && kVector == 0)
+      for (int line = 0; line < bytes; line += 64)
+        __builtin_prefetch(page.next + s.w.channels[i] * bytes + line);
     AddChannel<F, kVector, 0>(page, page.copy + s.w.channels[i] * bytes, i, q, sum);
   }
   for (int e = 0; e < E; ++e) {
@@ -130,7 +134,9 @@ static void RankPages(const SparqWork& s, int r) {
   const int tokens = s.a.row.page.tokens, own = int(s.a.row.position) / tokens * tokens - s.base;
   RankPage<F> page;
   for (int index = 0; index < own; index += tokens) {
-    page.copy = s.a.row.records[(s.base + index) / tokens] + s.a.k_copy;
+    const int at = (s.base + index) / tokens, next = index + tokens < own ? at + 1 : at;
+    page.copy = s.a.row.records[at] + s.a.k_copy;
+    page.next = s.a.row.records[next] + s.a.k_copy;
     LoadScales<F>(s, r, page);
     RankHeads<F, kRankHeads>(s, page, r, 0, index);
   }
