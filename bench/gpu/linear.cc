@@ -19,7 +19,7 @@ constexpr double kTensorRate = 1.9e15;  // s8 operations a second, measured
 struct Shape {
   int n, k;
 };
-constexpr Shape kShapes[] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}};
+constexpr Shape kShapes[] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}, {4096, 128}};
 
 // Weights of one shape, as many copies as make them cold.
 struct TimedWeights {
@@ -56,7 +56,7 @@ void TimeOne(Times* times, const TimedWeights& w, int rows, cuda::LinearPlan pla
   });
   const double bytes = double(cuda::LinearBytes(w.storage, n, k)) + double(x_bytes) + 2.0 * rows * n;
   const double memory = bytes / kReadBandwidth, tensor = 2.0 * rows * n * k / kTensorRate;
-  times->Add(op, fmt::format("{}x{} rows {} tile {} split {}", n, k, rows, plan.tokens, plan.split), seconds,
+  times->Add(op, fmt::format("{}x{} rows {} tile {} split {} kind {}", n, k, rows, plan.tokens, plan.split, int(plan.kind)), seconds,
              std::max(memory, tensor), memory > tensor ? "4.64 TB/s" : "1,900 TOP/s");
 }
 
@@ -93,7 +93,8 @@ void TimeRows(Times* times, int rows, int k) {
 void TimeLinear(Times* times) {
   for (const Storage storage : kLinearStorages) {
     const std::string op = fmt::format("linear/{}", weight::Name(storage));
-    if (!times->Wanted(op) && !times->Wanted("linear/sweep")) continue;
+    const bool sweep = times->Wanted("linear/sweep") || times->Wanted("linear/sweep few");
+    if (!times->Wanted(op) && (!sweep || storage != Storage::kW4A8Group)) continue;
     for (const Shape at : kShapes) {
       const TimedWeights w(storage, at);
       for (const int rows : {1, 16, 32, 64, 128, 256, 1024, 4096}) {
@@ -101,6 +102,18 @@ void TimeLinear(Times* times) {
         if (times->Wanted(op)) {
           TimeOne(times, w, rows, plan, true, op);
           if (rows <= 64) TimeOne(times, w, rows, plan, false, op + " no early start");
+        }
+        if (times->Wanted("linear/sweep few") && rows <= 64) {
+          using Plan = cuda::LinearPlan;
+          TimeOne(times, w, rows, plan, true, "linear/sweep few");
+          for (const int depth : {2, 3, 4, 5, 8})
+            if (rows <= 32 && (depth * 16 * 1152 + rows * (at.k + 16) + rows * at.n / 128 * 4 + 4096) < 226 * 1024)
+              TimeOne(times, w, rows, {8, depth, Plan::kFew}, true, "linear/sweep few");
+          for (const int split : {1, 2, 3, 4, 6, 8}) {
+            const int blocks = (at.n + 127) / 128 * split;
+            if (blocks < 60 || (split > 1 && blocks > 300)) continue;
+            TimeOne(times, w, rows, {rows <= 16 ? 16 : rows <= 32 ? 32 : 64, split, Plan::kHalf}, true, "linear/sweep few");
+          }
         }
         // `linear/sweep`: every tile and number of parts, from which PlanLinear's figures come.
         if (storage != Storage::kW4A8Group || !times->Wanted("linear/sweep") || times->Wanted(op)) continue;

@@ -27,10 +27,10 @@ struct Case {
 };
 
 std::string NameOf(const Case& c) {
-  return fmt::format("linear/{} {}x{}x{} {}{}{}{} tile {} split {} seed {}", weight::Name(c.storage), c.n,
+  return fmt::format("linear/{} {}x{}x{} {}{}{}{} tile {} split {} kind {} seed {}", weight::Name(c.storage), c.n,
                      c.k, c.rows, c.type == Real::kF32 ? "f32" : "bf16", c.bias ? " bias" : "",
                      c.accumulate ? " accumulate" : "", c.extreme ? " extreme" : "", c.plan.tokens,
-                     c.plan.split, c.seed);
+                     c.plan.split, int(c.plan.kind), c.seed);
 }
 
 // As ref::LinearInt, with the weights decoded once.
@@ -198,7 +198,37 @@ void CheckLinear(Checks* checks) {
   CheckRefusals(checks);
   for (const Real type : {Real::kF32, Real::kBF16})
     for (const int k : {16, 48, 1024, 4096, 14336}) CheckRows(checks, 7, k, type, uint32_t(k));
+  for (const Storage s : {Storage::kW4A8Group, Storage::kW4A8Channel})
+    for (const int rows : {1, 2, 7, 8, 9, 16, 17, 23, 32})
+      for (const int n : {8, 264, 2344})
+        for (const int depth : {2, 4, 8})
+          RunCase(checks,
+                  {s,
+                   n,
+                   n == 264 ? 2048 : n == 8 ? 128 : 384,
+                   rows,
+                   rows % 2 ? Real::kF32 : Real::kBF16,
+                   rows % 3 == 0,
+                   rows % 4 < 2,
+                   rows == 7,
+                   {8, depth, cuda::LinearPlan::kFew},
+                   uint32_t(rows + depth)},
+                  false);
   for (const Storage s : kLinearStorages) {
+    for (const int tokens : {16, 32, 64})
+      for (int split = 1; split <= 8; ++split)
+        RunCase(checks,
+                {s,
+                 320,
+                 1024 + 128 * split,
+                 tokens + split * 3,
+                 split % 2 ? Real::kF32 : Real::kBF16,
+                 split % 3 == 0,
+                 split % 4 < 2,
+                 split == 5,
+                 {tokens, split, cuda::LinearPlan::kHalf},
+                 uint32_t(split)},
+                false);
     for (const int tokens : {16, 32, 64, 128})  // every tile with every number of parts
       for (int split = 1; split <= 8; ++split)
         RunCase(checks,

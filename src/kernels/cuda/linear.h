@@ -30,8 +30,10 @@ Launch QuantizeRows(const QuantizeRowsArgs&, Stream);
 // How the work is cut: tiles of 256 outputs x `tokens` rows, k in `split` parts that the blocks of a cluster
 // add up in each other's shared memory.
 struct LinearPlan {
+  enum Kind : uint8_t { kWhole, kHalf, kFew };
   int tokens = 0;  // 16, 32, 64 or 128; 0: the launcher chooses
   int split = 1;   // 1..8
+  Kind kind = kWhole;
 };
 
 // y[m,n] = float(sum_k w[n,k] x[m,k]) * (scale_w[n] * scale_x[m]) (+ bias[n]) (+ y[m,n])

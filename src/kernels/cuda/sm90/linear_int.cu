@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. What LinearInt takes and how it cuts the work.
 #include "kernels/cuda/sm90/linear_int.cuh"
+#include "kernels/cuda/sm90/linear_few.cuh"
 
 namespace nibble::cuda {
 
@@ -11,7 +12,7 @@ constexpr int kClusters[8] = {132, 64, 40, 28, 22, 18, 14, 12};
 // Microseconds of one block's stage and of a tile, fitted to `nibble_gpu time linear/sweep` on one H200: a
 // stage takes what memory or its dequantization and product take; a split tile is exchanged.
 LinearPlan PlanLinear(int n, int k, int rows, int processors) {
-  const int row_tiles = (n + sm90::kTileRows - 1) / sm90::kTileRows, k_blocks = KBlocks(k);
+  const int row_tiles = (n + 256 - 1) / 256, k_blocks = KBlocks(k);
   LinearPlan best;
   double least = 0;
   for (int tokens : {16, 32, 64, 128}) {
@@ -20,7 +21,7 @@ LinearPlan PlanLinear(int n, int k, int rows, int processors) {
       const int tiles = row_tiles * ((rows + tokens - 1) / tokens),
                 slots = std::max(1, kClusters[split - 1] * processors / 132),
                 rounds = (tiles + slots - 1) / slots, stages = (k_blocks + split - 1) / split;
-      const double bytes = sm90::kWarpgroups * BlockBytes(weight::Storage::kW4A8Group) + tokens * kBlockK,
+      const double bytes = 4 * BlockBytes(weight::Storage::kW4A8Group) + tokens * kBlockK,
                    memory = std::min(tiles, slots) * split * bytes / 4.6e6,
                    fixed = split == 1 ? 3.0
                                       : 3.5 + 0.5 * split + (tokens == 128 ? 0.012 : 0.003) * tokens * split,
@@ -43,6 +44,7 @@ Launch LinearInt(const LinearIntArgs& a, Stream stream) {
   const LinearPlan plan = a.plan.tokens != 0 ? a.plan : PlanLinear(a.w.n, a.w.k, a.rows, processors);
   if (plan.split < 1 || plan.split > 8 || plan.split > KBlocks(a.w.k))
     return Refused("LinearInt: k is split into 1 to 8 parts of 128 or more");
+  if (plan.kind == LinearPlan::kFew) return sm90::linear_few(a, plan, processors, stream);
   switch (a.w.storage) {
     case weight::Storage::kW4A8Group:
       return sm90::linear_w4a8_group(a, plan, processors, stream);
