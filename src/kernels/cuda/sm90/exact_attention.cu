@@ -5,6 +5,8 @@
 // Keys are visited from the last to the first, so only the first tiles need a mask.
 #include <cuda_bf16.h>
 
+#include <cstdlib>
+
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/sm90/descriptor.cuh"
@@ -132,7 +134,7 @@ struct Producer {
 };
 
 // One warpgroup: 64 queries of each unit.
-template <int kDim>
+template <int kDim, bool kTurns>
 struct Consumer {
   using Memory = Shared<kDim>;
   using Ring = RingPosition<Memory::kStages>;
@@ -202,6 +204,7 @@ struct Consumer {
     wgmma_wait<0>();
     WeighTile(w, j, alpha);
     PackWeights(s, p);
+    if (kTurns && mine == 1) named_arrive(1, 256);
     while (j > 0 || unit_of(round + 1) < units) {
       const bool turn = j == 0;  // the next tile is of the next unit
       const ExactState ended = state;
@@ -218,8 +221,10 @@ struct Consumer {
       --j;
       barrier_wait(&shared.v_full[v_ring.stage], v_ring.parity);
       barrier_wait(&shared.k_full[k_ring.stage], k_ring.parity);
+      if (kTurns) named_sync(1 + mine, 256);
       IssueScores();
       IssueValues();
+      if (kTurns) named_arrive(2 - mine, 256);
       wgmma_wait<1>();
       WeighTile(next, j, alpha);
       TakeOutputs();
@@ -264,7 +269,7 @@ struct Consumer {
   }
 };
 
-template <int kDim>
+template <int kDim, bool kTurns>
 __global__ __launch_bounds__(384, 1) void ExactKernel(const __grid_constant__ Maps maps,
                                                       const ExactAttentionArgs a) {
   extern __shared__ uint8_t raw[];
@@ -290,7 +295,7 @@ __global__ __launch_bounds__(384, 1) void ExactKernel(const __grid_constant__ Ma
     if (threadIdx.x < 32) Producer<kDim>{maps, a, shared}.Run(units);
   } else {
     grow_registers<240>();
-    Consumer<kDim>{a, shared}.Run(units);
+    Consumer<kDim, kTurns>{a, shared}.Run(units);
   }
 }
 
@@ -323,7 +328,8 @@ template <int kDim>
 Launch Run(const ExactAttentionArgs& a, Stream stream) {
   Maps maps{};
   if (const cudaError_t e = MakeMaps<kDim>(&maps, a)) return {int(e), "exact attention: a tensor map"};
-  const auto kernel = ExactKernel<kDim>;
+  static const bool turns = getenv("NIBBLE_TURNS") != nullptr;
+  const auto kernel = turns ? ExactKernel<kDim, true> : ExactKernel<kDim, false>;
   constexpr int kBytes = sizeof(Shared<kDim>) + 1024;
   static_assert(kBytes <= 227 * 1024);
   static const cudaError_t allowed = AllowShared(kernel, kBytes);

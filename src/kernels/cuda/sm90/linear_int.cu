@@ -42,9 +42,9 @@ Launch LinearInt(const LinearIntArgs& a, Stream stream) {
     return Refused("LinearInt: y_stride must be a multiple of 8, and n or more");
   static const int processors = hopper::multiprocessors();
   const LinearPlan plan = a.plan.tokens != 0 ? a.plan : PlanLinear(a.w.n, a.w.k, a.rows, processors);
+  if (plan.kind == LinearPlan::kFew) return sm90::linear_few(a, plan, processors, stream);
   if (plan.split < 1 || plan.split > 8 || plan.split > KBlocks(a.w.k))
     return Refused("LinearInt: k is split into 1 to 8 parts of 128 or more");
-  if (plan.kind == LinearPlan::kFew) return sm90::linear_few(a, plan, processors, stream);
   switch (a.w.storage) {
     case weight::Storage::kW4A8Group:
       return sm90::linear_w4a8_group(a, plan, processors, stream);
