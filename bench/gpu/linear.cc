@@ -106,8 +106,8 @@ void TimeLinear(Times* times) {
         if (times->Wanted("linear/sweep few") && rows <= 64) {
           using Plan = cuda::LinearPlan;
           TimeOne(times, w, rows, plan, true, "linear/sweep few");
-          for (const int depth : {2, 3, 4, 5, 8})
-            if (rows <= 32 && (depth * 16 * 1152 + rows * (at.k + 16) + rows * at.n / 128 * 4 + 4096) < 226 * 1024)
+          for (const int depth : {2, 3, 4, 5, 6, 7, 8, 10})
+            if (rows <= 32 && (depth * (depth < 7 ? 16 : 8) * 1152 + rows * (at.k + 16) + rows * at.n / 128 * 4 + 4096) < 226 * 1024)
               TimeOne(times, w, rows, {8, depth, Plan::kFew}, true, "linear/sweep few");
           for (const int split : {1, 2, 3, 4, 6, 8}) {
             const int blocks = (at.n + 127) / 128 * split;

@@ -201,7 +201,7 @@ void CheckLinear(Checks* checks) {
   for (const Storage s : {Storage::kW4A8Group, Storage::kW4A8Channel})
     for (const int rows : {1, 2, 7, 8, 9, 16, 17, 23, 32})
       for (const int n : {8, 264, 2344})
-        for (const int depth : {2, 4, 8})
+        for (const int depth : {2, 4, 8, 10})
           RunCase(checks,
                   {s,
                    n,

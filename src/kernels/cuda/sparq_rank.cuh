@@ -7,14 +7,16 @@
 
 namespace nibble::cuda::sparq {
 
-inline constexpr int kBatch = 8;      // channels of a copy whose loads are under way together
+inline constexpr int kBatch = 16;     // channels of a copy whose loads are under way together
 inline constexpr int kOpenBatch = 4;  // the same of an open row, for each of eight lanes
 
 struct RankShared {
   float* q;          // [heads, head_dim]
   float* ranker;     // [heads / 4, head_dim, 4] queries in the chosen channels, over the temperature
   float* magnitude;  // [head_dim] sum over heads of |q|
-  int* channels;     // [head_dim] by falling magnitude
+  int* channels;     // [head_dim + 32] by falling magnitude
+  __half2* operand;  // of f16 copies: the queries for the tensor cores
+  float* factor;     // [kMostHeads] what a product of queries and keys is multiplied by
   float* open;       // [heads][kPage] logits of the open page
   float2* levels;    // [heads][kWarps]
 };
@@ -25,32 +27,38 @@ __host__ __device__ inline int Carve(RankShared* s, char* base, int heads, int d
   s->q = c.Take<float>(heads * dim);
   s->ranker = c.Take<float>(heads * dim);
   s->magnitude = c.Take<float>(dim);
-  s->channels = c.Take<int>(dim);
+  s->channels = c.Take<int>(dim + 32);
+  s->operand = c.Take<__half2>((dim + 31) / 32 * kMostHeads * 16);
+  s->factor = c.Take<float>(kMostHeads);
   s->open = c.Take<float>(heads * kPage);
   s->levels = c.Take<float2>(heads * kWarps);
   return c.bytes;
 }
 
-// Fills channels: all of them by falling sum of |q|, of equal ones the lower first. Four lanes a channel
-// count those before it.
+// Fills channels: all of them by falling sum of |q|, of equal ones the lower first. Two lanes a channel count
+// those before it.
 __device__ __forceinline__ void OrderChannels(const Row& row, const RankShared& s) {
 #pragma unroll 1
   for (int d = int(threadIdx.x); d < row.dim; d += kThreads) {
     float sum = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int h = 0; h < row.group; ++h) sum += fabsf(s.q[h * row.dim + d]);
     s.magnitude[d] = sum;
   }
   __syncthreads();
-  for (int d = int(threadIdx.x) / 4; d < row.dim; d += kThreads / 4) {
+#pragma unroll 1
+  for (int d = int(threadIdx.x) / 2; d < row.dim; d += kThreads / 2) {
     const float mine = s.magnitude[d];
     int before = 0;
-#pragma unroll 8
-    for (int i = int(threadIdx.x) % 4; i < row.dim; i += 4)
-      before += s.magnitude[i] > mine || (s.magnitude[i] == mine && i < d);
+#pragma unroll 4
+    for (int i = int(threadIdx.x) % 2 * 4; i < row.dim; i += 8) {
+      const float4 four = *reinterpret_cast<const float4*>(s.magnitude + i);
+      const float x[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) before += i + e < d ? x[e] >= mine : x[e] > mine;
+    }
     before += __shfl_xor_sync(kAll, before, 1);
-    before += __shfl_xor_sync(kAll, before, 2);
-    if (threadIdx.x % 4 == 0) s.channels[before] = d;
+    if (threadIdx.x % 2 == 0) s.channels[before] = d;
   }
   __syncthreads();
 }
@@ -83,6 +91,7 @@ __device__ __forceinline__ void ChooseQueries(const Row& row, const RankShared& 
     for (int i = lane; i < r; i += 32) held += fabsf(q[s.channels[i]]);
     total = SumOfWarp(total), held = SumOfWarp(held);
     const float tau = sqrtf(held > 0 ? float(row.dim) * held / total : float(row.dim));
+    if (lane == 0) s.factor[h] = kLog2e / tau;
 #pragma unroll 1
     for (int i = lane; i < padded; i += 32)
       s.ranker[(h / kHeads * row.dim + i) * kHeads + h % kHeads] =
@@ -96,19 +105,6 @@ __device__ __forceinline__ void ChooseQueries(const Row& row, const RankShared& 
 // Eight keys of a channel's row of a copy.
 template <KeyCopy F>
 struct CopyOf;
-template <>
-struct CopyOf<KeyCopy::kF16> {
-  using Word = uint4;
-  static constexpr int kBias = 0;
-  __device__ static __forceinline__ void Unpack(Word w, float (&k)[8]) {
-    const uint32_t pairs[4] = {w.x, w.y, w.z, w.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float2 two = Pair(pairs[i], false);
-      k[2 * i] = two.x, k[2 * i + 1] = two.y;
-    }
-  }
-};
 template <>
 struct CopyOf<KeyCopy::kInt8> {
   using Word = uint2;
@@ -161,19 +157,17 @@ __device__ __forceinline__ void RankSealed(const Row& row, const RankShared& s, 
     for (int i = 0; i < kBatch; ++i) {
       const int channel = s.channels[i0 + i];
       word[i] = Load<typename Copy::Word>(codes + channel * kRowBytes);
-      if constexpr (F != KeyCopy::kF16) scale[i] = Load<uint16_t>(scales + channel * 4);
+      scale[i] = Load<uint16_t>(scales + channel * 4);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const float4 four = *reinterpret_cast<const float4*>(ranker + (i0 + i) * kHeads);
       float q[kHeads] = {four.x, four.y, four.z, four.w}, k[8];
       Copy::Unpack(word[i], k);
-      if constexpr (F != KeyCopy::kF16) {
 #pragma unroll
-        for (int t = 0; t < 8; ++t) k[t] -= float(Copy::kBias);
+      for (int t = 0; t < 8; ++t) k[t] -= float(Copy::kBias);
 #pragma unroll
-        for (int e = 0; e < kHeads; ++e) q[e] *= Half(scale[i]);
-      }
+      for (int e = 0; e < kHeads; ++e) q[e] *= Half(scale[i]);
 #pragma unroll
       for (int e = 0; e < kHeads; ++e)
 #pragma unroll
@@ -247,6 +241,7 @@ __device__ __forceinline__ void RankTile(const SparqDecodeArgs& a, const Plan& p
     float logit[kHeads][8] = {};
     if (tokens.sealed) RankSealed<F>(row, s, tokens, h0, r, logit);
     __syncwarp();
+    Stamp(5);
 #pragma unroll
     for (int e = 0; e < kHeads; ++e) {
       if (h0 + e >= row.group) continue;
@@ -259,13 +254,16 @@ __device__ __forceinline__ void RankTile(const SparqDecodeArgs& a, const Plan& p
       KeepLogits(plan, row, s, tokens, h0 + e, logit[e]);
     }
   }
+}
+
+// The level of each head over the tile.
+__device__ __forceinline__ void KeepLevels(const Plan& plan, const Row& row, const RankShared& s) {
   __syncthreads();
-  if (int(threadIdx.x) < row.group) {
-    float2 level = s.levels[threadIdx.x * kWarps];
+  if (int(threadIdx.x) >= row.group) return;
+  float2 level = s.levels[threadIdx.x * kWarps];
 #pragma unroll 1
-    for (int w = 1; w < kWarps; ++w) level = Joined(level, s.levels[threadIdx.x * kWarps + w]);
-    plan.levels[(row.index * plan.tiles + blockIdx.x) * row.group + threadIdx.x] = level;
-  }
+  for (int w = 1; w < kWarps; ++w) level = Joined(level, s.levels[threadIdx.x * kWarps + w]);
+  plan.levels[(row.index * plan.tiles + blockIdx.x) * row.group + threadIdx.x] = level;
 }
 
 }  // namespace nibble::cuda::sparq

@@ -86,31 +86,63 @@ __device__ __forceinline__ void FindLevels(const Plan& plan, const Row& row, con
   }
 }
 
-// Scores of the block's tokens as keys: the newest `local` and the first `sinks` are above all others. Four
-// neighbours a thread.
+// Bins of keys. Scores of weights lie in 0 .. 16: 64 bins an octave down to 2^-28, and the rest in the lowest.
+struct Bins {
+  int shift, lowest;
+  __device__ __forceinline__ explicit Bins(const SparqParams& p)
+      : shift(p.rank_logits ? 21 : 17), lowest(p.rank_logits ? 0 : 0x4000 + (0x41800000 >> 17) - 2046) {}
+  __device__ __forceinline__ int Of(uint32_t key) const {
+    return min(max(int(key >> shift) - lowest, 0), kBins - 1);
+  }
+  __device__ __forceinline__ uint64_t Least(int bin) const {  // the least order of a bin; not kNeverKey's
+    return bin == 0 ? uint64_t{1} << kPositionBits : uint64_t{uint32_t(bin + lowest)} << (shift + kPositionBits);
+  }
+};
+
+// Scores of eight neighbouring tokens.
+__device__ __forceinline__ void ScoreEight(const Plan& plan, const Row& row, const Shared& s, int position,
+                                           bool logits_only, float (&score)[kDealt]) {
+#pragma unroll 1
+  for (int h0 = 0; h0 < row.group; h0 += kHeads) {
+    float4 x[kHeads][2];
+#pragma unroll
+    for (int e = 0; e < kHeads; ++e) {  // all loads are under way together
+      const float4* from =
+          reinterpret_cast<const float4*>(row.Logits(plan, min(h0 + e, row.group - 1)) + position);
+      x[e][0] = from[0], x[e][1] = from[1];
+    }
+#pragma unroll
+    for (int e = 0; e < kHeads; ++e) {
+      if (h0 + e >= row.group) break;
+      const float level = logits_only ? 0.0f : s.level[h0 + e];
+      const float logit[kDealt] = {x[e][0].x, x[e][0].y, x[e][0].z, x[e][0].w,
+                                   x[e][1].x, x[e][1].y, x[e][1].z, x[e][1].w};
+#pragma unroll
+      for (int i = 0; i < kDealt; ++i) score[i] += logits_only ? logit[i] : Exp2(logit[i] - level);
+    }
+  }
+}
+
+// Scores of the block's tokens as keys, and how many are in each bin: the newest `local` and the first `sinks`
+// are above all others.
 __device__ __forceinline__ void MakeKeys(const Plan& plan, const Row& row, const Share& share, const Shared& s,
-                                         const SparqParams& p) {
+                                         const SparqParams& p, const Bins& bins) {
   const int local = p.local < 0 ? p.k / 4 : p.local;
 #pragma unroll 1
-  for (int t = int(threadIdx.x) * 4; t < share.tokens; t += kThreads * 4) {
+  for (int t = int(threadIdx.x) * kDealt; t < share.tokens; t += kThreads * kDealt) {
     const int position = share.PositionOf(t);
-    float score[4] = {0, 0, 0, 0};
-    if (row.SeesPage(position / kPage)) {
-#pragma unroll 4
-      for (int h = 0; h < row.group; ++h) {
-        const float4 x = *reinterpret_cast<const float4*>(row.Logits(plan, h) + position);
-        const float logit[4] = {x.x, x.y, x.z, x.w};
+    float score[kDealt] = {};
+    if (row.SeesPage(position / kPage)) ScoreEight(plan, row, s, position, p.rank_logits, score);
+    uint32_t key[kDealt];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) score[i] += p.rank_logits ? logit[i] : Exp2(logit[i] - s.level[h]);
-      }
-    }
-    uint32_t key[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kDealt; ++i) {
       key[i] = position + i > row.position - local || position + i < p.sinks ? kForcedKey : OrderKey(score[i]);
       if (!row.Sees(position + i)) key[i] = kNeverKey;
+      if (key[i] != kNeverKey) atomicAdd(s.counts + bins.Of(key[i]), 1u);
     }
-    *reinterpret_cast<uint4*>(s.keys + t) = make_uint4(key[0], key[1], key[2], key[3]);
+    uint4* to = reinterpret_cast<uint4*>(s.keys + t);
+    to[0] = make_uint4(key[0], key[1], key[2], key[3]);
+    to[1] = make_uint4(key[4], key[5], key[6], key[7]);
   }
   __syncthreads();
 }
@@ -172,21 +204,15 @@ __device__ __forceinline__ Digit FindDigit(const Share& share, const Shared& s, 
   return {first + fine.value, group.above + coarse.above + fine.above, fine.inside};
 }
 
-// Counts the block's tokens by digit_of, which is negative for those that do not count, and finds the digit in
-// which the `wanted`th token of all blocks from above lies.
-template <class DigitOf>
-__device__ __forceinline__ Digit CountAndFind(const Share& share, const Shared& s, uint32_t* counts,
-                                              int wanted, const DigitOf& digit_of) {
+__device__ __forceinline__ void ClearCounts(uint32_t* counts) {
 #pragma unroll 1
-  for (int i = int(threadIdx.x); i < (kBins + kCoarse) / 4; i += kThreads)
+  for (int i = int(threadIdx.x); i < kBins / 4; i += kThreads)
     reinterpret_cast<uint4*>(counts)[i] = uint4{0, 0, 0, 0};
-  __syncthreads();
-#pragma unroll 1
-  for (int i = int(threadIdx.x); i < share.tokens; i += kThreads) {
-    const int digit = digit_of(i);
-    if (digit >= 0) atomicAdd(counts + digit, 1u);
-  }
-  __syncthreads();
+}
+
+// The digit in which the `wanted`th token of all blocks from above lies, of those that are counted.
+__device__ __forceinline__ Digit FindInCounts(const Share& share, const Shared& s, uint32_t* counts,
+                                              int wanted) {
   if (threadIdx.x < kCoarse) {
     uint32_t sum = 0;
 #pragma unroll
@@ -196,17 +222,17 @@ __device__ __forceinline__ Digit CountAndFind(const Share& share, const Shared& 
     }
     counts[kBins + threadIdx.x] = sum;
   }
+  Stamp(13);
   ClusterSync();
-  {
-    const int part = int(threadIdx.x) / kCoarse, bin = int(threadIdx.x) % kCoarse;
-    uint32_t x[kMostBlocks / 2], sum = 0;
+  Stamp(14);
+  const int part = int(threadIdx.x) / kCoarse, bin = int(threadIdx.x) % kCoarse;
+  uint32_t x[kMostBlocks / 2], sum = 0;
 #pragma unroll
-    for (int i = 0; i < kMostBlocks / 2; ++i)
-      x[i] = *OfBlock(counts + kBins + bin, min(2 * i + part, share.blocks - 1));
+  for (int i = 0; i < kMostBlocks / 2; ++i)
+    x[i] = *OfBlock(counts + kBins + bin, min(2 * i + part, share.blocks - 1));
 #pragma unroll
-    for (int i = 0; i < kMostBlocks / 2; ++i) sum += 2 * i + part < share.blocks ? x[i] : 0;
-    s.coarse[part * kCoarse + bin] = sum;
-  }
+  for (int i = 0; i < kMostBlocks / 2; ++i) sum += 2 * i + part < share.blocks ? x[i] : 0;
+  s.coarse[part * kCoarse + bin] = sum;
   __syncthreads();
   if (threadIdx.x < 32) {
     const Digit found = FindDigit(share, s, counts, wanted);
@@ -256,10 +282,15 @@ __device__ __forceinline__ uint64_t FindByDigits(const Share& share, const Share
     // The others may still read the counts of the digit before, not those of the one before that.
     uint32_t* counts = s.counts + (digit + 1) % 2 * (kBins + kCoarse);
     const int shift = kShift[digit], bits = above_shift - shift;
-    const Digit found = CountAndFind(share, s, counts, k, [&](int i) {
+    ClearCounts(counts);
+    __syncthreads();
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < share.tokens; i += kThreads) {
       const uint64_t order = Order(share, s, i);
-      return order >> above_shift == least ? int(order >> shift & ((1u << bits) - 1)) : -1;
-    });
+      if (order >> above_shift == least) atomicAdd(counts + (order >> shift & ((1u << bits) - 1)), 1u);
+    }
+    __syncthreads();
+    const Digit found = FindInCounts(share, s, counts, k);
     least = least << bits | uint32_t(found.value);
     above_shift = shift;
     k -= found.above;
@@ -269,38 +300,55 @@ __device__ __forceinline__ uint64_t FindByDigits(const Share& share, const Share
 }
 
 // Tokens with this order and above are read.
-__device__ __forceinline__ uint64_t FindThreshold(const Share& share, const Shared& s, const SparqParams& p) {
-  // Scores of weights lie in 0 .. 16: 64 bins an octave down to 2^-28, and the rest in the lowest.
-  const int shift = p.rank_logits ? 21 : 17, lowest = p.rank_logits ? 0 : 0x4000 + (0x41800000 >> 17) - 2046;
-  const auto bin_of = [&](int i) {
-    const uint32_t key = s.keys[i];
-    return key == kNeverKey ? -1 : min(max(int(key >> shift) - lowest, 0), kBins - 1);
-  };
-  if (threadIdx.x == 0) s.scalars[0] = 0;
-  const Digit bin = CountAndFind(share, s, s.counts, p.k, bin_of);
-  const int wanted = p.k - bin.above;
-  if (bin.inside == wanted)
-    return bin.value == 0 ? uint64_t{1} << kPositionBits
-                          : uint64_t{uint32_t(bin.value + lowest)} << (shift + kPositionBits);
-  if (bin.inside > kMostCandidates) return FindByDigits(share, s, p.k);
+__device__ __forceinline__ uint64_t FindThreshold(const Share& share, const Shared& s, const Bins& bins,
+                                                  int k) {
+  const Digit bin = FindInCounts(share, s, s.counts, k);
+  const int wanted = k - bin.above;
+  if (bin.inside == wanted) return bins.Least(bin.value);
+  if (bin.inside > kMostCandidates) return FindByDigits(share, s, k);
 #pragma unroll 1
-  for (int i = int(threadIdx.x); i < share.tokens; i += kThreads)
-    if (bin_of(i) == bin.value) s.candidates[atomicAdd(s.scalars, 1)] = Order(share, s, i);
+  for (int t = int(threadIdx.x) * 4; t < share.tokens; t += kThreads * 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(s.keys + t);
+    const uint32_t key[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (key[i] != kNeverKey && bins.Of(key[i]) == bin.value)
+        s.candidates[atomicAdd(s.scalars, 1)] = Order(share, s, t + i);
+  }
   return Compare(share, s, wanted);
 }
 
+// Of eight neighbouring tokens those that are read.
+__device__ __forceinline__ uint32_t TakenOf(const Row& row, const Share& share, const Shared& s, int token,
+                                            uint64_t least) {
+  const int position = share.PositionOf(token);
+  uint32_t taken = 0;
+  if (row.all) {
+#pragma unroll
+    for (int i = 0; i < kDealt; ++i) taken |= uint32_t(row.Sees(position + i)) << i;
+    return taken;
+  }
+  const uint4* keys = reinterpret_cast<const uint4*>(s.keys + token);
+  const uint4 a = keys[0], b = keys[1];
+  const uint32_t key[kDealt] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+  for (int i = 0; i < kDealt; ++i) {
+    const uint64_t order = uint64_t{key[i]} << kPositionBits | uint32_t((1 << kPositionBits) - 1 - position - i);
+    taken |= uint32_t(order >= least) << i;
+  }
+  return taken;
+}
+
 // Lists the positions of the block's tokens that are taken, or seen where all are, in order; returns how
-// many. A thread looks at neighbouring tokens.
+// many. A thread looks at neighbouring groups.
 __device__ __forceinline__ int ListTokens(const Row& row, const Share& share, const Shared& s,
                                           uint64_t least) {
-  const int each = (share.tokens + kThreads - 1) / kThreads, lane = int(threadIdx.x % 32);
-  const int begin = min(int(threadIdx.x) * each, share.tokens), end = min(begin + each, share.tokens);
-  const auto taken = [&](int i) {
-    return row.all ? row.Sees(share.PositionOf(i)) : Order(share, s, i) >= least;
-  };
+  const int groups = share.tokens / kDealt, each = (groups + kThreads - 1) / kThreads;
+  const int begin = min(int(threadIdx.x) * each, groups), end = min(begin + each, groups);
+  const int lane = int(threadIdx.x % 32);
   int count = 0;
 #pragma unroll 1
-  for (int i = begin; i < end; ++i) count += taken(i);
+  for (int i = begin; i < end; ++i) count += __popc(TakenOf(row, share, s, i * kDealt, least));
   int before = count;
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
@@ -315,10 +363,12 @@ __device__ __forceinline__ int ListTokens(const Row& row, const Share& share, co
     if (w < int(threadIdx.x / 32)) at += s.scalars[8 + w];
     total += s.scalars[8 + w];
   }
-  if (count > 0)
+  if (count > 0) {
 #pragma unroll 1
     for (int i = begin; i < end; ++i)
-      if (taken(i)) s.list[at++] = share.PositionOf(i);
+      for (uint32_t taken = TakenOf(row, share, s, i * kDealt, least); taken != 0; taken &= taken - 1)
+        s.list[at++] = share.PositionOf(i * kDealt) + __ffs(int(taken)) - 1;
+  }
   __syncthreads();
   return total;
 }

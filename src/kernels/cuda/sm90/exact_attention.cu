@@ -5,8 +5,6 @@
 // Keys are visited from the last to the first, so only the first tiles need a mask.
 #include <cuda_bf16.h>
 
-#include <cstdlib>
-
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/sm90/descriptor.cuh"
@@ -134,10 +132,13 @@ struct Producer {
 };
 
 // One warpgroup: 64 queries of each unit.
-template <int kDim, bool kTurns>
+template <int kDim>
 struct Consumer {
   using Memory = Shared<kDim>;
   using Ring = RingPosition<Memory::kStages>;
+  // The warpgroups take turns at issuing products: the softmax of one then falls under the products of the
+  // other. At head size 64 the softmax takes longer than they do, and turns cost 2%.
+  static constexpr bool kTurns = kDim == 128;
   const ExactAttentionArgs& a;
   Memory& shared;
   const int mine = int(threadIdx.x) / 128 - 1, lane = int(threadIdx.x) % 32;
@@ -269,7 +270,7 @@ struct Consumer {
   }
 };
 
-template <int kDim, bool kTurns>
+template <int kDim>
 __global__ __launch_bounds__(384, 1) void ExactKernel(const __grid_constant__ Maps maps,
                                                       const ExactAttentionArgs a) {
   extern __shared__ uint8_t raw[];
@@ -295,7 +296,7 @@ __global__ __launch_bounds__(384, 1) void ExactKernel(const __grid_constant__ Ma
     if (threadIdx.x < 32) Producer<kDim>{maps, a, shared}.Run(units);
   } else {
     grow_registers<240>();
-    Consumer<kDim, kTurns>{a, shared}.Run(units);
+    Consumer<kDim>{a, shared}.Run(units);
   }
 }
 
@@ -328,8 +329,7 @@ template <int kDim>
 Launch Run(const ExactAttentionArgs& a, Stream stream) {
   Maps maps{};
   if (const cudaError_t e = MakeMaps<kDim>(&maps, a)) return {int(e), "exact attention: a tensor map"};
-  static const bool turns = getenv("NIBBLE_TURNS") != nullptr;
-  const auto kernel = turns ? ExactKernel<kDim, true> : ExactKernel<kDim, false>;
+  const auto kernel = ExactKernel<kDim>;
   constexpr int kBytes = sizeof(Shared<kDim>) + 1024;
   static_assert(kBytes <= 227 * 1024);
   static const cudaError_t allowed = AllowShared(kernel, kBytes);

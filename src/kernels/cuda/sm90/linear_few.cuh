@@ -16,7 +16,7 @@
 
 namespace nibble::cuda::sm90 {
 
-inline constexpr int kFewThreads = 512, kFewWarps = kFewThreads / 32, kUnitRows = 16;
+inline constexpr int kUnitRows = 16;
 
 // Where things lie in a block's shared memory, host and device.
 struct FewLayout {
@@ -140,10 +140,11 @@ struct FewOutput {
   uint32_t offset;  // what was added to every weight
 };
 
+template <int kThreads>
 NIBBLE_DEVICE void finish(const LinearIntArgs& a, const FewLayout& l, int first_unit, const int* sums,
                           const FewOutput* outputs) {
   const int row0 = first_unit * kUnitRows, pairs = min(l.units * kUnitRows, a.w.n - row0) / 2;
-  for (int i = int(threadIdx.x); i < pairs * a.rows; i += kFewThreads) {
+  for (int i = int(threadIdx.x); i < pairs * a.rows; i += kThreads) {
     const int m = i / pairs, n = i % pairs * 2;
     const float scale_x = a.x_scale[m];
     const uint32_t row_sum = uint32_t(a.row_sum[m]);
@@ -161,10 +162,11 @@ NIBBLE_DEVICE void finish(const LinearIntArgs& a, const FewLayout& l, int first_
   }
 }
 
-template <Storage kStorage, int kTiles, int kDepth>
-__global__ __launch_bounds__(kFewThreads, kTiles <= 4 ? 2 : 1) void linear_few_kernel(
+template <Storage kStorage, int kTiles, int kWarps, int kDepth>
+__global__ __launch_bounds__(32 * kWarps, 1024 / (32 * kWarps)) void linear_few_kernel(
     const __grid_constant__ LinearIntArgs a, const __grid_constant__ FewLayout l) {
   using namespace hopper;
+  constexpr int kThreads = 32 * kWarps;
   extern __shared__ __align__(128) uint8_t memory[];
   __shared__ uint64_t x_full;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x % 32);
@@ -173,8 +175,8 @@ __global__ __launch_bounds__(kFewThreads, kTiles <= 4 ? 2 : 1) void linear_few_k
   FewOutput* outputs = reinterpret_cast<FewOutput*>(memory + l.outputs);
   const int first_unit = int(blockIdx.x) * l.units;
   const int units = min(l.units, (a.w.n + kUnitRows - 1) / kUnitRows - first_unit),
-            items = units * KBlocks(a.w.k), begin = items * warp / kFewWarps,
-            end = items * (warp + 1) / kFewWarps;
+            items = units * KBlocks(a.w.k), begin = items * warp / kWarps,
+            end = items * (warp + 1) / kWarps;
 
   FewCursor<kStorage> ahead(a.w, first_unit, begin);
   int to_load = end - begin;
@@ -193,8 +195,8 @@ __global__ __launch_bounds__(kFewThreads, kTiles <= 4 ? 2 : 1) void linear_few_k
     for (int m = 0; m < a.rows; ++m)
       bulk_load(memory + l.x + m * l.x_stride, a.x + int64_t{m} * a.w.k, uint32_t(a.w.k), &x_full);
   }
-  for (int i = int(threadIdx.x); i < a.rows * l.sum_stride; i += kFewThreads) sums[i] = 0;
-  for (int i = int(threadIdx.x); i < units * kUnitRows; i += kFewThreads) {
+  for (int i = int(threadIdx.x); i < a.rows * l.sum_stride; i += kThreads) sums[i] = 0;
+  for (int i = int(threadIdx.x); i < units * kUnitRows; i += kThreads) {
     const int n = first_unit * kUnitRows + i;
     outputs[i] = {__ldg(a.w.scale + n), kStorage == Storage::kW4A8Group ? 128u : uint32_t(__ldg(a.w.zero + n))};
   }
@@ -221,22 +223,22 @@ __global__ __launch_bounds__(kFewThreads, kTiles <= 4 ? 2 : 1) void linear_few_k
   if (kb > 0 && begin < end) add_sums<kTiles>(sums, l.sum_stride, a.rows, unit, sum);
   wait_for_previous_kernel();  // of every thread that touches y
   __syncthreads();
-  finish(a, l, first_unit, sums, outputs);
+  finish<kThreads>(a, l, first_unit, sums, outputs);
 }
 
-template <Storage kStorage, int kTiles, int kDepth>
+template <Storage kStorage, int kTiles, int kWarps, int kDepth>
 Launch launch_few(const LinearIntArgs& a, int processors, cudaStream_t stream) {
-  const auto kernel = linear_few_kernel<kStorage, kTiles, kDepth>;
+  const auto kernel = linear_few_kernel<kStorage, kTiles, kWarps, kDepth>;
   static const cudaError_t allowed = AllowShared(kernel, 227 * 1024 - 64);
   if (allowed != cudaSuccess) return {int(allowed), "LinearInt: shared memory"};
   const int all = (a.w.n + kUnitRows - 1) / kUnitRows, units = (all + processors - 1) / processors;
-  const FewLayout l = FewLayout::Of(a, units, kFewWarps * kDepth * int(sizeof(FewSlot)));
+  const FewLayout l = FewLayout::Of(a, units, kWarps * kDepth * int(sizeof(FewSlot)));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = a.early_start;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned((all + units - 1) / units));
-  config.blockDim = dim3(kFewThreads);
+  config.blockDim = dim3(32 * kWarps);
   config.dynamicSmemBytes = size_t(l.bytes);
   config.stream = stream;
   config.attrs = &attribute;
