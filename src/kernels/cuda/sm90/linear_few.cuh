@@ -16,7 +16,7 @@
 
 namespace nibble::cuda::sm90 {
 
-inline constexpr int kUnitRows = 16;
+inline constexpr int kUnitRows = 16, kFewMostShared = 226 * 1024;
 
 // Where things lie in a block's shared memory, host and device.
 struct FewLayout {
@@ -229,7 +229,7 @@ __global__ __launch_bounds__(32 * kWarps, 1024 / (32 * kWarps)) void linear_few_
 template <Storage kStorage, int kTiles, int kWarps, int kDepth>
 Launch launch_few(const LinearIntArgs& a, int processors, cudaStream_t stream) {
   const auto kernel = linear_few_kernel<kStorage, kTiles, kWarps, kDepth>;
-  static const cudaError_t allowed = AllowShared(kernel, 227 * 1024 - 64);
+  static const cudaError_t allowed = AllowShared(kernel, kFewMostShared);
   if (allowed != cudaSuccess) return {int(allowed), "LinearInt: shared memory"};
   const int all = (a.w.n + kUnitRows - 1) / kUnitRows, units = (all + processors - 1) / processors;
   const FewLayout l = FewLayout::Of(a, units, kWarps * kDepth * int(sizeof(FewSlot)));
