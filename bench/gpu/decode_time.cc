@@ -16,12 +16,15 @@ struct TimedShape {
   int batch, length, heads, kv_heads, head_dim = 128, chunk_pages = cuda::kDecodeChunkPages;
 };
 
+// Pages begin at multiples of 32 bytes, the sectors of the L2: at odd multiples of 16 it sends twice the bytes.
+int64_t StrideOf(int64_t page_bytes) { return (page_bytes + 31) / 32 * 32; }
+
 // A pool of pages that repeat a few hundred encoded ones.
 Buffer<std::byte> MakePool(kv::CodecId codec, int head_dim, int64_t pages, uint32_t seed) {
   constexpr int kDistinct = 128;
   const kv::CodecInfo& info = kv::Get(codec);
   const kv::PageShape shape{head_dim, kv::kPageTokens};
-  const size_t stride = size_t(RoundUp16(info.page_bytes(shape)));
+  const size_t stride = size_t(StrideOf(info.page_bytes(shape)));
   std::vector<std::byte> host(kDistinct * stride);
   std::vector<float> rows(size_t(kv::kPageTokens * head_dim));
   for (int p = 0; p < kDistinct; ++p) {
@@ -46,7 +49,7 @@ void TimeOne(Times* times, const TimedShape& s) {
   if (s.chunk_pages != cuda::kDecodeChunkPages) shape += fmt::format(" chunks of {} pages", s.chunk_pages);
   if (!times->Wanted(name + " " + shape)) return;
   const int sealed = (s.length - 1) / kv::kPageTokens, open = s.length - sealed * kv::kPageTokens;
-  const int64_t page = codec.page_bytes({s.head_dim, kv::kPageTokens}), stride = RoundUp16(page);
+  const int64_t page = codec.page_bytes({s.head_dim, kv::kPageTokens}), stride = StrideOf(page);
   const int64_t bytes = int64_t{2} * s.batch * s.kv_heads * (sealed * page + int64_t{open} * s.head_dim * 2);
   const int copies = ColdCopies(size_t(bytes));
   const int64_t pages = int64_t{s.batch} * sealed;

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <int kChunks>
-__global__ void __launch_bounds__(kThreads, kChunks == 1 ? 4 : 2)
+__global__ void __launch_bounds__(kThreads, kChunks == 1 ? 3 : 2)
     SelectKernel(const __grid_constant__ SparqDecodeArgs a, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) char memory[];
   Stamp(8);

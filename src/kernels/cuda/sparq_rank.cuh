@@ -48,14 +48,14 @@ __device__ __forceinline__ void OrderChannels(const Row& row, const RankShared& 
   __syncthreads();
 #pragma unroll 1
   for (int d = int(threadIdx.x) / 2; d < row.dim; d += kThreads / 2) {
-    const float mine = s.magnitude[d];
+    const int mine = __float_as_int(s.magnitude[d]);  // not negative: integers order as the floats do
     int before = 0;
 #pragma unroll 4
     for (int i = int(threadIdx.x) % 2 * 4; i < row.dim; i += 8) {
-      const float4 four = *reinterpret_cast<const float4*>(s.magnitude + i);
-      const float x[4] = {four.x, four.y, four.z, four.w};
+      const int4 four = *reinterpret_cast<const int4*>(s.magnitude + i);
+      const int x[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-      for (int e = 0; e < 4; ++e) before += i + e < d ? x[e] >= mine : x[e] > mine;
+      for (int e = 0; e < 4; ++e) before += x[e] + int(i + e < d) > mine;
     }
     before += __shfl_xor_sync(kAll, before, 1);
     if (threadIdx.x % 2 == 0) s.channels[before] = d;

@@ -78,6 +78,26 @@ __device__ __forceinline__ void KeepSixteen(const Plan& plan, const Row& row, in
   *level = {max, sum};
 }
 
+// A lane's logits of a page, from the products or of the open page from s.open.
+template <bool kWide>
+__device__ __forceinline__ void KeepPage(const Plan& plan, const Row& row, const RankShared& s, int page,
+                                         const float (&sum)[8][4], float2 (&level)[kWide ? 2 : 1]) {
+  const int g = int(threadIdx.x % 32 / 4), j = int(threadIdx.x % 4);
+#pragma unroll
+  for (int half = 0; half < (kWide ? 2 : 1); ++half) {
+    const int h = g + 8 * half;
+    if (h >= row.group) continue;
+    float logit[2][8];
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+#pragma unroll
+      for (int t = 0; t < 8; ++t)
+        logit[e][t] = page == row.own ? s.open[h * kPage + (2 * j + e) * 8 + t]
+                                      : sum[t][2 * half + e] * s.factor[h];
+    KeepSixteen(plan, row, page, h, logit, &level[half]);
+  }
+}
+
 template <bool kWide>
 __device__ __forceinline__ void RankTileF16(const SparqDecodeArgs& a, const Plan& plan, const Row& row,
                                             const RankShared& s, int table, int r) {
@@ -86,35 +106,37 @@ __device__ __forceinline__ void RankTileF16(const SparqDecodeArgs& a, const Plan
   float2 level[kWide ? 2 : 1];
 #pragma unroll
   for (float2& x : level) x = {kNoScore, 0};
-#pragma unroll 1
-  for (int i = 0; i < kPagesOfWarp; ++i) {
-    const int page = int(blockIdx.x) * kTilePages + warp * kPagesOfWarp + i;
-    const int64_t at = __shfl_sync(kAll, table, i);
-    if (!row.SeesPage(page)) continue;
-    float sum[8][4] = {};
+  const int first = int(blockIdx.x) * kTilePages + warp * kPagesOfWarp, items = kPagesOfWarp * batches;
+  float sum[8][4];
+  // An item is a batch of a page. While one is multiplied the next is under way.
+  const auto load = [&](uint4(&x)[8], int item) {
+    const int page = first + item / batches;
+    const int64_t at = __shfl_sync(kAll, table, item / batches);
+    if (!row.SeesPage(page) || page == row.own) return;
     const std::byte* copy =
         a.records + at * a.record_stride + row.head * a.record_head_stride + a.k_copy + g * 16;
+    const int* channels = s.channels + item % batches * 32 + 8 * j;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) x[c] = Load<uint4>(copy + channels[c] * (kPage * 2));
+  };
+  const auto use = [&](const uint4(&x)[8], int item) {
+    const int page = first + item / batches, batch = item % batches;
+    if (!row.SeesPage(page)) return;
+    if (batch == 0) {
+#pragma unroll
+      for (int t = 0; t < 8; ++t) sum[t][0] = sum[t][1] = sum[t][2] = sum[t][3] = 0;
+    }
+    if (page < row.own) MultiplyBatch<kWide>(s, batch, x, sum);
+    if (batch == batches - 1) KeepPage<kWide>(plan, row, s, page, sum, level);
+  };
+  uint4 even[8], odd[8];
+  load(even, 0);
 #pragma unroll 1
-    for (int batch = 0; batch < batches && page < row.own; ++batch) {
-      uint4 x[8];
-#pragma unroll
-      for (int c = 0; c < 8; ++c)
-        x[c] = Load<uint4>(copy + s.channels[batch * 32 + 8 * j + c] * (kPage * 2));
-      MultiplyBatch<kWide>(s, batch, x, sum);
-    }
-#pragma unroll
-    for (int half = 0; half < (kWide ? 2 : 1); ++half) {
-      const int h = g + 8 * half;
-      if (h >= row.group) continue;
-      float logit[2][8];
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-#pragma unroll
-        for (int t = 0; t < 8; ++t)
-          logit[e][t] = page == row.own ? s.open[h * kPage + (2 * j + e) * 8 + t]
-                                        : sum[t][2 * half + e] * s.factor[h];
-      KeepSixteen(plan, row, page, h, logit, &level[half]);
-    }
+  for (int item = 0; item < items; item += 2) {
+    if (item + 1 < items) load(odd, item + 1);
+    use(even, item);
+    if (item + 2 < items) load(even, item + 2);
+    if (item + 1 < items) use(odd, item + 1);
   }
 #pragma unroll
   for (int half = 0; half < (kWide ? 2 : 1); ++half) {

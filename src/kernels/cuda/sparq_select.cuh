@@ -99,6 +99,16 @@ struct Bins {
   }
 };
 
+// A load that stays where it is: the compiler would put it before its use and wait for each.
+__device__ __forceinline__ float4 LoadOrdered(const float* from) {
+  float4 x;
+  asm volatile("ld.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+
 // Scores of eight neighbouring tokens.
 __device__ __forceinline__ void ScoreEight(const Plan& plan, const Row& row, const Shared& s, int position,
                                            bool logits_only, float (&score)[kDealt]) {
@@ -107,9 +117,8 @@ __device__ __forceinline__ void ScoreEight(const Plan& plan, const Row& row, con
     float4 x[kHeads][2];
 #pragma unroll
     for (int e = 0; e < kHeads; ++e) {  // all loads are under way together
-      const float4* from =
-          reinterpret_cast<const float4*>(row.Logits(plan, min(h0 + e, row.group - 1)) + position);
-      x[e][0] = from[0], x[e][1] = from[1];
+      const float* from = row.Logits(plan, min(h0 + e, row.group - 1)) + position;
+      x[e][0] = LoadOrdered(from), x[e][1] = LoadOrdered(from + 4);
     }
 #pragma unroll
     for (int e = 0; e < kHeads; ++e) {
