@@ -16,7 +16,8 @@ struct TimedShape {
   int batch, length, heads, kv_heads, head_dim = 128, chunk_pages = cuda::kDecodeChunkPages;
 };
 
-// Pages begin at multiples of 32 bytes, the sectors of the L2: at odd multiples of 16 it sends twice the bytes.
+// Pages begin at multiples of 32 bytes, the sectors of the L2: at odd multiples of 16 it sends twice the
+// bytes.
 int64_t StrideOf(int64_t page_bytes) { return (page_bytes + 31) / 32 * 32; }
 
 // A pool of pages that repeat a few hundred encoded ones.

@@ -56,8 +56,10 @@ void TimeOne(Times* times, const TimedWeights& w, int rows, cuda::LinearPlan pla
   });
   const double bytes = double(cuda::LinearBytes(w.storage, n, k)) + double(x_bytes) + 2.0 * rows * n;
   const double memory = bytes / kReadBandwidth, tensor = 2.0 * rows * n * k / kTensorRate;
-  times->Add(op, fmt::format("{}x{} rows {} tile {} split {} kind {}", n, k, rows, plan.tokens, plan.split, int(plan.kind)), seconds,
-             std::max(memory, tensor), memory > tensor ? "4.64 TB/s" : "1,900 TOP/s");
+  times->Add(op,
+             fmt::format("{}x{} rows {} tile {} split {} kind {}", n, k, rows, plan.tokens, plan.split,
+                         int(plan.kind)),
+             seconds, std::max(memory, tensor), memory > tensor ? "4.64 TB/s" : "1,900 TOP/s");
 }
 
 void TimePacking(Times* times, Storage storage, Shape at) {
@@ -107,12 +109,18 @@ void TimeLinear(Times* times) {
           using Plan = cuda::LinearPlan;
           TimeOne(times, w, rows, plan, true, "linear/sweep few");
           for (const int depth : {2, 3, 4, 5, 6, 7, 8, 10})
-            if (rows <= 32 && (depth * (depth < 7 ? 16 : 8) * 1152 + rows * (at.k + 16) + rows * at.n / 128 * 4 + 4096) < 226 * 1024)
+            if (rows <= 32 && (depth * (depth < 7 ? 16 : 8) * 1152 + rows * (at.k + 16) +
+                               rows * at.n / 128 * 4 + 4096) < 226 * 1024)
               TimeOne(times, w, rows, {8, depth, Plan::kFew}, true, "linear/sweep few");
           for (const int split : {1, 2, 3, 4, 6, 8}) {
             const int blocks = (at.n + 127) / 128 * split;
             if (blocks < 60 || (split > 1 && blocks > 300)) continue;
-            TimeOne(times, w, rows, {rows <= 16 ? 16 : rows <= 32 ? 32 : 64, split, Plan::kHalf}, true, "linear/sweep few");
+            TimeOne(times, w, rows,
+                    {rows <= 16   ? 16
+                     : rows <= 32 ? 32
+                                  : 64,
+                     split, Plan::kHalf},
+                    true, "linear/sweep few");
           }
         }
         // `linear/sweep`: every tile and number of parts, from which PlanLinear's figures come.

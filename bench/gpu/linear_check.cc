@@ -27,8 +27,8 @@ struct Case {
 };
 
 std::string NameOf(const Case& c) {
-  return fmt::format("linear/{} {}x{}x{} {}{}{}{} tile {} split {} kind {} seed {}", weight::Name(c.storage), c.n,
-                     c.k, c.rows, c.type == Real::kF32 ? "f32" : "bf16", c.bias ? " bias" : "",
+  return fmt::format("linear/{} {}x{}x{} {}{}{}{} tile {} split {} kind {} seed {}", weight::Name(c.storage),
+                     c.n, c.k, c.rows, c.type == Real::kF32 ? "f32" : "bf16", c.bias ? " bias" : "",
                      c.accumulate ? " accumulate" : "", c.extreme ? " extreme" : "", c.plan.tokens,
                      c.plan.split, int(c.plan.kind), c.seed);
 }
@@ -205,7 +205,9 @@ void CheckLinear(Checks* checks) {
           RunCase(checks,
                   {s,
                    n,
-                   n == 264 ? 2048 : n == 8 ? 128 : 384,
+                   n == 264 ? 2048
+                   : n == 8 ? 128
+                            : 384,
                    rows,
                    rows % 2 ? Real::kF32 : Real::kBF16,
                    rows % 3 == 0,

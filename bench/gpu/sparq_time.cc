@@ -110,7 +110,12 @@ void TimeOne(Times* times, const Pools& p, const std::string& shape, KeyCopy cop
   std::string text;
   for (int i = 0; i < 20; ++i) {
     if (i == 7) continue;
-    text += fmt::format(" {}:{}/{}", i, i == 0 || i == 8 ? 0 : stamps[i] - stamps[i == 9 ? 8 : i == 1 ? 0 : i - 1], stamps[32 + i] - stamps[32]);
+    text += fmt::format(" {}:{}/{}", i,
+                        i == 0 || i == 8 ? 0
+                                         : stamps[i] - stamps[i == 9   ? 8
+                                                              : i == 1 ? 0
+                                                                       : i - 1],
+                        stamps[32 + i] - stamps[32]);
   }
   fmt::print("  stamps{}\n", text);
 }

@@ -98,8 +98,8 @@ __device__ __forceinline__ void MultiplyKeys(float (&s)[T::kTokens / 16][kN][4],
   }
 }
 
-// The queries as the B operand of K Q^T. For FlashQ, which folds the steps of each tile into them, they lie in
-// shared memory, kHalves words of a chunk together.
+// The queries as the B operand of K Q^T. For FlashQ, which folds the steps of each tile into them, they lie
+// in shared memory, kHalves words of a chunk together.
 template <class C, class T, int kN, bool = C::kAffine == Affine::kFlash>
 struct KeyQueries {
   static constexpr int kSharedBytes = 0;

@@ -9,7 +9,8 @@ namespace {
 
 using namespace sparq;
 
-__device__ __forceinline__ void LoadQueries(const DecodeArgs& a, const Plan& plan, const Row& row, float* to) {
+__device__ __forceinline__ void LoadQueries(const DecodeArgs& a, const Plan& plan, const Row& row,
+                                            float* to) {
   const auto* q =
       reinterpret_cast<const __nv_bfloat16*>(a.q) + row.at * a.q_stride + row.head * row.group * row.dim;
 #pragma unroll 1
@@ -86,8 +87,7 @@ __global__ void __launch_bounds__(kThreads, kChunks == 1 ? 3 : 2)
   const Share share(row);
   Shared s;
   Carve(&s, memory, plan, row.dim);
-  if (plan.keys != nullptr)
-    s.keys = plan.keys + (row.index * share.blocks + share.rank) * plan.share;
+  if (plan.keys != nullptr) s.keys = plan.keys + (row.index * share.blocks + share.rank) * plan.share;
   LoadQueries(a.cache, plan, row, s.q);
   ClearCounts(s.counts);
   if (threadIdx.x == 0) s.scalars[0] = 0;

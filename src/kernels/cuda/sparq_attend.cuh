@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The second launch of SparQ, second half, step 3: exact attention over the listed tokens, and the mean of V for the weight of the others.
+// The second launch of SparQ, second half, step 3: exact attention over the listed tokens, and the mean of V
+// for the weight of the others.
 #pragma once
 #include "kernels/cuda/sparq_select.cuh"
 

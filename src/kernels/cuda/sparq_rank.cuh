@@ -216,7 +216,8 @@ __device__ __forceinline__ void RankOpen(const DecodeArgs& a, const Row& row, co
 __device__ __forceinline__ void KeepLogits(const Plan& plan, const Row& row, const RankShared& s,
                                            const LaneTokens& tokens, int h, const float (&logit)[8]) {
   if (row.SeesPage(tokens.page)) {
-    float4* to = reinterpret_cast<float4*>(plan.logits + (row.index * row.group + h) * plan.tokens + tokens.first);
+    float4* to =
+        reinterpret_cast<float4*>(plan.logits + (row.index * row.group + h) * plan.tokens + tokens.first);
     to[0] = {logit[0], logit[1], logit[2], logit[3]};
     to[1] = {logit[4], logit[5], logit[6], logit[7]};
   }
@@ -246,7 +247,8 @@ __device__ __forceinline__ void RankTile(const SparqDecodeArgs& a, const Plan& p
     for (int e = 0; e < kHeads; ++e) {
       if (h0 + e >= row.group) continue;
       if (tokens.page == row.own) {
-        const float4* open = reinterpret_cast<const float4*>(s.open + (h0 + e) * kPage + tokens.first % kPage);
+        const float4* open =
+            reinterpret_cast<const float4*>(s.open + (h0 + e) * kPage + tokens.first % kPage);
         const float4 x = open[0], y = open[1];
         logit[e][0] = x.x, logit[e][1] = x.y, logit[e][2] = x.z, logit[e][3] = x.w;
         logit[e][4] = y.x, logit[e][5] = y.y, logit[e][6] = y.z, logit[e][7] = y.w;

@@ -32,7 +32,8 @@ __device__ __forceinline__ void MakeOperand(const Row& row, const RankShared& s,
 template <bool kWide>
 __device__ __forceinline__ void MultiplyBatch(const RankShared& s, int batch, const uint4 (&x)[8],
                                               float (&sum)[8][4]) {
-  const uint4* operand = reinterpret_cast<const uint4*>(s.operand) + batch * kMostHeads * 4 + threadIdx.x % 32;
+  const uint4* operand =
+      reinterpret_cast<const uint4*>(s.operand) + batch * kMostHeads * 4 + threadIdx.x % 32;
   const uint4 low = operand[0], high = kWide ? operand[32] : uint4{0, 0, 0, 0};
   const uint32_t a[4] = {low.x, low.y, low.z, low.w}, b[4] = {high.x, high.y, high.z, high.w};
 #pragma unroll
@@ -92,8 +93,8 @@ __device__ __forceinline__ void KeepPage(const Plan& plan, const Row& row, const
     for (int e = 0; e < 2; ++e)
 #pragma unroll
       for (int t = 0; t < 8; ++t)
-        logit[e][t] = page == row.own ? s.open[h * kPage + (2 * j + e) * 8 + t]
-                                      : sum[t][2 * half + e] * s.factor[h];
+        logit[e][t] =
+            page == row.own ? s.open[h * kPage + (2 * j + e) * 8 + t] : sum[t][2 * half + e] * s.factor[h];
     KeepSixteen(plan, row, page, h, logit, &level[half]);
   }
 }

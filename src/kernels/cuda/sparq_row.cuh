@@ -56,11 +56,11 @@ struct Carver {
 // One row and KV head.
 struct Row {
   int entry, head, group, dim;
-  int position, first;      // of the row, and the first position that it sees
-  int own, first_page;      // the open page, and the first page with a token that is seen
-  int64_t at;               // row among those of all entries
-  int64_t index;            // of row and KV head in the memory between the launches
-  bool present, all;        // all: every token is read
+  int position, first;  // of the row, and the first position that it sees
+  int own, first_page;  // the open page, and the first page with a token that is seen
+  int64_t at;           // row among those of all entries
+  int64_t index;        // of row and KV head in the memory between the launches
+  bool present, all;    // all: every token is read
 
   __device__ __forceinline__ explicit Row(const SparqDecodeArgs& args) {
     const DecodeArgs& a = args.cache;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The second launch of SparQ, first half: the k tokens with the greatest scores among those of all blocks of a
-// cluster, exactly, of equal scores the first. Bins of the scores show where the k-th greatest lies, and the
-// few tokens of its bin are compared with each other; if they are many, it is found digit by digit.
+// The second launch of SparQ, first half: the k tokens with the greatest scores among those of all blocks of
+// a cluster, exactly, of equal scores the first. Bins of the scores show where the k-th greatest lies, and
+// the few tokens of its bin are compared with each other; if they are many, it is found digit by digit.
 #pragma once
 #include "kernels/cuda/sparq_row.cuh"
 
@@ -14,20 +14,20 @@ inline constexpr uint32_t kNeverKey = 0, kForcedKey = 0xffffffffu;
 
 // What a block keeps; marked are those that the others read.
 struct Shared {
-  float* q;               // [heads, head_dim]
-  float* out;             // others: [heads, head_dim] sums of attention over the block's tokens
-  float* mean;            // [head_dim] sum of V over the row's tokens: the block's share of channels
-  int* list;              // [list] positions of chosen tokens
-  uint32_t* counts;       // others: [2][kBins + kCoarse]
-  uint32_t* coarse;       // [2][kCoarse] the coarse bins of all blocks, in two parts
-  uint64_t* candidates;   // others: [kMostCandidates] of this block
-  uint64_t* compared;     // [kMostCandidates] of all blocks
-  float2* ends;           // others: [kMostHeads] maximum and sum of exp2 of attention
-  float *level, *alpha;   // [kMostHeads] maximum + log2(sum) of all; others: weight of the list
-  uint64_t* least;        // the threshold
-  int* scalars;           // [32] results of one warp for all; others: [0] how many candidates
-  float* parts;           // [kWarps][kHeads][head_dim + 2], where the keys were
-  uint32_t* keys;         // [share]
+  float* q;              // [heads, head_dim]
+  float* out;            // others: [heads, head_dim] sums of attention over the block's tokens
+  float* mean;           // [head_dim] sum of V over the row's tokens: the block's share of channels
+  int* list;             // [list] positions of chosen tokens
+  uint32_t* counts;      // others: [2][kBins + kCoarse]
+  uint32_t* coarse;      // [2][kCoarse] the coarse bins of all blocks, in two parts
+  uint64_t* candidates;  // others: [kMostCandidates] of this block
+  uint64_t* compared;    // [kMostCandidates] of all blocks
+  float2* ends;          // others: [kMostHeads] maximum and sum of exp2 of attention
+  float *level, *alpha;  // [kMostHeads] maximum + log2(sum) of all; others: weight of the list
+  uint64_t* least;       // the threshold
+  int* scalars;          // [32] results of one warp for all; others: [0] how many candidates
+  float* parts;          // [kWarps][kHeads][head_dim + 2], where the keys were
+  uint32_t* keys;        // [share]
 };
 
 // Returns the bytes of it all.
@@ -80,13 +80,15 @@ __device__ __forceinline__ void FindLevels(const Plan& plan, const Row& row, con
     const float2* levels = plan.levels + row.index * plan.tiles * row.group + h;
     float2 level = {kNoScore, 0};
 #pragma unroll 1
-    for (int tile = begin + lane; tile < end; tile += 32) level = Joined(level, levels[int64_t{tile} * row.group]);
+    for (int tile = begin + lane; tile < end; tile += 32)
+      level = Joined(level, levels[int64_t{tile} * row.group]);
     level = JoinedLanes(level);
     if (lane == 0) s.level[h] = level.x + log2f(level.y);
   }
 }
 
-// Bins of keys. Scores of weights lie in 0 .. 16: 64 bins an octave down to 2^-28, and the rest in the lowest.
+// Bins of keys. Scores of weights lie in 0 .. 16: 64 bins an octave down to 2^-28, and the rest in the
+// lowest.
 struct Bins {
   int shift, lowest;
   __device__ __forceinline__ explicit Bins(const SparqParams& p)
@@ -95,7 +97,8 @@ struct Bins {
     return min(max(int(key >> shift) - lowest, 0), kBins - 1);
   }
   __device__ __forceinline__ uint64_t Least(int bin) const {  // the least order of a bin; not kNeverKey's
-    return bin == 0 ? uint64_t{1} << kPositionBits : uint64_t{uint32_t(bin + lowest)} << (shift + kPositionBits);
+    return bin == 0 ? uint64_t{1} << kPositionBits
+                    : uint64_t{uint32_t(bin + lowest)} << (shift + kPositionBits);
   }
 };
 
@@ -132,10 +135,10 @@ __device__ __forceinline__ void ScoreEight(const Plan& plan, const Row& row, con
   }
 }
 
-// Scores of the block's tokens as keys, and how many are in each bin: the newest `local` and the first `sinks`
-// are above all others.
-__device__ __forceinline__ void MakeKeys(const Plan& plan, const Row& row, const Share& share, const Shared& s,
-                                         const SparqParams& p, const Bins& bins) {
+// Scores of the block's tokens as keys, and how many are in each bin: the newest `local` and the first
+// `sinks` are above all others.
+__device__ __forceinline__ void MakeKeys(const Plan& plan, const Row& row, const Share& share,
+                                         const Shared& s, const SparqParams& p, const Bins& bins) {
   const int local = p.local < 0 ? p.k / 4 : p.local;
 #pragma unroll 1
   for (int t = int(threadIdx.x) * kDealt; t < share.tokens; t += kThreads * kDealt) {
@@ -145,7 +148,8 @@ __device__ __forceinline__ void MakeKeys(const Plan& plan, const Row& row, const
     uint32_t key[kDealt];
 #pragma unroll
     for (int i = 0; i < kDealt; ++i) {
-      key[i] = position + i > row.position - local || position + i < p.sinks ? kForcedKey : OrderKey(score[i]);
+      key[i] =
+          position + i > row.position - local || position + i < p.sinks ? kForcedKey : OrderKey(score[i]);
       if (!row.Sees(position + i)) key[i] = kNeverKey;
       if (key[i] != kNeverKey) atomicAdd(s.counts + bins.Of(key[i]), 1u);
     }
@@ -202,8 +206,7 @@ __device__ __forceinline__ Digit FindDigit(const Share& share, const Shared& s, 
   uint32_t part[kMostBlocks / 2];
 #pragma unroll
   for (int i = 0; i < kMostBlocks / 2; ++i)
-    part[i] =
-        *OfBlock(counts + first + lane % kPerCoarse, min(2 * i + lane / kPerCoarse, share.blocks - 1));
+    part[i] = *OfBlock(counts + first + lane % kPerCoarse, min(2 * i + lane / kPerCoarse, share.blocks - 1));
   int count = 0;
 #pragma unroll
   for (int i = 0; i < kMostBlocks / 2; ++i)
@@ -245,8 +248,7 @@ __device__ __forceinline__ Digit FindInCounts(const Share& share, const Shared& 
   __syncthreads();
   if (threadIdx.x < 32) {
     const Digit found = FindDigit(share, s, counts, wanted);
-    if (threadIdx.x == 0)
-      s.scalars[1] = found.value, s.scalars[2] = found.above, s.scalars[3] = found.inside;
+    if (threadIdx.x == 0) s.scalars[1] = found.value, s.scalars[2] = found.above, s.scalars[3] = found.inside;
   }
   __syncthreads();
   return {s.scalars[1], s.scalars[2], s.scalars[3]};
@@ -342,7 +344,8 @@ __device__ __forceinline__ uint32_t TakenOf(const Row& row, const Share& share, 
   const uint32_t key[kDealt] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 #pragma unroll
   for (int i = 0; i < kDealt; ++i) {
-    const uint64_t order = uint64_t{key[i]} << kPositionBits | uint32_t((1 << kPositionBits) - 1 - position - i);
+    const uint64_t order =
+        uint64_t{key[i]} << kPositionBits | uint32_t((1 << kPositionBits) - 1 - position - i);
     taken |= uint32_t(order >= least) << i;
   }
   return taken;

@@ -7,14 +7,22 @@ namespace {
 template <Storage kStorage, int kTiles>
 Launch with_depth(const LinearIntArgs& a, int depth, int processors, cudaStream_t stream) {
   switch (depth) {
-    case 2: return launch_few<kStorage, kTiles, 16, 2>(a, processors, stream);
-    case 3: return launch_few<kStorage, kTiles, 16, 3>(a, processors, stream);
-    case 4: return launch_few<kStorage, kTiles, 16, 4>(a, processors, stream);
-    case 5: return launch_few<kStorage, kTiles, 16, 5>(a, processors, stream);
-    case 6: return launch_few<kStorage, kTiles, 16, 6>(a, processors, stream);
-    case 8: return launch_few<kStorage, kTiles, 8, 8>(a, processors, stream);
-    case 10: return launch_few<kStorage, kTiles, 8, 10>(a, processors, stream);
-    default: return launch_few<kStorage, kTiles, 8, 6>(a, processors, stream);
+    case 2:
+      return launch_few<kStorage, kTiles, 16, 2>(a, processors, stream);
+    case 3:
+      return launch_few<kStorage, kTiles, 16, 3>(a, processors, stream);
+    case 4:
+      return launch_few<kStorage, kTiles, 16, 4>(a, processors, stream);
+    case 5:
+      return launch_few<kStorage, kTiles, 16, 5>(a, processors, stream);
+    case 6:
+      return launch_few<kStorage, kTiles, 16, 6>(a, processors, stream);
+    case 8:
+      return launch_few<kStorage, kTiles, 8, 8>(a, processors, stream);
+    case 10:
+      return launch_few<kStorage, kTiles, 8, 10>(a, processors, stream);
+    default:
+      return launch_few<kStorage, kTiles, 8, 6>(a, processors, stream);
   }
 }
 

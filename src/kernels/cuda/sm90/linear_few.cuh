@@ -4,9 +4,9 @@
 // A block has `units` of 16 outputs and all inputs. An item is 16 outputs x 128 inputs of the packed matrix,
 // four steps of m16n8k32; a warp takes an equal part of the block's items in order, whatever the shape, and
 // adds its integer sums up in shared memory when it comes to another unit: integers, so that the order cannot
-// show. A lane copies the very bytes of its fragments to shared memory and reads them back itself, which needs
-// no barrier. The ring is under way before the kernel ahead has ended, and is small enough that the blocks of
-// two launches share a multiprocessor.
+// show. A lane copies the very bytes of its fragments to shared memory and reads them back itself, which
+// needs no barrier. The ring is under way before the kernel ahead has ended, and is small enough that the
+// blocks of two launches share a multiprocessor.
 #pragma once
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/linear.h"
@@ -158,7 +158,8 @@ NIBBLE_DEVICE void finish(const LinearIntArgs& a, const FewLayout& l, int first_
       if (a.bias != nullptr) v[e] = __fadd_rn(v[e], __ldg(a.bias + row0 + n + e));
     }
     const int64_t at = m * a.y_stride + row0 + n;
-    a.type == Real::kF32 ? store_pair<float>(a, at, v[0], v[1]) : store_pair<__nv_bfloat16>(a, at, v[0], v[1]);
+    a.type == Real::kF32 ? store_pair<float>(a, at, v[0], v[1])
+                         : store_pair<__nv_bfloat16>(a, at, v[0], v[1]);
   }
 }
 
@@ -175,8 +176,7 @@ __global__ __launch_bounds__(32 * kWarps, 1024 / (32 * kWarps)) void linear_few_
   FewOutput* outputs = reinterpret_cast<FewOutput*>(memory + l.outputs);
   const int first_unit = int(blockIdx.x) * l.units;
   const int units = min(l.units, (a.w.n + kUnitRows - 1) / kUnitRows - first_unit),
-            items = units * KBlocks(a.w.k), begin = items * warp / kWarps,
-            end = items * (warp + 1) / kWarps;
+            items = units * KBlocks(a.w.k), begin = items * warp / kWarps, end = items * (warp + 1) / kWarps;
 
   FewCursor<kStorage> ahead(a.w, first_unit, begin);
   int to_load = end - begin;
@@ -198,7 +198,8 @@ __global__ __launch_bounds__(32 * kWarps, 1024 / (32 * kWarps)) void linear_few_
   for (int i = int(threadIdx.x); i < a.rows * l.sum_stride; i += kThreads) sums[i] = 0;
   for (int i = int(threadIdx.x); i < units * kUnitRows; i += kThreads) {
     const int n = first_unit * kUnitRows + i;
-    outputs[i] = {__ldg(a.w.scale + n), kStorage == Storage::kW4A8Group ? 128u : uint32_t(__ldg(a.w.zero + n))};
+    outputs[i] = {__ldg(a.w.scale + n),
+                  kStorage == Storage::kW4A8Group ? 128u : uint32_t(__ldg(a.w.zero + n))};
   }
   __syncthreads();
   barrier_wait(&x_full, 0);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. What LinearInt takes and how it cuts the work.
-#include "kernels/cuda/sm90/linear_int.cuh"
 #include "kernels/cuda/sm90/linear_few.cuh"
+#include "kernels/cuda/sm90/linear_int.cuh"
 
 namespace nibble::cuda {
 

@@ -25,7 +25,8 @@ inline constexpr int kLag = 2;           // stages by which warpgroups 2 and 3 f
 template <Storage kStorage, int kTokens, int kWarpgroups>
 struct alignas(1024) LinearShared {
   static constexpr int kRing = kWarpgroups == 4 ? 200 * 1024 : 104 * 1024;
-  static constexpr int kStages = std::min(12, kRing / (kTokens * kBlockK + kWarpgroups * BlockBytes(kStorage)));
+  static constexpr int kStages =
+      std::min(12, kRing / (kTokens * kBlockK + kWarpgroups * BlockBytes(kStorage)));
   uint8_t x[kStages][kTokens * kBlockK];
   uint8_t weights[kStages][kWarpgroups][BlockBytes(kStorage)];
   TokenInfo tokens[2][kWarpgroups][kTokens];  // [parity of the tile]
