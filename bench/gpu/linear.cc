@@ -19,7 +19,7 @@ constexpr double kTensorRate = 1.9e15;  // s8 operations a second, measured
 struct Shape {
   int n, k;
 };
-constexpr Shape kShapes[] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}, {4096, 128}};
+constexpr Shape kShapes[] = {{6144, 4096}, {4096, 4096}, {28672, 4096}, {4096, 14336}};
 
 // Weights of one shape, as many copies as make them cold.
 struct TimedWeights {
@@ -56,10 +56,10 @@ void TimeOne(Times* times, const TimedWeights& w, int rows, cuda::LinearPlan pla
   });
   const double bytes = double(cuda::LinearBytes(w.storage, n, k)) + double(x_bytes) + 2.0 * rows * n;
   const double memory = bytes / kReadBandwidth, tensor = 2.0 * rows * n * k / kTensorRate;
-  times->Add(op,
-             fmt::format("{}x{} rows {} tile {} split {} kind {}", n, k, rows, plan.tokens, plan.split,
-                         int(plan.kind)),
-             seconds, std::max(memory, tensor), memory > tensor ? "4.64 TB/s" : "1,900 TOP/s");
+  times->Add(
+      op,
+      fmt::format("{}x{} rows {} tile {} split {} depth {}", n, k, rows, plan.tokens, plan.split, plan.depth),
+      seconds, std::max(memory, tensor), memory > tensor ? "4.64 TB/s" : "1,900 TOP/s");
 }
 
 void TimePacking(Times* times, Storage storage, Shape at) {
@@ -95,36 +95,21 @@ void TimeRows(Times* times, int rows, int k) {
 void TimeLinear(Times* times) {
   for (const Storage storage : kLinearStorages) {
     const std::string op = fmt::format("linear/{}", weight::Name(storage));
-    const bool sweep = times->Wanted("linear/sweep") || times->Wanted("linear/sweep few");
-    if (!times->Wanted(op) && (!sweep || storage != Storage::kW4A8Group)) continue;
+    if (!times->Wanted(op) && !times->Wanted("linear/sweep")) continue;
     for (const Shape at : kShapes) {
       const TimedWeights w(storage, at);
       for (const int rows : {1, 16, 32, 64, 128, 256, 1024, 4096}) {
-        const cuda::LinearPlan plan = cuda::PlanLinear(at.n, at.k, rows, 132);
+        const cuda::LinearPlan plan = cuda::PlanLinear(storage, at.n, at.k, rows, 132);
         if (times->Wanted(op)) {
           TimeOne(times, w, rows, plan, true, op);
           if (rows <= 64) TimeOne(times, w, rows, plan, false, op + " no early start");
         }
-        if (times->Wanted("linear/sweep few") && rows <= 64) {
-          using Plan = cuda::LinearPlan;
-          TimeOne(times, w, rows, plan, true, "linear/sweep few");
-          for (const int depth : {2, 3, 4, 5, 6, 7, 8, 10})
-            if (rows <= 32 && (depth * (depth < 7 ? 16 : 8) * 1152 + rows * (at.k + 16) +
-                               rows * at.n / 128 * 4 + 4096) < 226 * 1024)
-              TimeOne(times, w, rows, {8, depth, Plan::kFew}, true, "linear/sweep few");
-          for (const int split : {1, 2, 3, 4, 6, 8}) {
-            const int blocks = (at.n + 127) / 128 * split;
-            if (blocks < 60 || (split > 1 && blocks > 300)) continue;
-            TimeOne(times, w, rows,
-                    {rows <= 16   ? 16
-                     : rows <= 32 ? 32
-                                  : 64,
-                     split, Plan::kHalf},
-                    true, "linear/sweep few");
-          }
-        }
         // `linear/sweep`: every tile and number of parts, from which PlanLinear's figures come.
         if (storage != Storage::kW4A8Group || !times->Wanted("linear/sweep") || times->Wanted(op)) continue;
+        for (const int depth : {3, 4, 6, 8})
+          if (rows <= 8 || (rows <= 16 && at.k <= 4096 && depth < 8))
+            TimeOne(times, w, rows, {rows <= 8 ? 8 : 16, 1, cuda::LinearPlan::kFew, depth}, true,
+                    "linear/sweep");
         for (const int tokens : {16, 32, 64, 128}) {
           if ((tokens > 16 && tokens >= 2 * rows) || tokens * 8 < rows) continue;
           for (const int split : {1, 2, 3, 4, 5, 6, 8}) {

@@ -10,9 +10,6 @@
 #include "bench/gpu/decode_case.h"
 #include "kernels/cuda/sparq.h"
 
-namespace nibble::cuda {
-void SparqStamps(long long* to);
-}
 namespace nibble::gpu {
 namespace {
 
@@ -105,19 +102,6 @@ void TimeOne(Times* times, const Pools& p, const std::string& shape, KeyCopy cop
   };
   const double bytes = double(p.batch) * kKvHeads * (32.0 * p.length * kBytes[int(copy)] + 128 * 4.0 * kDim);
   times->Add(name, shape, Seconds(std::max(20, p.copies), launch), bytes / kReadBandwidth, "4.64 TB/s");
-  long long stamps[64];
-  cuda::SparqStamps(stamps);
-  std::string text;
-  for (int i = 0; i < 20; ++i) {
-    if (i == 7) continue;
-    text += fmt::format(" {}:{}/{}", i,
-                        i == 0 || i == 8 ? 0
-                                         : stamps[i] - stamps[i == 9   ? 8
-                                                              : i == 1 ? 0
-                                                                       : i - 1],
-                        stamps[32 + i] - stamps[32]);
-  }
-  fmt::print("  stamps{}\n", text);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ __device__ __forceinline__ void LoadQueries(const DecodeArgs& a, const Plan& pla
     to[i] = i < row.group * row.dim ? __bfloat162float(q[i]) : 0.0f;
 }
 
-// What all that ranks a tile begins with; false: nothing is left to do. Returns the number of channels.
+// What all that ranks a tile begins with. Returns the number of channels; 0: nothing is left to do.
 __device__ __forceinline__ int PrepareTile(const SparqDecodeArgs& a, const Plan& plan, const Row& row,
                                            RankShared* s, char* memory) {
   const int page = int(blockIdx.x) * kTilePages;
@@ -29,12 +29,9 @@ __device__ __forceinline__ int PrepareTile(const SparqDecodeArgs& a, const Plan&
   Carve(s, memory, plan.heads, row.dim);
   LoadQueries(a.cache, plan, row, s->q);
   __syncthreads();
-  Stamp(2);
   OrderChannels(row, *s);
   const int r = AdaptiveR(row, *s, a.sparq);
-  Stamp(3);
   ChooseQueries(row, *s, plan, r);
-  Stamp(4);
   if (row.own < page + kTilePages) RankOpen(a.cache, row, *s, plan.heads, r);
   return r;
 }
@@ -43,45 +40,37 @@ template <bool kWide>
 __global__ void __launch_bounds__(kThreads, 2)
     RankKernelF16(const __grid_constant__ SparqDecodeArgs a, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) char memory[];
-  Stamp(0);
   const Row row(a);
   const int lane = int(threadIdx.x % 32);
   const int page = int(blockIdx.x) * kTilePages + int(threadIdx.x / 32) * kPagesOfWarp + lane;
   int table = 0;  // of lane l: the place of the warp's page l, read before the length is known
   if (lane < kPagesOfWarp && page < a.cache.max_pages)
     table = a.cache.page_table[int64_t{row.entry} * a.cache.max_pages + page];
-  Stamp(1);
   RankShared s;
   const int r = PrepareTile(a, plan, row, &s, memory);
   if (r == 0) return;
   MakeOperand(row, s, r);
-  Stamp(5);
   RankTileF16<kWide>(a, plan, row, s, table, r);
   KeepLevels(plan, row, s);
-  Stamp(6);
 }
 
 __global__ void __launch_bounds__(kThreads, 2)
     RankKernel(const __grid_constant__ SparqDecodeArgs a, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) char memory[];
-  Stamp(0);
   const Row row(a);
   RankShared s;
-  Stamp(1);
   const int r = PrepareTile(a, plan, row, &s, memory);
   if (r == 0) return;
   const LaneTokens tokens(a, row);
   if (a.sparq.copy == KeyCopy::kInt8) RankTile<KeyCopy::kInt8>(a, plan, row, s, tokens, r);
   if (a.sparq.copy == KeyCopy::kInt4) RankTile<KeyCopy::kInt4>(a, plan, row, s, tokens, r);
   KeepLevels(plan, row, s);
-  Stamp(6);
 }
 
 template <int kChunks>
 __global__ void __launch_bounds__(kThreads, kChunks == 1 ? 3 : 2)
     SelectKernel(const __grid_constant__ SparqDecodeArgs a, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) char memory[];
-  Stamp(8);
   const Row row(a);
   if (!row.present) return;  // as do the other blocks of the cluster
   const Share share(row);
@@ -93,38 +82,29 @@ __global__ void __launch_bounds__(kThreads, kChunks == 1 ? 3 : 2)
   if (threadIdx.x == 0) s.scalars[0] = 0;
   const bool mean = plan.mean && !row.all;
   if (mean) SumValues(a, row, share, s);
-  Stamp(9);
   WaitForRanking();
-  Stamp(10);
   uint64_t least = 0;
   if (!row.all) {
     FindLevels(plan, row, s);
     __syncthreads();
-    Stamp(11);
     const Bins bins(a.sparq);
     MakeKeys(plan, row, share, s, a.sparq, bins);
-    Stamp(12);
     least = FindThreshold(share, s, bins, a.sparq.k);
-    Stamp(15);
   }
   const int count = ListTokens(row, share, s, least);
-  Stamp(16);
   if (mean) WeighList(plan, row, s, count);
   if (a.chosen != nullptr) WriteChosen(a, row, s, count);
   __syncthreads();
 #pragma unroll 1
   for (int h0 = 0; h0 < row.group; h0 += kHeads) AttendList<kChunks>(a.cache, plan, row, s, h0, count);
-  Stamp(17);
   ClusterSync();
-  Stamp(18);
   WriteOutputs(a.cache, plan, row, share, s);
-  Stamp(19);
   ClusterSync();  // no block leaves while another reads from it
 }
 
 constexpr int kMostKeys = 12 * 1024;  // of a block in shared memory
 
-int Blocks(const SparqDecodeArgs& a) { return a.blocks != 0 ? a.blocks : HasClusters() ? 16 : 1; }
+int Blocks(const SparqDecodeArgs& a) { return a.blocks != 0 ? a.blocks : HasClusters() ? 8 : 1; }
 
 // Bytes of the parts of the workspace, one after the other.
 struct Workspace {
@@ -242,7 +222,6 @@ Launch RunSelect(const SparqDecodeArgs& a, const Plan& plan, Stream stream) {
 
 }  // namespace
 
-void SparqStamps(long long* to) { cudaMemcpyFromSymbol(to, sparq::g_stamps, sizeof(long long) * 64); }
 int64_t SparqWorkspaceBytes(const SparqDecodeArgs& a) {
   Workspace space;
   MakePlan(a, &space);

@@ -28,7 +28,7 @@ struct SparqDecodeArgs {
   // of positions beyond the row or below its window's first page stay as they are. null: not wanted.
   uint32_t* chosen;
   int chosen_words;
-  // Blocks of a cluster, 1, 2, 4, 8 or 16: part of the definition of a result's last bits. 0: 16 where the
+  // Blocks of a cluster, 1, 2, 4, 8 or 16: part of the definition of a result's last bits. 0: 8 where the
   // GPU has clusters, else 1.
   int blocks;
 };

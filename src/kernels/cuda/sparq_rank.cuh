@@ -242,7 +242,6 @@ __device__ __forceinline__ void RankTile(const SparqDecodeArgs& a, const Plan& p
     float logit[kHeads][8] = {};
     if (tokens.sealed) RankSealed<F>(row, s, tokens, h0, r, logit);
     __syncwarp();
-    Stamp(5);
 #pragma unroll
     for (int e = 0; e < kHeads; ++e) {
       if (h0 + e >= row.group) continue;

@@ -19,15 +19,6 @@ inline constexpr uint32_t kAll = 0xffffffffu;
 inline constexpr float kNoScore = -1e30f;  // a maximum before any score; finite, so differences are defined
 inline constexpr float kLog2e = 1.4426950408889634f;
 
-static __device__ long long g_stamps[64];
-__device__ __forceinline__ void Stamp(int i) {
-  if (threadIdx.x == 0 && blockIdx.x == 1 && blockIdx.y == 0 && blockIdx.z == gridDim.z - 1) {
-    long long ns;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns)::"memory");
-    g_stamps[i] = clock64();
-    g_stamps[32 + i] = ns;
-  }
-}
 struct Plan {   // of both launches, host side
   int heads;    // of a group, rounded up to kHeads
   int tokens;   // of a row, at most

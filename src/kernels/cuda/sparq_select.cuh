@@ -234,9 +234,7 @@ __device__ __forceinline__ Digit FindInCounts(const Share& share, const Shared& 
     }
     counts[kBins + threadIdx.x] = sum;
   }
-  Stamp(13);
   ClusterSync();
-  Stamp(14);
   const int part = int(threadIdx.x) / kCoarse, bin = int(threadIdx.x) % kCoarse;
   uint32_t x[kMostBlocks / 2], sum = 0;
 #pragma unroll

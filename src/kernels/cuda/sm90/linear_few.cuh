@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 4. The 4-bit integer matmul for few rows, at the speed of memory: y = x W^T with up to 8 kTiles rows.
+// Floor 4. The 4-bit integer matmul for up to 16 rows, at the speed of memory.
 //
 // A block has `units` of 16 outputs and all inputs. An item is 16 outputs x 128 inputs of the packed matrix,
 // four steps of m16n8k32; a warp takes an equal part of the block's items in order, whatever the shape, and
 // adds its integer sums up in shared memory when it comes to another unit: integers, so that the order cannot
 // show. A lane copies the very bytes of its fragments to shared memory and reads them back itself, which
-// needs no barrier. The ring is under way before the kernel ahead has ended, and is small enough that the
-// blocks of two launches share a multiprocessor.
+// needs no barrier. The rings are under way before the kernel ahead has ended.
 #pragma once
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/linear.h"
@@ -16,7 +15,10 @@
 
 namespace nibble::cuda::sm90 {
 
-inline constexpr int kUnitRows = 16, kFewMostShared = 226 * 1024;
+inline constexpr int kFewThreads = 512, kFewWarps = kFewThreads / 32, kUnitRows = 16;
+inline constexpr int kFewMostShared = 226 * 1024, kFewAlone = 116 * 1024;  // more than half of what there is
+
+inline constexpr int kFewDeep = 6;  // rings from this depth on are for blocks with much to do
 
 // Where things lie in a block's shared memory, host and device.
 struct FewLayout {
@@ -140,11 +142,10 @@ struct FewOutput {
   uint32_t offset;  // what was added to every weight
 };
 
-template <int kThreads>
 NIBBLE_DEVICE void finish(const LinearIntArgs& a, const FewLayout& l, int first_unit, const int* sums,
                           const FewOutput* outputs) {
   const int row0 = first_unit * kUnitRows, pairs = min(l.units * kUnitRows, a.w.n - row0) / 2;
-  for (int i = int(threadIdx.x); i < pairs * a.rows; i += kThreads) {
+  for (int i = int(threadIdx.x); i < pairs * a.rows; i += kFewThreads) {
     const int m = i / pairs, n = i % pairs * 2;
     const float scale_x = a.x_scale[m];
     const uint32_t row_sum = uint32_t(a.row_sum[m]);
@@ -163,11 +164,10 @@ NIBBLE_DEVICE void finish(const LinearIntArgs& a, const FewLayout& l, int first_
   }
 }
 
-template <Storage kStorage, int kTiles, int kWarps, int kDepth>
-__global__ __launch_bounds__(32 * kWarps, 1024 / (32 * kWarps)) void linear_few_kernel(
-    const __grid_constant__ LinearIntArgs a, const __grid_constant__ FewLayout l) {
+template <Storage kStorage, int kTiles, int kDepth>
+__global__ __launch_bounds__(kFewThreads, 2) void linear_few_kernel(const __grid_constant__ LinearIntArgs a,
+                                                                    const __grid_constant__ FewLayout l) {
   using namespace hopper;
-  constexpr int kThreads = 32 * kWarps;
   extern __shared__ __align__(128) uint8_t memory[];
   __shared__ uint64_t x_full;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x % 32);
@@ -176,7 +176,8 @@ __global__ __launch_bounds__(32 * kWarps, 1024 / (32 * kWarps)) void linear_few_
   FewOutput* outputs = reinterpret_cast<FewOutput*>(memory + l.outputs);
   const int first_unit = int(blockIdx.x) * l.units;
   const int units = min(l.units, (a.w.n + kUnitRows - 1) / kUnitRows - first_unit),
-            items = units * KBlocks(a.w.k), begin = items * warp / kWarps, end = items * (warp + 1) / kWarps;
+            items = units * KBlocks(a.w.k), begin = items * warp / kFewWarps,
+            end = items * (warp + 1) / kFewWarps;
 
   FewCursor<kStorage> ahead(a.w, first_unit, begin);
   int to_load = end - begin;
@@ -195,8 +196,8 @@ __global__ __launch_bounds__(32 * kWarps, 1024 / (32 * kWarps)) void linear_few_
     for (int m = 0; m < a.rows; ++m)
       bulk_load(memory + l.x + m * l.x_stride, a.x + int64_t{m} * a.w.k, uint32_t(a.w.k), &x_full);
   }
-  for (int i = int(threadIdx.x); i < a.rows * l.sum_stride; i += kThreads) sums[i] = 0;
-  for (int i = int(threadIdx.x); i < units * kUnitRows; i += kThreads) {
+  for (int i = int(threadIdx.x); i < a.rows * l.sum_stride; i += kFewThreads) sums[i] = 0;
+  for (int i = int(threadIdx.x); i < units * kUnitRows; i += kFewThreads) {
     const int n = first_unit * kUnitRows + i;
     outputs[i] = {__ldg(a.w.scale + n),
                   kStorage == Storage::kW4A8Group ? 128u : uint32_t(__ldg(a.w.zero + n))};
@@ -224,23 +225,25 @@ __global__ __launch_bounds__(32 * kWarps, 1024 / (32 * kWarps)) void linear_few_
   if (kb > 0 && begin < end) add_sums<kTiles>(sums, l.sum_stride, a.rows, unit, sum);
   wait_for_previous_kernel();  // of every thread that touches y
   __syncthreads();
-  finish<kThreads>(a, l, first_unit, sums, outputs);
+  finish(a, l, first_unit, sums, outputs);
 }
 
-template <Storage kStorage, int kTiles, int kWarps, int kDepth>
+template <Storage kStorage, int kTiles, int kDepth>
 Launch launch_few(const LinearIntArgs& a, int processors, cudaStream_t stream) {
-  const auto kernel = linear_few_kernel<kStorage, kTiles, kWarps, kDepth>;
+  const auto kernel = linear_few_kernel<kStorage, kTiles, kDepth>;
   static const cudaError_t allowed = AllowShared(kernel, kFewMostShared);
   if (allowed != cudaSuccess) return {int(allowed), "LinearInt: shared memory"};
   const int all = (a.w.n + kUnitRows - 1) / kUnitRows, units = (all + processors - 1) / processors;
-  const FewLayout l = FewLayout::Of(a, units, kWarps * kDepth * int(sizeof(FewSlot)));
+  const FewLayout l = FewLayout::Of(a, units, kFewWarps * kDepth * int(sizeof(FewSlot)));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = a.early_start;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned((all + units - 1) / units));
-  config.blockDim = dim3(32 * kWarps);
-  config.dynamicSmemBytes = size_t(l.bytes);
+  config.blockDim = dim3(kFewThreads);
+  // Where a block has much to do it must be alone: of two that share a multiprocessor while another has none,
+  // the launch waits for both.
+  config.dynamicSmemBytes = size_t(kDepth >= kFewDeep ? max(l.bytes, kFewAlone) : l.bytes);
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
@@ -250,5 +253,8 @@ Launch launch_few(const LinearIntArgs& a, int processors, cudaStream_t stream) {
 }
 
 Launch linear_few(const LinearIntArgs&, LinearPlan, int processors, cudaStream_t);
+
+// tokens is 0 where the kernel does not apply or the others are faster. Measured on one H200.
+LinearPlan PlanFew(Storage, int n, int k, int rows, int processors);
 
 }  // namespace nibble::cuda::sm90

@@ -11,8 +11,9 @@ constexpr int kClusters[8] = {132, 64, 40, 28, 22, 18, 14, 12};
 
 // Microseconds of one block's stage and of a tile, fitted to `nibble_gpu time linear/sweep` on one H200: a
 // stage takes what memory or its dequantization and product take; a split tile is exchanged.
-LinearPlan PlanLinear(int n, int k, int rows, int processors) {
-  const int row_tiles = (n + 256 - 1) / 256, k_blocks = KBlocks(k);
+LinearPlan PlanLinear(weight::Storage storage, int n, int k, int rows, int processors) {
+  if (const LinearPlan few = sm90::PlanFew(storage, n, k, rows, processors); few.tokens != 0) return few;
+  const int row_tiles = (n + sm90::kTileRows - 1) / sm90::kTileRows, k_blocks = KBlocks(k);
   LinearPlan best;
   double least = 0;
   for (int tokens : {16, 32, 64, 128}) {
@@ -21,7 +22,7 @@ LinearPlan PlanLinear(int n, int k, int rows, int processors) {
       const int tiles = row_tiles * ((rows + tokens - 1) / tokens),
                 slots = std::max(1, kClusters[split - 1] * processors / 132),
                 rounds = (tiles + slots - 1) / slots, stages = (k_blocks + split - 1) / split;
-      const double bytes = 4 * BlockBytes(weight::Storage::kW4A8Group) + tokens * kBlockK,
+      const double bytes = sm90::kWarpgroups * BlockBytes(weight::Storage::kW4A8Group) + tokens * kBlockK,
                    memory = std::min(tiles, slots) * split * bytes / 4.6e6,
                    fixed = split == 1 ? 3.0
                                       : 3.5 + 0.5 * split + (tokens == 128 ? 0.012 : 0.003) * tokens * split,
@@ -41,7 +42,8 @@ Launch LinearInt(const LinearIntArgs& a, Stream stream) {
   if (a.y_stride % 8 != 0 || a.y_stride < a.w.n)
     return Refused("LinearInt: y_stride must be a multiple of 8, and n or more");
   static const int processors = hopper::multiprocessors();
-  const LinearPlan plan = a.plan.tokens != 0 ? a.plan : PlanLinear(a.w.n, a.w.k, a.rows, processors);
+  const LinearPlan plan =
+      a.plan.tokens != 0 ? a.plan : PlanLinear(a.w.storage, a.w.n, a.w.k, a.rows, processors);
   if (plan.kind == LinearPlan::kFew) return sm90::linear_few(a, plan, processors, stream);
   if (plan.split < 1 || plan.split > 8 || plan.split > KBlocks(a.w.k))
     return Refused("LinearInt: k is split into 1 to 8 parts of 128 or more");

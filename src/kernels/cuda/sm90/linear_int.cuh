@@ -18,15 +18,15 @@
 
 namespace nibble::cuda::sm90 {
 
+inline constexpr int kTileRows = 256, kWarpgroups = kTileRows / kBlockRows;
+inline constexpr int kConsumerWarps = 4 * kWarpgroups, kThreads = 128 * (kWarpgroups + 1);
 inline constexpr int kBandTiles = 2048;  // rows of x walked together, so that L2 holds them
 inline constexpr int kLag = 2;           // stages by which warpgroups 2 and 3 follow 0 and 1
 
-// kWarpgroups: 4, or 2, of which two blocks share a multiprocessor.
-template <Storage kStorage, int kTokens, int kWarpgroups>
+template <Storage kStorage, int kTokens>
 struct alignas(1024) LinearShared {
-  static constexpr int kRing = kWarpgroups == 4 ? 200 * 1024 : 104 * 1024;
   static constexpr int kStages =
-      std::min(12, kRing / (kTokens * kBlockK + kWarpgroups * BlockBytes(kStorage)));
+      std::min(12, 200 * 1024 / (kTokens * kBlockK + kWarpgroups * BlockBytes(kStorage)));
   uint8_t x[kStages][kTokens * kBlockK];
   uint8_t weights[kStages][kWarpgroups][BlockBytes(kStorage)];
   TokenInfo tokens[2][kWarpgroups][kTokens];  // [parity of the tile]
@@ -45,10 +45,9 @@ struct LinearWalk {
   }
 };
 
-template <Storage kStorage, int kTokens, int kWarpgroups>
+template <Storage kStorage, int kTokens>
 struct LinearKernel {
-  using Shared = LinearShared<kStorage, kTokens, kWarpgroups>;
-  static constexpr int kTileRows = kWarpgroups * kBlockRows, kConsumerWarps = 4 * kWarpgroups;
+  using Shared = LinearShared<kStorage, kTokens>;
   static constexpr int kStages = Shared::kStages;
   static constexpr bool kBytes = kStorage == Storage::kW8A8;
   Shared& shared;
@@ -193,18 +192,18 @@ struct LinearKernel {
   }
 };
 
-template <Storage kStorage, int kTokens, int kWarpgroups>
-__global__ __launch_bounds__(128 * (kWarpgroups + 1), kWarpgroups == 4 ? 1 : 2) void linear_int_kernel(
-    const __grid_constant__ CUtensorMap map_x, const __grid_constant__ LinearIntArgs a, int split) {
+template <Storage kStorage, int kTokens>
+__global__ __launch_bounds__(kThreads, 1) void linear_int_kernel(const __grid_constant__ CUtensorMap map_x,
+                                                                 const __grid_constant__ LinearIntArgs a,
+                                                                 int split) {
   using namespace hopper;
   extern __shared__ uint8_t raw[];
-  using Shared = LinearShared<kStorage, kTokens, kWarpgroups>;
-  constexpr int kTileRows = kWarpgroups * kBlockRows, kConsumerWarps = 4 * kWarpgroups;
+  using Shared = LinearShared<kStorage, kTokens>;
   Shared& shared = *reinterpret_cast<Shared*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
   const int rank = int(blockIdx.x) % split, k_blocks = KBlocks(a.w.k);
   const LinearWalk walk{(a.w.n + kTileRows - 1) / kTileRows, (a.rows + kTokens - 1) / kTokens,
                         kBandTiles / kTokens, k_blocks * rank / split, k_blocks * (rank + 1) / split};
-  const LinearKernel<kStorage, kTokens, kWarpgroups> kernel{
+  const LinearKernel<kStorage, kTokens> kernel{
       shared, a, walk, walk.row_tiles * walk.token_tiles, int(blockIdx.x) / split, int(gridDim.x) / split};
   if (threadIdx.x == 0) {
     prefetch_map(&map_x);
@@ -217,7 +216,7 @@ __global__ __launch_bounds__(128 * (kWarpgroups + 1), kWarpgroups == 4 ? 1 : 2) 
   __syncthreads();
   let_next_kernel_start();
   if (threadIdx.x / 32 >= kConsumerWarps) {
-    if constexpr (kWarpgroups == 4) shrink_registers<kTokens == 128 ? 32 : 40>();
+    shrink_registers<kTokens == 128 ? 32 : 40>();
     if (threadIdx.x == 32 * kConsumerWarps) kernel.produce(&map_x);
     __syncwarp();
     if (split > 1) {
@@ -225,17 +224,16 @@ __global__ __launch_bounds__(128 * (kWarpgroups + 1), kWarpgroups == 4 ? 1 : 2) 
       cluster_sync();
     }
   } else {
-    if constexpr (kWarpgroups == 4) grow_registers<kTokens == 128 ? 112 : 104>();
+    grow_registers<kTokens == 128 ? 112 : 104>();
     kernel.consume(split, uint32_t(rank));
   }
 }
 
-template <Storage kStorage, int kTokens, int kWarpgroups>
+template <Storage kStorage, int kTokens>
 Launch launch_linear(const LinearIntArgs& a, int split, int processors, cudaStream_t stream) {
-  const auto kernel = linear_int_kernel<kStorage, kTokens, kWarpgroups>;
-  constexpr int kTileRows = kWarpgroups * kBlockRows;
-  constexpr int kShared = sizeof(LinearShared<kStorage, kTokens, kWarpgroups>) + 1024;  // room to align
-  static_assert(kShared <= (kWarpgroups == 4 ? 227 : 113) * 1024);
+  const auto kernel = linear_int_kernel<kStorage, kTokens>;
+  constexpr int kShared = sizeof(LinearShared<kStorage, kTokens>) + 1024;  // room to align
+  static_assert(kShared <= 227 * 1024);
   static const cudaError_t allowed = AllowShared(kernel, kShared);
   if (allowed != cudaSuccess) return {int(allowed), "LinearInt: shared memory"};
   CUtensorMap map;
@@ -243,7 +241,7 @@ Launch launch_linear(const LinearIntArgs& a, int split, int processors, cudaStre
     return {int(e), "LinearInt: the tensor map of x"};
   const int tiles = (a.w.n + kTileRows - 1) / kTileRows * ((a.rows + kTokens - 1) / kTokens);
   // Unsplit blocks walk over tiles: as few blocks as end in the same number of rounds.
-  const int slots = processors * (kWarpgroups == 4 ? 1 : 2), rounds = (tiles + slots - 1) / slots;
+  const int rounds = (tiles + processors - 1) / processors;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim = {unsigned(split), 1, 1};
@@ -251,7 +249,7 @@ Launch launch_linear(const LinearIntArgs& a, int split, int processors, cudaStre
   attributes[1].val.programmaticStreamSerializationAllowed = a.early_start;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(split > 1 ? tiles * split : (tiles + rounds - 1) / rounds));
-  config.blockDim = dim3(128 * (kWarpgroups + 1));
+  config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = kShared;
   config.stream = stream;
   config.attrs = attributes;
@@ -261,28 +259,20 @@ Launch launch_linear(const LinearIntArgs& a, int split, int processors, cudaStre
   return Launched("LinearInt");
 }
 
-template <Storage kStorage, int kWarpgroups>
+template <Storage kStorage>
 Launch launch_linear_of(const LinearIntArgs& a, LinearPlan plan, int processors, cudaStream_t stream) {
   switch (plan.tokens) {
     case 16:
-      return launch_linear<kStorage, 16, kWarpgroups>(a, plan.split, processors, stream);
+      return launch_linear<kStorage, 16>(a, plan.split, processors, stream);
     case 32:
-      return launch_linear<kStorage, 32, kWarpgroups>(a, plan.split, processors, stream);
+      return launch_linear<kStorage, 32>(a, plan.split, processors, stream);
     case 64:
-      return launch_linear<kStorage, 64, kWarpgroups>(a, plan.split, processors, stream);
+      return launch_linear<kStorage, 64>(a, plan.split, processors, stream);
     case 128:
-      if constexpr (kWarpgroups == 4)
-        return launch_linear<kStorage, 128, 4>(a, plan.split, processors, stream);
-      [[fallthrough]];
+      return launch_linear<kStorage, 128>(a, plan.split, processors, stream);
     default:
-      return Refused("LinearInt: a tile has 16, 32 or 64 rows, with 256 outputs also 128");
+      return Refused("LinearInt: a tile has 16, 32, 64 or 128 rows");
   }
-}
-
-template <Storage kStorage>
-Launch launch_linear_of(const LinearIntArgs& a, LinearPlan plan, int processors, cudaStream_t stream) {
-  if (plan.kind == LinearPlan::kHalf) return launch_linear_of<kStorage, 2>(a, plan, processors, stream);
-  return launch_linear_of<kStorage, 4>(a, plan, processors, stream);
 }
 
 // One file each, so that they compile side by side.
