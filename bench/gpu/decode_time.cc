@@ -13,15 +13,19 @@ namespace {
 
 struct TimedShape {
   kv::CodecId codec;
-  int batch, length, heads, kv_heads, head_dim = 128;
+  int batch, length, heads, kv_heads, head_dim = 128, chunk_pages = cuda::kDecodeChunkPages;
 };
+
+// Pages begin at multiples of 32 bytes, the sectors of the L2: at odd multiples of 16 it sends twice the
+// bytes.
+int64_t StrideOf(int64_t page_bytes) { return (page_bytes + 31) / 32 * 32; }
 
 // A pool of pages that repeat a few hundred encoded ones.
 Buffer<std::byte> MakePool(kv::CodecId codec, int head_dim, int64_t pages, uint32_t seed) {
   constexpr int kDistinct = 128;
   const kv::CodecInfo& info = kv::Get(codec);
   const kv::PageShape shape{head_dim, kv::kPageTokens};
-  const size_t stride = size_t(RoundUp16(info.page_bytes(shape)));
+  const size_t stride = size_t(StrideOf(info.page_bytes(shape)));
   std::vector<std::byte> host(kDistinct * stride);
   std::vector<float> rows(size_t(kv::kPageTokens * head_dim));
   for (int p = 0; p < kDistinct; ++p) {
@@ -42,11 +46,11 @@ Buffer<std::byte> MakePool(kv::CodecId codec, int head_dim, int64_t pages, uint3
 void TimeOne(Times* times, const TimedShape& s) {
   const kv::CodecInfo& codec = kv::Get(s.codec);
   const std::string name = fmt::format("decode {}", codec.name);
-  const std::string shape =
-      fmt::format("{} x {} {}/{} d{}", s.batch, s.length, s.heads, s.kv_heads, s.head_dim);
+  std::string shape = fmt::format("{} x {} {}/{} d{}", s.batch, s.length, s.heads, s.kv_heads, s.head_dim);
+  if (s.chunk_pages != cuda::kDecodeChunkPages) shape += fmt::format(" chunks of {} pages", s.chunk_pages);
   if (!times->Wanted(name + " " + shape)) return;
   const int sealed = (s.length - 1) / kv::kPageTokens, open = s.length - sealed * kv::kPageTokens;
-  const int64_t page = codec.page_bytes({s.head_dim, kv::kPageTokens}), stride = RoundUp16(page);
+  const int64_t page = codec.page_bytes({s.head_dim, kv::kPageTokens}), stride = StrideOf(page);
   const int64_t bytes = int64_t{2} * s.batch * s.kv_heads * (sealed * page + int64_t{open} * s.head_dim * 2);
   const int copies = ColdCopies(size_t(bytes));
   const int64_t pages = int64_t{s.batch} * sealed;
@@ -76,7 +80,8 @@ void TimeOne(Times* times, const TimedShape& s) {
       .heads = s.heads,
       .kv_heads = s.kv_heads,
       .head_dim = s.head_dim,
-      .scale = 1.0f / std::sqrt(float(s.head_dim))};
+      .scale = 1.0f / std::sqrt(float(s.head_dim)),
+      .chunk_pages = s.chunk_pages};
   const Buffer<std::byte> workspace{size_t(cuda::DecodeWorkspaceBytes(args))};
   Require(cudaMemset(workspace.data(), 0, workspace.size()), "cudaMemset");
   args.workspace = workspace.data();
@@ -109,6 +114,10 @@ void TimeDecode(Times* times) {
     TimeOne(times, {codec, 64, 4096, 32, 8, 64});
     TimeOne(times, {codec, 64, 4096, 64, 4});  // 16 query heads a KV head
   }
+  for (const int chunk_pages : {4, 8})
+    for (const auto& [batch, length] : {std::pair{1, 1024}, {1, 4096}, {1, 32768}, {16, 4096}, {64, 4096}})
+      TimeOne(times, {CodecId::kInt4Token, batch, length, 32, 8, 128, chunk_pages});
+  TimeOne(times, {CodecId::kInt4Token, 1, 1024, 32, 8});
   TimeOne(times, {CodecId::kInt4Token, 64, 4096 + 32, 32, 8});  // an open page as full as it is on average
 }
 

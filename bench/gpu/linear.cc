@@ -56,8 +56,10 @@ void TimeOne(Times* times, const TimedWeights& w, int rows, cuda::LinearPlan pla
   });
   const double bytes = double(cuda::LinearBytes(w.storage, n, k)) + double(x_bytes) + 2.0 * rows * n;
   const double memory = bytes / kReadBandwidth, tensor = 2.0 * rows * n * k / kTensorRate;
-  times->Add(op, fmt::format("{}x{} rows {} tile {} split {}", n, k, rows, plan.tokens, plan.split), seconds,
-             std::max(memory, tensor), memory > tensor ? "4.64 TB/s" : "1,900 TOP/s");
+  times->Add(
+      op,
+      fmt::format("{}x{} rows {} tile {} split {} depth {}", n, k, rows, plan.tokens, plan.split, plan.depth),
+      seconds, std::max(memory, tensor), memory > tensor ? "4.64 TB/s" : "1,900 TOP/s");
 }
 
 void TimePacking(Times* times, Storage storage, Shape at) {
@@ -97,13 +99,17 @@ void TimeLinear(Times* times) {
     for (const Shape at : kShapes) {
       const TimedWeights w(storage, at);
       for (const int rows : {1, 16, 32, 64, 128, 256, 1024, 4096}) {
-        const cuda::LinearPlan plan = cuda::PlanLinear(at.n, at.k, rows, 132);
+        const cuda::LinearPlan plan = cuda::PlanLinear(storage, at.n, at.k, rows, 132);
         if (times->Wanted(op)) {
           TimeOne(times, w, rows, plan, true, op);
           if (rows <= 64) TimeOne(times, w, rows, plan, false, op + " no early start");
         }
         // `linear/sweep`: every tile and number of parts, from which PlanLinear's figures come.
         if (storage != Storage::kW4A8Group || !times->Wanted("linear/sweep") || times->Wanted(op)) continue;
+        for (const int depth : {3, 4, 6, 8})
+          if (rows <= 8 || (rows <= 16 && at.k <= 4096 && depth < 8))
+            TimeOne(times, w, rows, {rows <= 8 ? 8 : 16, 1, cuda::LinearPlan::kFew, depth}, true,
+                    "linear/sweep");
         for (const int tokens : {16, 32, 64, 128}) {
           if ((tokens > 16 && tokens >= 2 * rows) || tokens * 8 < rows) continue;
           for (const int split : {1, 2, 3, 4, 5, 6, 8}) {

@@ -27,10 +27,10 @@ struct Case {
 };
 
 std::string NameOf(const Case& c) {
-  return fmt::format("linear/{} {}x{}x{} {}{}{}{} tile {} split {} seed {}", weight::Name(c.storage), c.n,
-                     c.k, c.rows, c.type == Real::kF32 ? "f32" : "bf16", c.bias ? " bias" : "",
+  return fmt::format("linear/{} {}x{}x{} {}{}{}{} tile {} split {} depth {} seed {}", weight::Name(c.storage),
+                     c.n, c.k, c.rows, c.type == Real::kF32 ? "f32" : "bf16", c.bias ? " bias" : "",
                      c.accumulate ? " accumulate" : "", c.extreme ? " extreme" : "", c.plan.tokens,
-                     c.plan.split, c.seed);
+                     c.plan.split, c.plan.depth, c.seed);
 }
 
 // As ref::LinearInt, with the weights decoded once.
@@ -189,6 +189,10 @@ void CheckRefusals(Checks* checks) {
   refused("n", Storage::kW8A8, 60, 128, 1, {});
   refused("rows", Storage::kW8A8, 64, 128, 0, {});
   refused("split", Storage::kW8A8, 64, 128, 1, {16, 2});
+  using Plan = cuda::LinearPlan;
+  refused("few of 8 bits", Storage::kW8A8, 64, 128, 1, {8, 1, Plan::kFew, 4});
+  refused("few of 17", Storage::kW4A8Group, 64, 128, 17, {16, 1, Plan::kFew, 4});
+  refused("few of depth 5", Storage::kW4A8Group, 64, 128, 1, {8, 1, Plan::kFew, 5});
   refused("storage", Storage::kF32, 64, 128, 1, {});
 }
 
@@ -198,6 +202,24 @@ void CheckLinear(Checks* checks) {
   CheckRefusals(checks);
   for (const Real type : {Real::kF32, Real::kBF16})
     for (const int k : {16, 48, 1024, 4096, 14336}) CheckRows(checks, 7, k, type, uint32_t(k));
+  for (const Storage s : {Storage::kW4A8Group, Storage::kW4A8Channel})
+    for (const int rows : {1, 2, 7, 8, 9, 15, 16})
+      for (const int n : {8, 264, 2344})
+        for (const int depth : {3, 4, 6, 8})
+          RunCase(checks,
+                  {s,
+                   n,
+                   n == 264 ? 2048
+                   : n == 8 ? 128
+                            : 384,
+                   rows,
+                   rows % 2 ? Real::kF32 : Real::kBF16,
+                   rows % 3 == 0,
+                   rows % 4 < 2,
+                   rows == 7,
+                   {rows <= 8 ? 8 : 16, 1, cuda::LinearPlan::kFew, depth},
+                   uint32_t(rows + depth)},
+                  false);
   for (const Storage s : kLinearStorages) {
     for (const int tokens : {16, 32, 64, 128})  // every tile with every number of parts
       for (int split = 1; split <= 8; ++split)

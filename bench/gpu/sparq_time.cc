@@ -84,15 +84,20 @@ void TimeOne(Times* times, const Pools& p, const std::string& shape, KeyCopy cop
   constexpr double kBytes[] = {2, 1 + 2.0 / 32, 0.5 + 2.0 / 32};
   const std::string name = fmt::format("sparq copy {} blocks {}", kNames[int(copy)], blocks);
   if (!times->Wanted(name + " " + shape)) return;
+  const auto args = [&](int i) {
+    return cuda::SparqDecodeArgs{.cache = p.Dense(i % p.copies),
+                                 .records = p.records.data(),
+                                 .record_stride = Pools::kRecordBytes * kKvHeads,
+                                 .record_head_stride = Pools::kRecordBytes,
+                                 .v_sum = 0,
+                                 .k_copy = kDim * 4,
+                                 .sparq = {.r = 32, .k = 128, .copy = copy},
+                                 .blocks = blocks};
+  };
+  const Buffer<std::byte> workspace{size_t(cuda::SparqWorkspaceBytes(args(0)))};
   const auto launch = [&](int i, cudaStream_t stream) {
-    cuda::SparqDecodeArgs a{.cache = p.Dense(i % p.copies),
-                            .records = p.records.data(),
-                            .record_stride = Pools::kRecordBytes * kKvHeads,
-                            .record_head_stride = Pools::kRecordBytes,
-                            .v_sum = 0,
-                            .k_copy = kDim * 4,
-                            .sparq = {.r = 32, .k = 128, .copy = copy},
-                            .blocks = blocks};
+    cuda::SparqDecodeArgs a = args(i);
+    a.cache.workspace = workspace.data();
     Require(cuda::SparqDecode(a, stream));
   };
   const double bytes = double(p.batch) * kKvHeads * (32.0 * p.length * kBytes[int(copy)] + 128 * 4.0 * kDim);

@@ -63,9 +63,12 @@ What made the kernel fast, in order: sums that start at 1.5 * 2^23 (integers bec
 ones in the second product, row maxima rounded up to integers, scores of the next tile always under way, and turns between the two
 warpgroups at the exponentials (ptxas moves arithmetic across barriers, so the barrier's number hangs on the weights). What did not
 help: turns at the matrix products, a polynomial for part of the exponentials (issue slots are as scarce as their pipe), handing out
-tiles by a counter; for the quantizing pass, which runs at two thirds of its floor and costs short sequences the lead, turning V by way
-of shared memory so that whole rows are read, and a programmatic launch of the attention behind it: neither gained anything. Head size
-64 has half the products of 128 for the same number of exponentials.
+tiles by a counter; for the quantizing pass, which runs at 71% of its floor and costs short sequences the lead, turning V by way of
+shared memory so that whole rows are read, and a programmatic launch of the attention behind it: neither gained anything. Four blocks of
+that pass on a multiprocessor instead of three took 9% off it (201 to 183 us for 16x1024). At its floor of 130 us the end would be at 0.88
+of cuDNN for 16x1024: the rest is the attention kernel itself, at 745 of its 887 TOP/s because a unit has eight tiles. Head size 64 has half
+the products of 128 for the same number of exponentials; `ncu` sees two instructions a clock there, with two consumer warps a scheduler, and a
+third consumer warpgroup would need 168 registers where 160 fit.
 """
 
 
@@ -80,7 +83,8 @@ def exact():
 
 TFLOP/s, from packed rows. Two consumer warpgroups of 64 queries; a warpgroup issues Q K^T of the next tile and then P V of this one, and
 computes the next softmax while the second runs. With scores under way across the end of the loop's body ptxas made all products wait for
-each other; the loop is turned so that scores are issued and used in one pass.
+each other; the loop is turned so that scores are issued and used in one pass. At head size 128 the warpgroups take turns at issuing: in
+one call 1 to 6% faster at lengths up to 2k and with a causal mask, within 2% elsewhere; at 64 they were 1 to 2% slower and are left out.
 
 {table(["batch x length", "ours", "cuDNN", "flash", "against cuDNN", "of 900"], rows)}"""
 
@@ -93,15 +97,18 @@ def sparq():
     return f"""
 ## SparQ decode
 
-Beside our dense decode of the same f16 pages in the same call. One launch: a cluster of 16 blocks for each row and KV head ranks the
-tokens on the d-major copy of K, finds the k-th greatest score and attends. The floor counts r rows of the copy and k rows of K and V.
-int8 and int4 copies hold random bits here, whose logits are far apart.
+Beside our dense decode of the same f16 pages in the same call. Two launches: blocks that each rank 2,048 tokens on the d-major copy of K,
+f16 copies by the tensor cores; then for each row and KV head a cluster of blocks that finds the k-th greatest score and attends. The floor
+counts r rows of the copy and k rows of K and V. int8 and int4 copies hold random bits here, whose logits are far apart: nearly all scores fall
+into the lowest bin, and the k-th is found digit by digit.
 
-The wanted factor is 4; this is 1 for one sequence of 32k and 1.5 for 16. A block takes 30 to 40 us however few its tokens, and 14
-clusters of 16 blocks run at once. By `ncu` (one sequence, f16 copy: 43 us, 5,000 instructions a warp) samples spread over ranking 14%,
-levels of the heads 14%, the wait for the slowest block 9%, and a dozen stages of 2 to 7% between barriers: latency, not bytes. Reading
-all blocks' counts at once in the search for the k-th score and rolling up loops gained 3 to 13% together with 16 blocks, and lost up to
-half with 8 (before: 40, 92, 244 and 156 us in the four shapes, f16 copy). A programmatic launch gained nothing, here and in dense decode.
+The wanted factor is 4. One launch of a cluster of 16 that did it all took 41.5, 104, 347 and 270 us in the four shapes (f16 copy). Clock
+readings in one sequence (16 blocks, us): ranking 12, of which 3.0 pass before the first key is asked for (length and queries 1.2, order of the
+channels 1.0, temperatures and operand 0.8) and 9 in reading and multiplying four pages a warp; then queries 1.3, levels 0.8, scores 3.7, bins
+0.9, candidates 1.7, list 0.5, attention 4.2, waiting for the slowest block 1.9, outputs 1.7. By `ncu` with 16 sequences the ranking takes 129
+us at 53% of the memory's rate: of each channel it reads 128 bytes a page, from random places; keeping two pages of a warp under way instead
+of one changed nothing. The selection takes as long with clusters of 16, at 2,570 instructions a warp, most of which every block executes
+whatever its share, and a third of its stalls at barriers; clusters of 8 are faster from four sequences on.
 
 {table(["batch x context, heads/KV heads, head size", "copy of K, blocks a cluster", "us", "of the floor", "dense / this"], lines)}"""
 
@@ -126,7 +133,14 @@ def decode():
     return f"""
 ## Decode attention straight from the cache pages
 
-Microseconds / share of the bandwidth floor / times faster than PyTorch's flash attention on an f16 cache.
+Microseconds / share of the bandwidth floor / times faster than PyTorch's flash attention on an f16 cache. Pages are 32-byte multiples apart:
+FlashQ's pages of 4,368 bytes, which are odd multiples of 16, made the L2 send 1.8 times the bytes (`ncu`: 16.3 million sectors of 32 bytes
+for 8.9 million), and 64 x 4096 took 115 us for 108. With the queries in shared memory four blocks of `flashq4` fit where three did: 7%
+faster at 64 x 1024 and 16 x 4096, nothing at 64 x 4096. What is left by `ncu`: 1.22 times the instructions of int4-token (steps and bases by
+channel for every page) at the same two a clock.
+
+Chunks of 4 pages instead of 16 (int4-token) take 9.5 us for 13.8 at 1 x 4096 and 9.4 for 10.9 at 1 x 1024, but 118 for 87 at 64 x 4096 and
+30 for 19 at 1 x 32768. The size of a chunk is part of the definition of a result's last bits and may not hang on the batch.
 
 {table(["batch x context, heads/KV heads, head size"] + names + ["PyTorch f16, us"], lines)}"""
 
@@ -154,7 +168,16 @@ def linear():
     return f"""
 ## Integer matmuls
 
-u8 x s8 matrix instructions on codes that one multiply-add dequantizes (W4A8), or s8 x s8 (W8A8). "us" uses programmatic launch, which
+u8 x s8 matrix instructions on codes that one multiply-add dequantizes (W4A8), or s8 x s8 (W8A8). Up to 8 rows (16 where a block has little
+to do) W4A8 has a kernel of its own (depth in the JSON): every block has an equal share of the outputs and all of k, every warp an equal share
+of that, and copies its own fragments into shared memory while the kernel ahead still runs; no cluster, no barrier until the end. In a chain of
+such kernels one with hardly any weights (4096x128) takes 1.9 us. Tried in it, M = 1, before it was settled: rings of depth 2 to 6 differ by 7% on
+the small shapes; on 28672x4096 and 4096x14336 two blocks that fit on a multiprocessor together take 21.7 and 11.9 us where one alone takes
+16.0 and 8.9, because the launch then places two on one multiprocessor and none on another; 8 warps instead of 16 are slower throughout; 32
+rows take 8.8, 10.6 and 26 us on 4096x4096, 6144x4096 and 28672x4096 (all of x must be in every block's shared memory first), which tiles
+beat. Tiles of 128 outputs, two blocks a multiprocessor: 17.7 and 13.9 us for 18.7 and 15.0 at 16 rows of 28672x4096 and 4096x14336, 25.3 for
+22.3 at 64 of 28672x4096, otherwise up to 7% faster or slower; not kept. What stands in the way at 16 to 64 rows of 4096x14336: x alone is 0.9 MB at 64
+rows, so that few blocks may read all of it, k must be split, and of the clusters of 5 or 6 that it takes only 22 and 18 run at once. "us" uses programmatic launch, which
 reads weights before the kernel before it ends; cuBLASLt (`torch._scaled_mm`, fp8 with tensor-wide scales) ran without it, so
 compare the plain launch when in doubt.
 {text}"""

@@ -25,7 +25,7 @@ namespace nibble::cuda {
 inline constexpr int kDecodeChunkPages = 16;  // 1024 tokens
 
 // K or V. A page and an open page start at multiples of 16 bytes: strides are in bytes, multiples of 16, and
-// a page's stride covers its bytes rounded up to 16.
+// a page's stride covers its bytes rounded up to 16. Multiples of 32 are read faster: the L2 sends 32 bytes.
 struct DecodeSide {
   kv::CodecId codec;
   const std::byte* pool;  // page p of KV head h: pool + p * page_stride + h * head_stride

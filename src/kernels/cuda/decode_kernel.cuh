@@ -28,10 +28,11 @@ struct Config {
   static constexpr int kKeySlots = kValueSlots + 1;
   static constexpr int kValueRing = kKeySlots * KeyTile::kBytes;
   static constexpr int kRingBytes = kValueRing + kValueSlots * ValueTile::kBytes;
-  static constexpr int kSharedBytes = Max(kWarps * kRingBytes, MergeBytes<kDim, kN>());
+  using KeyOperand = KeyQueries<K, KeyTile, kN>;
+  static constexpr int kSharedBytes =
+      Max(kWarps * kRingBytes + KeyOperand::kSharedBytes, MergeBytes<kDim, kN>());
   // By registers, then by shared memory.
-  static constexpr int kFit =
-      kN == 2 || kDim == 256 ? 2 : (V::kAffine == Affine::kFlash && V::kBits == 4 ? 3 : 4);
+  static constexpr int kFit = kN == 2 || kDim == 256 ? 2 : 4;
   static constexpr int kBlocks = Max(1, Min(kFit, 227 * 1024 / (kSharedBytes + 1024)));
   // Groups of copies that may be under way when the oldest tile of K, or of V, is waited for.
   static constexpr int kPendingKeys = 2 * kValueSlots, kPendingValues = 2 * kValueSlots - 1;
@@ -204,8 +205,8 @@ __device__ __forceinline__ void AttendOpen(State<Cfg::kDim, Cfg::kN>& state, Que
                                            const Feed<Cfg, K, V>& feed, char* shared, float scale) {
   using Raw = typename Cfg::Raw;
   using T = typename Cfg::OpenTile;
-  uint32_t q[Cfg::kN][T::kWords];
-  LoadQueries<Raw, Cfg::kDim>(q, queries, feed.a, feed.item, scale);
+  KeyQueries<Raw, T, Cfg::kN> q;
+  LoadQueries<Raw, Cfg::kDim>(q.words, queries, feed.a, feed.item, scale);
   CopyWait<Cfg::kPendingValues>();
   __syncwarp();
   float s[1][Cfg::kN][4];
@@ -218,6 +219,29 @@ __device__ __forceinline__ void AttendOpen(State<Cfg::kDim, Cfg::kN>& state, Que
     Rearrange<V>(state, reinterpret_cast<float*>(shared + feed.warp * Cfg::kRingBytes));
   }
   __syncwarp();
+}
+
+// The queries for sealed tiles. Where they lie in shared memory, one warp puts them there for all.
+template <class Cfg, class K, class V>
+__device__ __forceinline__ void PrepareQueries(typename Cfg::KeyOperand& q, Queries<Cfg::kN>& queries,
+                                               const Feed<Cfg, K, V>& feed, uint32_t shared, float scale) {
+  if constexpr (Cfg::KeyOperand::kSharedBytes == 0) {
+    LoadQueries<K, Cfg::kDim>(q.words, queries, feed.a, feed.item, scale);
+  } else {
+    constexpr int kH = K::kHalves;
+    q.at = shared + uint32_t(kWarps * Cfg::kRingBytes) + threadIdx.x % 32 * kH * 4;
+    if (feed.warp == 0) {
+      uint32_t words[Cfg::kN][Cfg::kDim / 8];
+      LoadQueries<K, Cfg::kDim>(words, queries, feed.a, feed.item, scale);
+#pragma unroll
+      for (int n = 0; n < Cfg::kN; ++n)
+#pragma unroll
+        for (int i = 0; i < Cfg::kDim / 8; ++i)
+          asm volatile("st.shared.b32 [%0], %1;" ::"r"(q.Address(n, i / kH) + i % kH * 4), "r"(words[n][i])
+                       : "memory");
+    }
+    __syncthreads();
+  }
 }
 
 template <class Cfg, class K, class V>
@@ -244,7 +268,7 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks)
   state.Clear();
   Queries<kN> queries;
   SetPositions(queries, a, item);
-  uint32_t q[kN][kDim / 8];
+  typename Cfg::KeyOperand q;
   if (feed.open > 0) {
     AttendOpen(state, queries, feed, shared, plan.scale);
 #pragma unroll 1
@@ -253,7 +277,7 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks)
       feed.LoadValues(i + Cfg::kValueSlots);
     }
   }
-  LoadQueries<K, kDim>(q, queries, a, item, plan.scale);
+  PrepareQueries<Cfg, K, V>(q, queries, feed, SharedAddress(shared), plan.scale);
 #pragma unroll 1
   for (int i = feed.open; i < feed.total; ++i) {
     const bool masked = Masked(a, item, feed.Start(i), Cfg::kTokens);

@@ -98,12 +98,33 @@ __device__ __forceinline__ void MultiplyKeys(float (&s)[T::kTokens / 16][kN][4],
   }
 }
 
+// The queries as the B operand of K Q^T. For FlashQ, which folds the steps of each tile into them, they lie
+// in shared memory, kHalves words of a chunk together.
+template <class C, class T, int kN, bool = C::kAffine == Affine::kFlash>
+struct KeyQueries {
+  static constexpr int kSharedBytes = 0;
+  uint32_t words[kN][T::kWords];
+};
+template <class C, class T, int kN>
+struct KeyQueries<C, T, kN, true> {
+  static constexpr int kWordsOfChunk = C::kHalves, kSharedBytes = 32 * kN * T::kWords * 4;
+  uint32_t at;  // of this lane
+  __device__ __forceinline__ uint32_t Address(int n, int c) const {
+    return at + uint32_t((n * T::kChunks + c) * 32 * kWordsOfChunk * 4);
+  }
+  __device__ __forceinline__ void Load(uint32_t (&x)[kWordsOfChunk], int n, int c) const {
+#pragma unroll
+    for (int i = 0; i < kWordsOfChunk; i += 4)
+      SharedWords(reinterpret_cast<uint32_t(&)[4]>(x[i]), Address(n, c) + 4 * i);
+  }
+};
+
 // FlashQ: K = (code * step + base') * scale by channel. The steps go into the queries (x 2^-9: f16 holds the
 // steps as multiples of 2^-24, and 2^15 is its greatest power of two), the bases give the same sum for every
 // token, to start from.
 template <class C, class T, int kN>
 __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], float (&bias)[kN][4],
-                                          uint32_t tile, const uint32_t (&q)[kN][T::kWords]) {
+                                          uint32_t tile, const KeyQueries<C, T, kN>& queries) {
   constexpr int kH = C::kHalves;
   const int j = int(threadIdx.x % 4);
 #pragma unroll
@@ -116,6 +137,9 @@ __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], flo
     SharedWords(bases, at + T::kDim);
 #pragma unroll
     for (int w = 0; w < kH / 2; ++w) bases[w] ^= 0x80808080u;
+    uint32_t q[kN][kH];
+#pragma unroll
+    for (int n = 0; n < kN; ++n) queries.Load(q[n], n, c);
 #pragma unroll
     for (int i = 0; i < kH; ++i) {
       const uint32_t pick =
@@ -123,7 +147,7 @@ __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], flo
       const __half2 step =
           __hmul2(AsHalf2(PickBytes(steps[i / 4], steps[(i + kH) / 4], pick)), __float2half2_rn(32768.0f));
 #pragma unroll
-      for (int n = 0; n < kN; ++n) folded[n][c * kH + i] = Bits(__hmul2(AsHalf2(q[n][c * kH + i]), step));
+      for (int n = 0; n < kN; ++n) folded[n][c * kH + i] = Bits(__hmul2(AsHalf2(q[n][i]), step));
       const uint32_t u8 = __byte_perm(bases[i / 4], bases[(i + kH) / 4], pick) & 0x00ff00ffu | 0x64006400u;
       const float unit = float(1 << C::Weight(i)) / kCodeUnit;
       base[i] = Bits(__hfma2(AsHalf2(u8), __float2half2_rn(unit), __float2half2_rn(-1152.0f * unit)));
@@ -132,9 +156,8 @@ __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], flo
     for (int i = 0; i < kH; i += 2)
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
-        const auto& b = C::kOnGrid ? folded[n] : q[n];
-        Mma16816<false>(bias[n], base[i], base[i], base[i + 1], base[i + 1], b[c * kH + i],
-                        b[c * kH + i + 1]);
+        const uint32_t* b = C::kOnGrid ? folded[n] + c * kH : q[n];
+        Mma16816<false>(bias[n], base[i], base[i], base[i + 1], base[i + 1], b[i], b[i + 1]);
       }
   }
 }
@@ -142,7 +165,7 @@ __device__ __forceinline__ void FoldSteps(uint32_t (&folded)[kN][T::kWords], flo
 // Scores of a tile in units of log2, `scale` included; unseen ones are kNoScore or less once masked.
 template <class C, class T, int kN>
 __device__ __forceinline__ void Scores(float (&s)[T::kTokens / 16][kN][4], uint32_t tile,
-                                       const uint32_t (&q)[kN][T::kWords], const Queries<kN>& queries,
+                                       const KeyQueries<C, T, kN>& q, const Queries<kN>& queries,
                                        float scale) {
   constexpr int kM = T::kTokens / 16;
 #pragma unroll
@@ -162,7 +185,7 @@ __device__ __forceinline__ void Scores(float (&s)[T::kTokens / 16][kN][4], uint3
     MultiplyKeys<C, T>(s, tile, folded);
     scale *= SharedFloat(tile + T::kCodeBytes + 2 * T::kDim) * (kCodeUnit * 512);
   } else {
-    MultiplyKeys<C, T>(s, tile, q);
+    MultiplyKeys<C, T>(s, tile, q.words);
   }
   const uint32_t params = tile + T::kCodeBytes + threadIdx.x % 32 / 4 * 4;
 #pragma unroll

@@ -28,10 +28,14 @@ struct QuantizeRowsArgs {
 Launch QuantizeRows(const QuantizeRowsArgs&, Stream);
 
 // How the work is cut: tiles of 256 outputs x `tokens` rows, k in `split` parts that the blocks of a cluster
-// add up in each other's shared memory.
+// add up in each other's shared memory. kFew: the kernel for up to 16 rows and 4-bit weights, which gives
+// every block an equal share of the outputs and all of k; `depth` is that of its warps' rings.
 struct LinearPlan {
-  int tokens = 0;  // 16, 32, 64 or 128; 0: the launcher chooses
-  int split = 1;   // 1..8
+  enum Kind : uint8_t { kTiles, kFew };
+  int tokens = 0;  // 16, 32, 64 or 128, for kFew 8 or 16; 0: the launcher chooses all
+  int split = 1;   // 1..8, for kFew 1
+  Kind kind = kTiles;
+  int depth = 0;  // of kFew: 3, 4, 6 or 8
 };
 
 // y[m,n] = float(sum_k w[n,k] x[m,k]) * (scale_w[n] * scale_x[m]) (+ bias[n]) (+ y[m,n])
@@ -56,7 +60,7 @@ struct LinearIntArgs {
 Launch LinearInt(const LinearIntArgs&, Stream);
 
 // What LinearInt takes when `plan` is left to it, on a card of `processors` multiprocessors.
-LinearPlan PlanLinear(int n, int k, int rows, int processors);
+LinearPlan PlanLinear(weight::Storage, int n, int k, int rows, int processors);
 
 // Storage form in device memory -> layout, on the device. `to` has LinearBytes(...) bytes, 128-byte aligned.
 Launch PackLinear(const weight::WeightView&, std::byte* to, Stream);

@@ -1,92 +1,137 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernel of SparQ decode, checks of its arguments and its launch. Nearly all of this code runs once a
-// block, so loops over tokens stay rolled.
+// The two kernels of SparQ decode, checks of the arguments and the launches.
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/sparq_attend.cuh"
+#include "kernels/cuda/sparq_rank_f16.cuh"
 
 namespace nibble::cuda {
 namespace {
 
 using namespace sparq;
 
-__device__ void LoadRow(const DecodeArgs& a, const Plan& plan, const Row& row, const Shared& s) {
+__device__ __forceinline__ void LoadQueries(const DecodeArgs& a, const Plan& plan, const Row& row,
+                                            float* to) {
   const auto* q =
       reinterpret_cast<const __nv_bfloat16*>(a.q) + row.at * a.q_stride + row.head * row.group * row.dim;
 #pragma unroll 1
-  for (int i = int(threadIdx.x); i < plan.heads * row.dim; i += kThreads) {
-    s.q[i] = i < row.group * row.dim ? __bfloat162float(q[i]) : 0.0f;
-    s.ranker[i] = 0;
-  }
-#pragma unroll 1
-  for (int i = int(threadIdx.x); i < row.slots - row.opens; i += kThreads)
-    s.table[i] = a.page_table[int64_t{row.entry} * a.max_pages + row.first_own + i * row.blocks];
-  __syncthreads();
+  for (int i = int(threadIdx.x); i < plan.heads * row.dim; i += kThreads)
+    to[i] = i < row.group * row.dim ? __bfloat162float(q[i]) : 0.0f;
 }
 
-// Logits, levels and keys of all tokens, and the threshold of those to read.
-__device__ Threshold Rank(const SparqDecodeArgs& a, const Plan& plan, const Row& row, const Shared& s) {
-  OrderChannels(row, s);
-  const int r = AdaptiveR(row, s, a.sparq);
-  ChooseQueries(row, s, plan, r);
-  RankOpen(a.cache, row, s, plan.heads, r);
-  if (a.sparq.copy == KeyCopy::kF16) RankSealed<KeyCopy::kF16>(a, row, s, plan.heads, r);
-  if (a.sparq.copy == KeyCopy::kInt8) RankSealed<KeyCopy::kInt8>(a, row, s, plan.heads, r);
-  if (a.sparq.copy == KeyCopy::kInt4) RankSealed<KeyCopy::kInt4>(a, row, s, plan.heads, r);
+// What all that ranks a tile begins with. Returns the number of channels; 0: nothing is left to do.
+__device__ __forceinline__ int PrepareTile(const SparqDecodeArgs& a, const Plan& plan, const Row& row,
+                                           RankShared* s, char* memory) {
+  const int page = int(blockIdx.x) * kTilePages;
+  if (!row.present || page > row.own || page + kTilePages <= row.first_page) return 0;
+  LetSelectionStart();
+  if (a.chosen != nullptr) ClearChosen(a, row);
+  if (row.all) return 0;
+  Carve(s, memory, plan.heads, row.dim);
+  LoadQueries(a.cache, plan, row, s->q);
   __syncthreads();
-  FindLevels(row, s);
-  MakeKeys(row, s, a.sparq);
-  return FindThreshold(row, s, a.sparq.k);
+  OrderChannels(row, *s);
+  const int r = AdaptiveR(row, *s, a.sparq);
+  ChooseQueries(row, *s, plan, r);
+  if (row.own < page + kTilePages) RankOpen(a.cache, row, *s, plan.heads, r);
+  return r;
+}
+
+template <bool kWide>
+__global__ void __launch_bounds__(kThreads, 2)
+    RankKernelF16(const __grid_constant__ SparqDecodeArgs a, const __grid_constant__ Plan plan) {
+  extern __shared__ __align__(16) char memory[];
+  const Row row(a);
+  const int lane = int(threadIdx.x % 32);
+  const int page = int(blockIdx.x) * kTilePages + int(threadIdx.x / 32) * kPagesOfWarp + lane;
+  int table = 0;  // of lane l: the place of the warp's page l, read before the length is known
+  if (lane < kPagesOfWarp && page < a.cache.max_pages)
+    table = a.cache.page_table[int64_t{row.entry} * a.cache.max_pages + page];
+  RankShared s;
+  const int r = PrepareTile(a, plan, row, &s, memory);
+  if (r == 0) return;
+  MakeOperand(row, s, r);
+  RankTileF16<kWide>(a, plan, row, s, table, r);
+  KeepLevels(plan, row, s);
+}
+
+__global__ void __launch_bounds__(kThreads, 2)
+    RankKernel(const __grid_constant__ SparqDecodeArgs a, const __grid_constant__ Plan plan) {
+  extern __shared__ __align__(16) char memory[];
+  const Row row(a);
+  RankShared s;
+  const int r = PrepareTile(a, plan, row, &s, memory);
+  if (r == 0) return;
+  const LaneTokens tokens(a, row);
+  if (a.sparq.copy == KeyCopy::kInt8) RankTile<KeyCopy::kInt8>(a, plan, row, s, tokens, r);
+  if (a.sparq.copy == KeyCopy::kInt4) RankTile<KeyCopy::kInt4>(a, plan, row, s, tokens, r);
+  KeepLevels(plan, row, s);
 }
 
 template <int kChunks>
-__global__ void __launch_bounds__(kThreads, kChunks == 1 ? 2 : 1)
-    SparqKernel(const __grid_constant__ SparqDecodeArgs a, const __grid_constant__ Plan plan) {
+__global__ void __launch_bounds__(kThreads, kChunks == 1 ? 3 : 2)
+    SelectKernel(const __grid_constant__ SparqDecodeArgs a, const __grid_constant__ Plan plan) {
   extern __shared__ __align__(16) char memory[];
   const Row row(a);
   if (!row.present) return;  // as do the other blocks of the cluster
+  const Share share(row);
   Shared s;
-  Carve(&s, memory, plan, row.group, row.dim);
-  if (plan.outside != nullptr) {
-    const int64_t block = (int64_t{blockIdx.z} * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
-    s.logits = plan.outside + block * LogitFloats(row.group, plan.slots);
+  Carve(&s, memory, plan, row.dim);
+  if (plan.keys != nullptr) s.keys = plan.keys + (row.index * share.blocks + share.rank) * plan.share;
+  LoadQueries(a.cache, plan, row, s.q);
+  ClearCounts(s.counts);
+  if (threadIdx.x == 0) s.scalars[0] = 0;
+  const bool mean = plan.mean && !row.all;
+  if (mean) SumValues(a, row, share, s);
+  WaitForRanking();
+  uint64_t least = 0;
+  if (!row.all) {
+    FindLevels(plan, row, s);
+    __syncthreads();
+    const Bins bins(a.sparq);
+    MakeKeys(plan, row, share, s, a.sparq, bins);
+    least = FindThreshold(share, s, bins, a.sparq.k);
   }
-  s.keys = reinterpret_cast<uint32_t*>(s.logits + row.group * row.Tokens());
-  LoadRow(a.cache, plan, row, s);
-  if (plan.mean && !row.all) SumValues(a, row, s);
-  Threshold threshold;
-  if (!row.all) threshold = Rank(a, plan, row, s);
-  const int count = ListTokens(row, s, threshold);
-  if (plan.mean && !row.all) WeighList(row, s, count);
+  const int count = ListTokens(row, share, s, least);
+  if (mean) WeighList(plan, row, s, count);
   if (a.chosen != nullptr) WriteChosen(a, row, s, count);
   __syncthreads();
 #pragma unroll 1
   for (int h0 = 0; h0 < row.group; h0 += kHeads) AttendList<kChunks>(a.cache, plan, row, s, h0, count);
   ClusterSync();
-  WriteOutputs(a.cache, plan, row, s);
+  WriteOutputs(a.cache, plan, row, share, s);
   ClusterSync();  // no block leaves while another reads from it
 }
 
-constexpr int kMostShared = 160 * 1024;  // beyond it logits lie outside; what remains of the memory is cache
+constexpr int kMostKeys = 12 * 1024;  // of a block in shared memory
 
-int Blocks(const SparqDecodeArgs& a) { return a.blocks != 0 ? a.blocks : HasClusters() ? 16 : 1; }
+int Blocks(const SparqDecodeArgs& a) { return a.blocks != 0 ? a.blocks : HasClusters() ? 8 : 1; }
 
-Plan MakePlan(const SparqDecodeArgs& a) {
-  const int group = a.cache.heads / a.cache.kv_heads;
+// Bytes of the parts of the workspace, one after the other.
+struct Workspace {
+  int64_t logits, levels, keys;
+};
+
+Plan MakePlan(const SparqDecodeArgs& a, Workspace* space) {
+  const DecodeArgs& c = a.cache;
+  const int group = c.heads / c.kv_heads, dealt = kDealt * kMostBlocks;
   Plan plan{};
   plan.heads = (group + kHeads - 1) / kHeads * kHeads;
-  plan.slots = a.cache.max_pages / Blocks(a) + 1;
-  plan.list = min(a.sparq.k, plan.slots * kPage);
+  plan.tokens = (c.max_pages + 1) * kPage;
+  plan.tiles = (c.max_pages + kTilePages) / kTilePages;
+  plan.share = ((plan.tokens + dealt - 1) / dealt + 1) * dealt / Blocks(a);
+  plan.list = min(a.sparq.k, plan.share);
   plan.mean = a.sparq.mean == Reallocation::kMean || (a.sparq.mean == Reallocation::kAuto && group == 1);
-  plan.scale = a.cache.scale * kLog2e;
-  plan.outside = static_cast<float*>(a.cache.workspace);
+  plan.scale = c.scale * kLog2e;
+  const int64_t rows = int64_t{c.batch} * c.rows * c.kv_heads;
+  const auto aligned = [](int64_t bytes) { return (bytes + 15) / 16 * 16; };
+  space->logits = aligned(rows * group * plan.tokens * 4);
+  space->levels = aligned(rows * group * plan.tiles * 8);
+  space->keys = plan.share > kMostKeys ? rows * Blocks(a) * plan.share * 4 : 0;
+  char* at = static_cast<char*>(c.workspace);
+  plan.logits = reinterpret_cast<float*>(at);
+  plan.levels = reinterpret_cast<float2*>(at + space->logits);
+  if (space->keys > 0) plan.keys = reinterpret_cast<uint32_t*>(at + space->logits + space->levels);
   return plan;
-}
-
-// Bytes of a block with the logits inside.
-int BytesInside(const SparqDecodeArgs& a, Plan plan) {
-  Shared s;
-  plan.outside = nullptr;
-  return Carve(&s, nullptr, plan, a.cache.heads / a.cache.kv_heads, a.cache.head_dim);
 }
 
 bool TakesCodec(kv::CodecId codec) {
@@ -135,47 +180,60 @@ const char* BrokenRule(const SparqDecodeArgs& a) {
   return nullptr;
 }
 
+Launch RunRank(const SparqDecodeArgs& a, const Plan& plan, Stream stream) {
+  RankShared s;
+  const int bytes = Carve(&s, nullptr, plan.heads, a.cache.head_dim);
+  const auto kernel = a.sparq.copy != KeyCopy::kF16 ? RankKernel
+                      : plan.heads > 8              ? RankKernelF16<true>
+                                                    : RankKernelF16<false>;
+  kernel<<<dim3(unsigned(plan.tiles), unsigned(a.cache.kv_heads), unsigned(a.cache.batch * a.cache.rows)),
+           kThreads, size_t(bytes), stream>>>(a, plan);
+  return Launched("sparq: ranking");
+}
+
 template <int kChunks>
-Launch Run(const SparqDecodeArgs& a, const Plan& plan, Stream stream) {
-  const auto kernel = SparqKernel<kChunks>;
+Launch RunSelect(const SparqDecodeArgs& a, const Plan& plan, Stream stream) {
+  const auto kernel = SelectKernel<kChunks>;
   Shared s;
-  const int bytes = Carve(&s, nullptr, plan, a.cache.heads / a.cache.kv_heads, a.cache.head_dim);
+  const int bytes = Carve(&s, nullptr, plan, a.cache.head_dim);
   static const cudaError_t allowed = [&] {
     const cudaError_t e = AllowShared(kernel, HasClusters() ? 227 * 1024 : 99 * 1024);
     if (e != cudaSuccess || !HasClusters()) return e;
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }();
   if (allowed != cudaSuccess) return {int(allowed), "sparq: this GPU has too little shared memory"};
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {unsigned(Blocks(a)), 1, 1};
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {unsigned(Blocks(a)), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim =
       dim3(unsigned(Blocks(a)), unsigned(a.cache.kv_heads), unsigned(a.cache.batch * a.cache.rows));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = size_t(bytes);
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = Blocks(a) > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = !HasClusters() ? 0 : Blocks(a) > 1 ? 2 : 1;
   if (const cudaError_t e = cudaLaunchKernelEx(&config, kernel, a, plan))
     return {int(e), "sparq: the launch"};
-  return Launched("sparq");
+  return Launched("sparq: selection");
 }
 
 }  // namespace
 
 int64_t SparqWorkspaceBytes(const SparqDecodeArgs& a) {
-  const Plan plan = MakePlan(a);
-  if (BytesInside(a, plan) <= kMostShared) return 0;
-  return int64_t{a.cache.batch} * a.cache.rows * a.cache.kv_heads * Blocks(a) *
-         LogitFloats(a.cache.heads / a.cache.kv_heads, plan.slots) * 4;
+  Workspace space;
+  MakePlan(a, &space);
+  return space.logits + space.levels + space.keys;
 }
 
 Launch SparqDecode(const SparqDecodeArgs& a, Stream stream) {
   if (const char* rule = BrokenRule(a); rule != nullptr) return Refused(rule);
-  Plan plan = MakePlan(a);
-  if (SparqWorkspaceBytes(a) == 0) plan.outside = nullptr;
-  return a.cache.head_dim > 128 ? Run<2>(a, plan, stream) : Run<1>(a, plan, stream);
+  Workspace space;
+  const Plan plan = MakePlan(a, &space);
+  if (const Launch ranking = RunRank(a, plan, stream); !ranking.ok()) return ranking;
+  return a.cache.head_dim > 128 ? RunSelect<2>(a, plan, stream) : RunSelect<1>(a, plan, stream);
 }
 
 }  // namespace nibble::cuda

@@ -2,9 +2,9 @@
 // Floor 4. SparQ attention of decode rows (arXiv 2312.04985) straight from the pages: the channels in which
 // the queries are largest rank all tokens on a d-major copy of the keys, `k` tokens are read through their
 // codecs. Definition: kernels/ref/select.h, of which adaptive k (eps) and the means other than that of all
-// tokens are refused. One launch: a cluster of blocks does a row and KV head, block b the pages that are b
-// modulo the number of blocks, and the blocks trade through each other's shared memory. On GPUs without
-// clusters one block does it all.
+// tokens are refused. Two launches: blocks that each rank a tile of tokens, then for each row and KV head a
+// cluster of blocks that selects and attends; its blocks trade through each other's shared memory. On GPUs
+// without clusters one block selects.
 //
 // Every sum has one order, which hangs on positions alone: a row's bytes do not depend on the other rows of
 // the batch. Of tokens with equal scores the first are read.
@@ -28,12 +28,12 @@ struct SparqDecodeArgs {
   // of positions beyond the row or below its window's first page stay as they are. null: not wanted.
   uint32_t* chosen;
   int chosen_words;
-  // Blocks of a cluster, 1, 2, 4, 8 or 16: part of the definition of a result's last bits. 0: 16 where the
+  // Blocks of a cluster, 1, 2, 4, 8 or 16: part of the definition of a result's last bits. 0: 8 where the
   // GPU has clusters, else 1.
   int blocks;
 };
 
-// cache.workspace has these bytes: 0 unless the logits of a block's tokens are too many for shared memory.
+// cache.workspace has these bytes; what is in them does not matter.
 int64_t SparqWorkspaceBytes(const SparqDecodeArgs&);
 
 Launch SparqDecode(const SparqDecodeArgs&, Stream);

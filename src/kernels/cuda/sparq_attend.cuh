@@ -1,28 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-// Step 3 of SparQ: exact attention over the listed tokens, and the mean of V for the weight of the others.
+// The second launch of SparQ, second half, step 3: exact attention over the listed tokens, and the mean of V
+// for the weight of the others.
 #pragma once
 #include "kernels/cuda/sparq_select.cuh"
 
 namespace nibble::cuda::sparq {
 
 // Approximate weight of the block's listed tokens. A warp a head.
-__device__ __forceinline__ void WeighList(const Row& row, const Shared& s, int count) {
-  const int warp = int(threadIdx.x / 32);
-  if (warp >= row.group) return;
-  float sum = 0;
+__device__ __forceinline__ void WeighList(const Plan& plan, const Row& row, const Shared& s, int count) {
 #pragma unroll 1
-  for (int i = int(threadIdx.x % 32); i < count; i += 32)
-    sum += Exp2(s.logits[warp * row.Tokens() + s.list[i]] - s.level[warp]);
-  sum = SumOfWarp(sum);
-  if (threadIdx.x % 32 == 0) s.alpha[warp] = sum;
+  for (int h = int(threadIdx.x / 32); h < row.group; h += kWarps) {
+    float sum = 0;
+#pragma unroll 1
+    for (int i = int(threadIdx.x % 32); i < count; i += 32)
+      sum += Exp2(row.Logits(plan, h)[s.list[i]] - s.level[h]);
+    sum = SumOfWarp(sum);
+    if (threadIdx.x % 32 == 0) s.alpha[h] = sum;
+  }
 }
 
 // The sum of V over all that the row sees, in this block's share of the channels: the running sums of the
 // pages, less the rows before the window, and the open rows. Parts of a channel's rows are added in order.
-__device__ __forceinline__ void SumValues(const SparqDecodeArgs& args, const Row& row, const Shared& s) {
+__device__ __forceinline__ void SumValues(const SparqDecodeArgs& args, const Row& row, const Share& blocks,
+                                          const Shared& s) {
   const DecodeArgs& a = args.cache;
-  const int share = row.dim / row.blocks, parts = kThreads / share;
-  const int part = int(threadIdx.x) / share, d = row.rank * share + int(threadIdx.x) % share;
+  const int share = row.dim / blocks.blocks, parts = kThreads / share;
+  const int part = int(threadIdx.x) / share, d = blocks.rank * share + int(threadIdx.x) % share;
   const int32_t* table = a.page_table + int64_t{row.entry} * a.max_pages;
   if (part < parts) {
     const int begin = max(row.first - row.own * kPage, 0), end = row.position % kPage + 1;
@@ -98,26 +101,33 @@ struct Attention {
 
 template <int kChunks>
 __device__ __forceinline__ void LoadToken(float4 (&x)[kChunks], const DecodeArgs& a, const DecodeSide& side,
-                                          const Row& row, const Shared& s, int i) {
+                                          const Row& row, int position) {
+  const int32_t* table = a.page_table + int64_t{row.entry} * a.max_pages;
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     const int d = int(threadIdx.x % 32) * 4 + 128 * c;
-    x[c] = d < row.dim ? Channels(a, side, row, s.table, s.list[i], d) : float4{0, 0, 0, 0};
+    x[c] = d < row.dim ? Channels(a, side, row, table, position, d) : float4{0, 0, 0, 0};
   }
 }
 
-// Attention of heads h0 .. over the list: the warps in turn, then all of them in order.
+// Attention of heads h0 .. over the list: the warps in turn, then all of them in order. Two tokens of a warp
+// are under way together.
 template <int kChunks>
 __device__ __forceinline__ void AttendList(const DecodeArgs& a, const Plan& plan, const Row& row,
                                            const Shared& s, int h0, int count) {
   const int warp = int(threadIdx.x / 32), lane = int(threadIdx.x % 32), dim = row.dim;
   Attention<kChunks> state;
 #pragma unroll 1
-  for (int i = warp; i < count; i += kWarps) {
-    float4 k[kChunks], v[kChunks];
-    LoadToken(k, a, a.k, row, s, i);
-    LoadToken(v, a, a.v, row, s, i);
-    state.Add(k, v, s.q + h0 * dim, dim, plan.scale);
+  for (int i = warp; i < count; i += 2 * kWarps) {
+    float4 k[2][kChunks], v[2][kChunks];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int position = s.list[min(i + j * kWarps, count - 1)];
+      LoadToken(k[j], a, a.k, row, position);
+      LoadToken(v[j], a, a.v, row, position);
+    }
+    state.Add(k[0], v[0], s.q + h0 * dim, dim, plan.scale);
+    if (i + kWarps < count) state.Add(k[1], v[1], s.q + h0 * dim, dim, plan.scale);
   }
   float* out = s.parts + warp * kHeads * dim;
   float2* ends = reinterpret_cast<float2*>(s.parts + kWarps * kHeads * dim);
@@ -156,17 +166,17 @@ __device__ __forceinline__ float SumOf16(float x) {
 
 // The outputs in this block's share of the channels, 16 lanes each: a lane reads what one block has.
 __device__ __forceinline__ void WriteOutputs(const DecodeArgs& a, const Plan& plan, const Row& row,
-                                             const Shared& s) {
-  const int share = row.dim / row.blocks, b = int(threadIdx.x) % 16, outputs = row.group * share;
+                                             const Share& blocks, const Shared& s) {
+  const int share = row.dim / blocks.blocks, b = int(threadIdx.x) % 16, outputs = row.group * share;
   const bool mean = plan.mean && !row.all;
   const float seen = float(row.position - row.first + 1);
 #pragma unroll 1
   for (int i0 = int(threadIdx.x) / 32 * 2; i0 < outputs; i0 += kThreads / 16) {
     const int i = min(i0 + int(threadIdx.x) % 32 / 16, outputs - 1), h = i / share;
-    const int d = row.rank * share + i % share;
+    const int d = blocks.rank * share + i % share;
     float2 end = {kNoScore, 0};
     float out = 0, alpha = 0;
-    if (b < row.blocks) {
+    if (b < blocks.blocks) {
       end = *OfBlock(s.ends + h, b);
       out = *OfBlock(s.out + h * row.dim + d, b);
       if (mean) alpha = *OfBlock(s.alpha + h, b);

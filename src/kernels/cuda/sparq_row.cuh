@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which tokens a block of SparQ has, where things lie in its shared memory, and how it reads rows of pages.
+// What the two kernels of SparQ share: a row and KV head, and how rows of pages are read.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -9,42 +9,28 @@
 
 namespace nibble::cuda::sparq {
 
-inline constexpr int kPage = kv::kPageTokens, kThreads = 512, kWarps = kThreads / 32;
+inline constexpr int kPage = kv::kPageTokens, kThreads = 256, kWarps = kThreads / 32;
 inline constexpr int kHeads = 4;       // of a KV head's group, at a time
 inline constexpr int kMostHeads = 16;  // of a group
-inline constexpr int kBins = 2048, kCoarse = 128, kPerCoarse = kBins / kCoarse;
+inline constexpr int kMostBlocks = 16;
+inline constexpr int kTilePages = 32;  // of a block that ranks
+inline constexpr int kDealt = 8;       // neighbouring tokens that go to one block of those that select
 inline constexpr uint32_t kAll = 0xffffffffu;
 inline constexpr float kNoScore = -1e30f;  // a maximum before any score; finite, so differences are defined
 inline constexpr float kLog2e = 1.4426950408889634f;
 
-struct Plan {      // of a launch, host side
-  int heads;       // of a group, rounded up to kHeads
-  int slots;       // pages of a block, at most
-  int list;        // tokens that a block reads, at most
-  float* outside;  // logits and keys of all blocks where shared memory is too small, else null
-  bool mean;       // the mean of V stands for what is not read
-  float scale;     // of the scores, for exp2
-};
-
-// What a block keeps; marked are those that the others read.
-struct Shared {
-  float* q;          // [heads, head_dim]
-  float* ranker;     // [heads / 4, head_dim, 4] queries in the chosen channels, over the temperature
-  float* out;        // others: [heads, head_dim] sums of attention over the block's tokens
-  float* magnitude;  // [head_dim] sum over heads of |q|
-  float* mean;       // [head_dim] sum of V over the row's tokens: the block's share of channels
-  int* channels;     // [head_dim] by falling magnitude
-  int* table;        // [slots]
-  int* list;         // [list] chosen tokens, by index in the block
-  uint32_t* counts;  // others: [2][kBins + kCoarse]
-  uint32_t* coarse;  // [kWarps][kCoarse] what each block counted
-  float2 *warp_peaks, *peaks;  // [kMostHeads][kWarps]; others: [kMostHeads] maximum, sum of exp2
-  float2* ends;                // others: [kMostHeads] the same of attention
-  float *level, *alpha;        // [kMostHeads] maximum + log2(sum) of all; others: weight of the list
-  int* scalars;                // [32] results of one warp for all
-  float* parts;                // [kWarps][kHeads][head_dim + 2], where the logits were
-  float* logits;               // [group][slots * kPage]
-  uint32_t* keys;              // [slots * kPage]
+struct Plan {   // of both launches, host side
+  int heads;    // of a group, rounded up to kHeads
+  int tokens;   // of a row, at most
+  int tiles;    // of a row, at most
+  int share;    // tokens of a block that selects, at most
+  int list;     // tokens that such a block reads, at most
+  bool mean;    // the mean of V stands for what is not read
+  float scale;  // of the scores, for exp2
+  // Device memory between the launches, by row and KV head.
+  float* logits;   // [group][tokens]
+  float2* levels;  // [tiles][group] maximum and sum of exp2 relative to it
+  uint32_t* keys;  // [blocks][share], where shared memory is too small; else null
 };
 
 struct Carver {
@@ -58,48 +44,20 @@ struct Carver {
   }
 };
 
-constexpr int LogitFloats(int group, int slots) { return (group + 1) * slots * kPage; }
-
-// Returns the bytes of it all.
-__host__ __device__ inline int Carve(Shared* s, char* base, const Plan& plan, int group, int dim) {
-  Carver c{base};
-  s->q = c.Take<float>(plan.heads * dim);
-  s->ranker = c.Take<float>(plan.heads * dim);
-  s->out = c.Take<float>(plan.heads * dim);
-  s->magnitude = c.Take<float>(dim);
-  s->mean = c.Take<float>(dim);
-  s->channels = c.Take<int>(dim);
-  s->table = c.Take<int>(plan.slots);
-  s->list = c.Take<int>(plan.list);
-  s->counts = c.Take<uint32_t>(2 * (kBins + kCoarse));
-  s->coarse = c.Take<uint32_t>(kWarps * kCoarse);
-  s->warp_peaks = c.Take<float2>(kMostHeads * kWarps);
-  s->peaks = c.Take<float2>(kMostHeads);
-  s->ends = c.Take<float2>(kMostHeads);
-  s->level = c.Take<float>(kMostHeads);
-  s->alpha = c.Take<float>(kMostHeads);
-  s->scalars = c.Take<int>(32);
-  const int parts = kWarps * kHeads * (dim + 2),
-            logits = plan.outside != nullptr ? 0 : LogitFloats(group, plan.slots);
-  s->parts = s->logits = c.Take<float>(parts > logits ? parts : logits);
-  return c.bytes;
-}
-
-// One row and KV head, and this block's share of the tokens: pages `first_own`, `first_own` + blocks and so
-// on, slot by slot. A token's index in the block is slot * kPage + its place in the page.
+// One row and KV head.
 struct Row {
-  int entry, head, rank, blocks, group, dim;
-  int position, first;       // of the row, and the first position that it sees
-  int own, first_page;       // the open page, and the first page with a token that is seen
-  int first_own, slots;      // slots: pages of the block
-  int64_t at;                // row among those of all entries
-  bool present, all, opens;  // all: every token is read; opens: the last slot is the open page
+  int entry, head, group, dim;
+  int position, first;  // of the row, and the first position that it sees
+  int own, first_page;  // the open page, and the first page with a token that is seen
+  int64_t at;           // row among those of all entries
+  int64_t index;        // of row and KV head in the memory between the launches
+  bool present, all;    // all: every token is read
 
   __device__ __forceinline__ explicit Row(const SparqDecodeArgs& args) {
     const DecodeArgs& a = args.cache;
-    rank = ClusterRank(), blocks = ClusterBlocks();
     head = int(blockIdx.y), entry = int(blockIdx.z) / a.rows;
     group = a.heads / a.kv_heads, dim = a.head_dim;
+    index = int64_t{blockIdx.z} * a.kv_heads + head;
     const int i = int(blockIdx.z) % a.rows, length = a.lengths[entry];
     const int64_t row0 = a.row_begin != nullptr ? a.row_begin[entry] : int64_t{entry} * a.rows;
     const int rows = a.row_begin != nullptr ? a.row_begin[entry + 1] - int(row0) : a.rows;
@@ -108,17 +66,14 @@ struct Row {
     position = length - rows + i;
     first = a.window > 0 ? max(0, position - a.window + 1) : 0;
     own = position / kPage, first_page = first / kPage;
-    first_own = first_page + (rank - first_page % blocks + blocks) % blocks;
-    slots = first_own > own ? 0 : (own - first_own) / blocks + 1;
-    opens = own % blocks == rank;
     all = position - first < args.sparq.k;
-  }
-  __device__ __forceinline__ int Tokens() const { return slots * kPage; }
-  __device__ __forceinline__ int PositionOf(int token) const {
-    return (first_own + token / kPage * blocks) * kPage + token % kPage;
   }
   __device__ __forceinline__ bool Sees(int at_position) const {
     return at_position >= first && at_position <= position;
+  }
+  __device__ __forceinline__ bool SeesPage(int page) const { return page >= first_page && page <= own; }
+  __device__ __forceinline__ const float* Logits(const Plan& plan, int h) const {
+    return plan.logits + (index * group + h) * plan.tokens;
   }
 };
 
@@ -189,13 +144,43 @@ __device__ __forceinline__ const std::byte* SealedPage(const DecodeSide& side, c
   return side.pool + int64_t{page} * side.page_stride + row.head * side.head_stride;
 }
 
-// Channels d .. d + 3 of the block's token.
+// Channels d .. d + 3 of the token at a position. table: of the row's entry.
 __device__ __forceinline__ float4 Channels(const DecodeArgs& a, const DecodeSide& side, const Row& row,
-                                           const int* table, int token, int d) {
-  const int slot = token / kPage;
-  if (row.opens && slot == row.slots - 1)
-    return RawChannels(OpenPage(a, side, row), RawIsBf16(side), row.dim, token % kPage, d);
-  return SealedChannels(SealedPage(side, row, table[slot]), side.codec, row.dim, token % kPage, d);
+                                           const int32_t* table, int position, int d) {
+  const int page = position / kPage;
+  if (page == row.own)
+    return RawChannels(OpenPage(a, side, row), RawIsBf16(side), row.dim, position % kPage, d);
+  return SealedChannels(SealedPage(side, row, __ldg(table + page)), side.codec, row.dim, position % kPage, d);
+}
+
+__device__ __forceinline__ float SumOfWarp(float x) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAll, x, lanes);
+  return x;
+}
+
+// Maximum and sum of exp2 relative to it, of two sets.
+__device__ __forceinline__ float2 Joined(float2 a, float2 b) {
+  const float max = fmaxf(a.x, b.x);
+  return {max, a.y * Exp2(a.x - max) + b.y * Exp2(b.x - max)};
+}
+__device__ __forceinline__ float2 JoinedLanes(float2 x) {
+#pragma unroll 1
+  for (int step = 16; step > 0; step /= 2)
+    x = Joined(x, {__shfl_down_sync(kAll, x.x, step), __shfl_down_sync(kAll, x.y, step)});
+  return x;  // of lane 0
+}
+
+// A kernel that may start before the one ahead of it has ended waits here for what that one wrote.
+__device__ __forceinline__ void WaitForRanking() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  WaitForPreviousKernel();
+#endif
+}
+__device__ __forceinline__ void LetSelectionStart() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 }  // namespace nibble::cuda::sparq

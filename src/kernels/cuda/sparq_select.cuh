@@ -1,13 +1,69 @@
 // SPDX-License-Identifier: Apache-2.0
-// The k tokens with the greatest scores among those of all blocks, exactly, of equal scores the first: the
-// k-th greatest of (score, position) is found digit by digit, as soon as no more digits are needed.
+// The second launch of SparQ, first half: the k tokens with the greatest scores among those of all blocks of
+// a cluster, exactly, of equal scores the first. Bins of the scores show where the k-th greatest lies, and
+// the few tokens of its bin are compared with each other; if they are many, it is found digit by digit.
 #pragma once
-#include "kernels/cuda/sparq_rank.cuh"
+#include "kernels/cuda/sparq_row.cuh"
 
 namespace nibble::cuda::sparq {
 
+inline constexpr int kBins = 2048, kCoarse = 128, kPerCoarse = kBins / kCoarse;
+inline constexpr int kMostCandidates = kThreads;  // of a bin, compared with each other
 inline constexpr int kPositionBits = 22, kOrderBits = 32 + kPositionBits;
 inline constexpr uint32_t kNeverKey = 0, kForcedKey = 0xffffffffu;
+
+// What a block keeps; marked are those that the others read.
+struct Shared {
+  float* q;              // [heads, head_dim]
+  float* out;            // others: [heads, head_dim] sums of attention over the block's tokens
+  float* mean;           // [head_dim] sum of V over the row's tokens: the block's share of channels
+  int* list;             // [list] positions of chosen tokens
+  uint32_t* counts;      // others: [2][kBins + kCoarse]
+  uint32_t* coarse;      // [2][kCoarse] the coarse bins of all blocks, in two parts
+  uint64_t* candidates;  // others: [kMostCandidates] of this block
+  uint64_t* compared;    // [kMostCandidates] of all blocks
+  float2* ends;          // others: [kMostHeads] maximum and sum of exp2 of attention
+  float *level, *alpha;  // [kMostHeads] maximum + log2(sum) of all; others: weight of the list
+  uint64_t* least;       // the threshold
+  int* scalars;          // [32] results of one warp for all; others: [0] how many candidates
+  float* parts;          // [kWarps][kHeads][head_dim + 2], where the keys were
+  uint32_t* keys;        // [share]
+};
+
+// Returns the bytes of it all.
+__host__ __device__ inline int Carve(Shared* s, char* base, const Plan& plan, int dim) {
+  Carver c{base};
+  s->q = c.Take<float>(plan.heads * dim);
+  s->out = c.Take<float>(plan.heads * dim);
+  s->mean = c.Take<float>(dim);
+  s->list = c.Take<int>(plan.list);
+  s->counts = c.Take<uint32_t>(2 * (kBins + kCoarse));
+  s->coarse = c.Take<uint32_t>(2 * kCoarse);
+  s->candidates = c.Take<uint64_t>(kMostCandidates);
+  s->compared = c.Take<uint64_t>(kMostCandidates);
+  s->ends = c.Take<float2>(kMostHeads);
+  s->level = c.Take<float>(kMostHeads);
+  s->alpha = c.Take<float>(kMostHeads);
+  s->least = c.Take<uint64_t>(1);
+  s->scalars = c.Take<int>(32);
+  const int parts = kWarps * kHeads * (dim + 2), keys = plan.keys != nullptr ? 0 : plan.share;
+  s->parts = c.Take<float>(parts > keys ? parts : keys);
+  s->keys = reinterpret_cast<uint32_t*>(s->parts);
+  return c.bytes;
+}
+
+// The tokens of a block: groups of kDealt neighbours are dealt to the blocks of the cluster in turn, by
+// position. A token has an index in the block.
+struct Share {
+  int rank, blocks, base, tokens;
+  __device__ __forceinline__ explicit Share(const Row& row) : rank(ClusterRank()), blocks(ClusterBlocks()) {
+    base = row.first / (kDealt * kMostBlocks) * kDealt * kMostBlocks;
+    tokens = ((row.position - base) / (kDealt * blocks) + 1) * kDealt;
+  }
+  __device__ __forceinline__ int PositionOf(int token) const {
+    return base + (token / kDealt * blocks + rank) * kDealt + token % kDealt;
+  }
+};
 
 // A key that grows with x.
 __device__ __forceinline__ uint32_t OrderKey(float x) {
@@ -15,34 +71,99 @@ __device__ __forceinline__ uint32_t OrderKey(float x) {
   return u ^ (u >> 31 != 0 ? 0xffffffffu : 0x80000000u);
 }
 
-// Scores of the block's tokens as keys: the newest `local` and the first `sinks` are above all others.
-__device__ __forceinline__ void MakeKeys(const Row& row, const Shared& s, const SparqParams& p) {
-  const int local = p.local < 0 ? p.k / 4 : p.local, tokens = row.Tokens();
+// The level of each head over all tiles that the row sees. A warp a head.
+__device__ __forceinline__ void FindLevels(const Plan& plan, const Row& row, const Shared& s) {
+  const int lane = int(threadIdx.x % 32);
+  const int begin = row.first_page / kTilePages, end = row.own / kTilePages + 1;
 #pragma unroll 1
-  for (int t = int(threadIdx.x); t < tokens; t += kThreads) {
-    const int position = row.PositionOf(t);
-    float score = 0;
+  for (int h = int(threadIdx.x / 32); h < row.group; h += kWarps) {
+    const float2* levels = plan.levels + row.index * plan.tiles * row.group + h;
+    float2 level = {kNoScore, 0};
 #pragma unroll 1
-    for (int h = 0; h < row.group; ++h) {
-      const float logit = s.logits[h * tokens + t];
-      score += p.rank_logits ? logit : Exp2(logit - s.level[h]);
+    for (int tile = begin + lane; tile < end; tile += 32)
+      level = Joined(level, levels[int64_t{tile} * row.group]);
+    level = JoinedLanes(level);
+    if (lane == 0) s.level[h] = level.x + log2f(level.y);
+  }
+}
+
+// Bins of keys. Scores of weights lie in 0 .. 16: 64 bins an octave down to 2^-28, and the rest in the
+// lowest.
+struct Bins {
+  int shift, lowest;
+  __device__ __forceinline__ explicit Bins(const SparqParams& p)
+      : shift(p.rank_logits ? 21 : 17), lowest(p.rank_logits ? 0 : 0x4000 + (0x41800000 >> 17) - 2046) {}
+  __device__ __forceinline__ int Of(uint32_t key) const {
+    return min(max(int(key >> shift) - lowest, 0), kBins - 1);
+  }
+  __device__ __forceinline__ uint64_t Least(int bin) const {  // the least order of a bin; not kNeverKey's
+    return bin == 0 ? uint64_t{1} << kPositionBits
+                    : uint64_t{uint32_t(bin + lowest)} << (shift + kPositionBits);
+  }
+};
+
+// A load that stays where it is: the compiler would put it before its use and wait for each.
+__device__ __forceinline__ float4 LoadOrdered(const float* from) {
+  float4 x;
+  asm volatile("ld.global.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+
+// Scores of eight neighbouring tokens.
+__device__ __forceinline__ void ScoreEight(const Plan& plan, const Row& row, const Shared& s, int position,
+                                           bool logits_only, float (&score)[kDealt]) {
+#pragma unroll 1
+  for (int h0 = 0; h0 < row.group; h0 += kHeads) {
+    float4 x[kHeads][2];
+#pragma unroll
+    for (int e = 0; e < kHeads; ++e) {  // all loads are under way together
+      const float* from = row.Logits(plan, min(h0 + e, row.group - 1)) + position;
+      x[e][0] = LoadOrdered(from), x[e][1] = LoadOrdered(from + 4);
     }
-    uint32_t key = OrderKey(score);
-    if (position > row.position - local || position < p.sinks) key = kForcedKey;
-    s.keys[t] = row.Sees(position) ? key : kNeverKey;
+#pragma unroll
+    for (int e = 0; e < kHeads; ++e) {
+      if (h0 + e >= row.group) break;
+      const float level = logits_only ? 0.0f : s.level[h0 + e];
+      const float logit[kDealt] = {x[e][0].x, x[e][0].y, x[e][0].z, x[e][0].w,
+                                   x[e][1].x, x[e][1].y, x[e][1].z, x[e][1].w};
+#pragma unroll
+      for (int i = 0; i < kDealt; ++i) score[i] += logits_only ? logit[i] : Exp2(logit[i] - level);
+    }
+  }
+}
+
+// Scores of the block's tokens as keys, and how many are in each bin: the newest `local` and the first
+// `sinks` are above all others.
+__device__ __forceinline__ void MakeKeys(const Plan& plan, const Row& row, const Share& share,
+                                         const Shared& s, const SparqParams& p, const Bins& bins) {
+  const int local = p.local < 0 ? p.k / 4 : p.local;
+#pragma unroll 1
+  for (int t = int(threadIdx.x) * kDealt; t < share.tokens; t += kThreads * kDealt) {
+    const int position = share.PositionOf(t);
+    float score[kDealt] = {};
+    if (row.SeesPage(position / kPage)) ScoreEight(plan, row, s, position, p.rank_logits, score);
+    uint32_t key[kDealt];
+#pragma unroll
+    for (int i = 0; i < kDealt; ++i) {
+      key[i] =
+          position + i > row.position - local || position + i < p.sinks ? kForcedKey : OrderKey(score[i]);
+      if (!row.Sees(position + i)) key[i] = kNeverKey;
+      if (key[i] != kNeverKey) atomicAdd(s.counts + bins.Of(key[i]), 1u);
+    }
+    uint4* to = reinterpret_cast<uint4*>(s.keys + t);
+    to[0] = make_uint4(key[0], key[1], key[2], key[3]);
+    to[1] = make_uint4(key[4], key[5], key[6], key[7]);
   }
   __syncthreads();
 }
 
-struct Threshold {  // taken are tokens with order >> shift >= least
-  uint64_t least = 0;
-  int shift = kOrderBits;
-  __device__ __forceinline__ bool Takes(uint64_t order) const { return order >> shift >= least; }
-};
-
-__device__ __forceinline__ uint64_t Order(const Row& row, const Shared& s, int token) {
+// Tokens in the order of which they are read: by key, of equal ones the first.
+__device__ __forceinline__ uint64_t Order(const Share& share, const Shared& s, int token) {
   return uint64_t{s.keys[token]} << kPositionBits |
-         uint32_t((1 << kPositionBits) - 1 - row.PositionOf(token));
+         uint32_t((1 << kPositionBits) - 1 - share.PositionOf(token));
 }
 
 struct Digit {
@@ -62,25 +183,13 @@ __device__ __forceinline__ Digit FromAbove(int count, int wanted) {
   return {lane, __shfl_sync(kAll, total - count, lane), __shfl_sync(kAll, count, lane)};
 }
 
-// What all blocks counted in the coarse digits, to this block's memory: a warp reads one block's.
-__device__ __forceinline__ void GatherCoarse(const Row& row, const Shared& s, const uint32_t* counts) {
-  const int b = int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
-  uint4 x = {0, 0, 0, 0};
-  if (b < row.blocks) x = *(reinterpret_cast<const uint4*>(OfBlock(counts + kBins, b)) + lane);
-  reinterpret_cast<uint4*>(s.coarse)[threadIdx.x] = x;
-  __syncthreads();
-}
-
 // By one warp, from the counts of all blocks: the group of 4 coarse digits, the coarse digit, the digit.
-__device__ __forceinline__ Digit FindDigit(const Row& row, const Shared& s, const uint32_t* counts,
+__device__ __forceinline__ Digit FindDigit(const Share& share, const Shared& s, const uint32_t* counts,
                                            int wanted) {
   const int lane = int(threadIdx.x % 32);
-  uint4 four = {0, 0, 0, 0};
-#pragma unroll 4
-  for (int b = 0; b < kWarps; ++b) {
-    const uint4 x = reinterpret_cast<const uint4*>(s.coarse)[b * 32 + lane];
-    four.x += x.x, four.y += x.y, four.z += x.z, four.w += x.w;
-  }
+  uint4 four = reinterpret_cast<const uint4*>(s.coarse)[lane];
+  const uint4 more = reinterpret_cast<const uint4*>(s.coarse)[32 + lane];
+  four.x += more.x, four.y += more.y, four.z += more.z, four.w += more.w;
   const Digit group = FromAbove(int(four.x + four.y + four.z + four.w), wanted);
   wanted -= group.above;
   const uint32_t parts[4] = {__shfl_sync(kAll, four.x, group.value), __shfl_sync(kAll, four.y, group.value),
@@ -94,31 +203,28 @@ __device__ __forceinline__ Digit FindDigit(const Row& row, const Shared& s, cons
   wanted -= coarse.above;
   // A lane reads one digit of every other block; all loads are under way at once.
   const int first = (group.value * 4 + coarse.value) * kPerCoarse;
-  uint32_t part[8];
+  uint32_t part[kMostBlocks / 2];
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
-    part[i] = *OfBlock(counts + first + lane % kPerCoarse, min(2 * i + lane / kPerCoarse, row.blocks - 1));
+  for (int i = 0; i < kMostBlocks / 2; ++i)
+    part[i] = *OfBlock(counts + first + lane % kPerCoarse, min(2 * i + lane / kPerCoarse, share.blocks - 1));
   int count = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) count += 2 * i + lane / kPerCoarse < row.blocks ? int(part[i]) : 0;
+  for (int i = 0; i < kMostBlocks / 2; ++i)
+    count += 2 * i + lane / kPerCoarse < share.blocks ? int(part[i]) : 0;
   count += __shfl_xor_sync(kAll, count, kPerCoarse);
   const Digit fine = FromAbove(lane < kPerCoarse ? count : 0, wanted);
   return {first + fine.value, group.above + coarse.above + fine.above, fine.inside};
 }
 
-// Counts digits [shift, shift + 11) of the block's tokens that are as the threshold says so far.
-__device__ __forceinline__ void CountDigits(const Row& row, const Shared& s, const Threshold& t, int shift,
-                                            uint32_t mask, uint32_t* counts) {
+__device__ __forceinline__ void ClearCounts(uint32_t* counts) {
 #pragma unroll 1
-  for (int i = int(threadIdx.x); i < (kBins + kCoarse) / 4; i += kThreads)
+  for (int i = int(threadIdx.x); i < kBins / 4; i += kThreads)
     reinterpret_cast<uint4*>(counts)[i] = uint4{0, 0, 0, 0};
-  __syncthreads();
-#pragma unroll 1
-  for (int i = int(threadIdx.x); i < row.Tokens(); i += kThreads) {
-    const uint64_t order = Order(row, s, i);
-    if (order >> t.shift == t.least) atomicAdd(counts + (uint32_t(order >> shift) & mask), 1u);
-  }
-  __syncthreads();
+}
+
+// The digit in which the `wanted`th token of all blocks from above lies, of those that are counted.
+__device__ __forceinline__ Digit FindInCounts(const Share& share, const Shared& s, uint32_t* counts,
+                                              int wanted) {
   if (threadIdx.x < kCoarse) {
     uint32_t sum = 0;
 #pragma unroll
@@ -128,42 +234,131 @@ __device__ __forceinline__ void CountDigits(const Row& row, const Shared& s, con
     }
     counts[kBins + threadIdx.x] = sum;
   }
+  ClusterSync();
+  const int part = int(threadIdx.x) / kCoarse, bin = int(threadIdx.x) % kCoarse;
+  uint32_t x[kMostBlocks / 2], sum = 0;
+#pragma unroll
+  for (int i = 0; i < kMostBlocks / 2; ++i)
+    x[i] = *OfBlock(counts + kBins + bin, min(2 * i + part, share.blocks - 1));
+#pragma unroll
+  for (int i = 0; i < kMostBlocks / 2; ++i) sum += 2 * i + part < share.blocks ? x[i] : 0;
+  s.coarse[part * kCoarse + bin] = sum;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const Digit found = FindDigit(share, s, counts, wanted);
+    if (threadIdx.x == 0) s.scalars[1] = found.value, s.scalars[2] = found.above, s.scalars[3] = found.inside;
+  }
+  __syncthreads();
+  return {s.scalars[1], s.scalars[2], s.scalars[3]};
 }
 
-__device__ __forceinline__ Threshold FindThreshold(const Row& row, const Shared& s, int k) {
+// The order of the `wanted`th candidate of all blocks. Every block comes to the same.
+__device__ __forceinline__ uint64_t Compare(const Share& share, const Shared& s, int wanted) {
+  ClusterSync();
+  const int warp = int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
+  const int theirs = lane < share.blocks ? *OfBlock(s.scalars, lane) : 0;
+  int before = theirs;  // of the blocks up to this lane's
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int less = __shfl_up_sync(kAll, before, step);
+    if (lane >= step) before += less;
+  }
+  const int inside = __shfl_sync(kAll, before, 31);
+#pragma unroll 1
+  for (int b = warp; b < share.blocks; b += kWarps) {
+    const int count = __shfl_sync(kAll, theirs, b), to = __shfl_sync(kAll, before, b) - count;
+    for (int i = lane; i < count; i += 32) s.compared[to + i] = *OfBlock(s.candidates + i, b);
+  }
+  __syncthreads();
+  if (int(threadIdx.x) < inside) {
+    const uint64_t mine = s.compared[threadIdx.x];
+    int above = 0;
+#pragma unroll 4
+    for (int i = 0; i < inside; ++i) above += s.compared[i] > mine;
+    if (above == wanted - 1) *s.least = mine;
+  }
+  __syncthreads();
+  return *s.least;
+}
+
+// Digit by digit.
+__device__ __forceinline__ uint64_t FindByDigits(const Share& share, const Shared& s, int k) {
   constexpr int kShift[] = {43, 32, 22, 11, 0};
-  Threshold t;
+  uint64_t least = 0;
+  int above_shift = kOrderBits;
 #pragma unroll 1
   for (int digit = 0; digit < 5; ++digit) {
     // The others may still read the counts of the digit before, not those of the one before that.
-    uint32_t* counts = s.counts + digit % 2 * (kBins + kCoarse);
-    const int shift = kShift[digit], bits = t.shift - shift;
-    CountDigits(row, s, t, shift, (1u << bits) - 1, counts);
-    ClusterSync();
-    GatherCoarse(row, s, counts);
-    if (threadIdx.x < 32) {
-      const Digit found = FindDigit(row, s, counts, k);
-      if (threadIdx.x == 0)
-        s.scalars[0] = found.value, s.scalars[1] = found.above, s.scalars[2] = found.inside;
+    uint32_t* counts = s.counts + (digit + 1) % 2 * (kBins + kCoarse);
+    const int shift = kShift[digit], bits = above_shift - shift;
+    ClearCounts(counts);
+    __syncthreads();
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < share.tokens; i += kThreads) {
+      const uint64_t order = Order(share, s, i);
+      if (order >> above_shift == least) atomicAdd(counts + (order >> shift & ((1u << bits) - 1)), 1u);
     }
     __syncthreads();
-    t.least = t.least << bits | uint32_t(s.scalars[0]);
-    t.shift = shift;
-    k -= s.scalars[1];
-    if (s.scalars[2] == k) break;  // all of them
+    const Digit found = FindInCounts(share, s, counts, k);
+    least = least << bits | uint32_t(found.value);
+    above_shift = shift;
+    k -= found.above;
+    if (found.inside == k) break;  // all of them
   }
-  return t;
+  return least << above_shift;
 }
 
-// Lists the block's tokens that are taken, or seen where all are, in order; returns how many. A thread looks
-// at neighbouring tokens.
-__device__ __forceinline__ int ListTokens(const Row& row, const Shared& s, const Threshold& t) {
-  const int each = (row.Tokens() + kThreads - 1) / kThreads, lane = int(threadIdx.x % 32);
-  const int begin = min(int(threadIdx.x) * each, row.Tokens()), end = min(begin + each, row.Tokens());
-  const auto taken = [&](int i) { return row.all ? row.Sees(row.PositionOf(i)) : t.Takes(Order(row, s, i)); };
+// Tokens with this order and above are read.
+__device__ __forceinline__ uint64_t FindThreshold(const Share& share, const Shared& s, const Bins& bins,
+                                                  int k) {
+  const Digit bin = FindInCounts(share, s, s.counts, k);
+  const int wanted = k - bin.above;
+  if (bin.inside == wanted) return bins.Least(bin.value);
+  if (bin.inside > kMostCandidates) return FindByDigits(share, s, k);
+#pragma unroll 1
+  for (int t = int(threadIdx.x) * 4; t < share.tokens; t += kThreads * 4) {
+    const uint4 four = *reinterpret_cast<const uint4*>(s.keys + t);
+    const uint32_t key[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (key[i] != kNeverKey && bins.Of(key[i]) == bin.value)
+        s.candidates[atomicAdd(s.scalars, 1)] = Order(share, s, t + i);
+  }
+  return Compare(share, s, wanted);
+}
+
+// Of eight neighbouring tokens those that are read.
+__device__ __forceinline__ uint32_t TakenOf(const Row& row, const Share& share, const Shared& s, int token,
+                                            uint64_t least) {
+  const int position = share.PositionOf(token);
+  uint32_t taken = 0;
+  if (row.all) {
+#pragma unroll
+    for (int i = 0; i < kDealt; ++i) taken |= uint32_t(row.Sees(position + i)) << i;
+    return taken;
+  }
+  const uint4* keys = reinterpret_cast<const uint4*>(s.keys + token);
+  const uint4 a = keys[0], b = keys[1];
+  const uint32_t key[kDealt] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+  for (int i = 0; i < kDealt; ++i) {
+    const uint64_t order =
+        uint64_t{key[i]} << kPositionBits | uint32_t((1 << kPositionBits) - 1 - position - i);
+    taken |= uint32_t(order >= least) << i;
+  }
+  return taken;
+}
+
+// Lists the positions of the block's tokens that are taken, or seen where all are, in order; returns how
+// many. A thread looks at neighbouring groups.
+__device__ __forceinline__ int ListTokens(const Row& row, const Share& share, const Shared& s,
+                                          uint64_t least) {
+  const int groups = share.tokens / kDealt, each = (groups + kThreads - 1) / kThreads;
+  const int begin = min(int(threadIdx.x) * each, groups), end = min(begin + each, groups);
+  const int lane = int(threadIdx.x % 32);
   int count = 0;
 #pragma unroll 1
-  for (int i = begin; i < end; ++i) count += taken(i);
+  for (int i = begin; i < end; ++i) count += __popc(TakenOf(row, share, s, i * kDealt, least));
   int before = count;
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
@@ -173,35 +368,36 @@ __device__ __forceinline__ int ListTokens(const Row& row, const Shared& s, const
   if (lane == 31) s.scalars[8 + threadIdx.x / 32] = before;
   __syncthreads();
   int total = 0, at = before - count;
-#pragma unroll 1
+#pragma unroll
   for (int w = 0; w < kWarps; ++w) {
     if (w < int(threadIdx.x / 32)) at += s.scalars[8 + w];
     total += s.scalars[8 + w];
   }
+  if (count > 0) {
 #pragma unroll 1
-  for (int i = begin; i < end; ++i)
-    if (taken(i)) s.list[at++] = i;
+    for (int i = begin; i < end; ++i)
+      for (uint32_t taken = TakenOf(row, share, s, i * kDealt, least); taken != 0; taken &= taken - 1)
+        s.list[at++] = share.PositionOf(i * kDealt) + __ffs(int(taken)) - 1;
+  }
   __syncthreads();
   return total;
 }
 
-// Bits of the tokens that are read; a warp a page.
+// The words of a tile's tokens before any is chosen.
+__device__ __forceinline__ void ClearChosen(const SparqDecodeArgs& a, const Row& row) {
+  const int word = int(blockIdx.x) * kTilePages * 2 + int(threadIdx.x);
+  if (threadIdx.x < kTilePages * 2 && row.SeesPage(word / 2) && word < a.chosen_words)
+    a.chosen[(row.at * a.cache.kv_heads + row.head) * a.chosen_words + word] = 0;
+}
+
 __device__ __forceinline__ void WriteChosen(const SparqDecodeArgs& a, const Row& row, const Shared& s,
                                             int count) {
 #pragma unroll 1
-  for (int slot = int(threadIdx.x / 32); slot < row.slots; slot += kWarps) {
-    const int lane = int(threadIdx.x % 32);
-    uint32_t words[2] = {0, 0};
-    for (int i = lane; i < count; i += 32) {
-      const int token = s.list[i] - slot * kPage;
-      if (token >= 0 && token < kPage) words[token / 32] |= 1u << token % 32;
-    }
-    for (int w = 0; w < 2; ++w) {
-      const uint32_t bits = __reduce_or_sync(kAll, words[w]);
-      const int word = (row.first_own + slot * row.blocks) * 2 + w;
-      if (lane == 0 && word < a.chosen_words)
-        a.chosen[(row.at * a.cache.kv_heads + row.head) * a.chosen_words + word] = bits;
-    }
+  for (int i = int(threadIdx.x); i < count; i += kThreads) {
+    const int position = s.list[i];
+    if (position / 32 < a.chosen_words)
+      atomicOr(a.chosen + (row.at * a.cache.kv_heads + row.head) * a.chosen_words + position / 32,
+               1u << position % 32);
   }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. What LinearInt takes and how it cuts the work.
+#include "kernels/cuda/sm90/linear_few.cuh"
 #include "kernels/cuda/sm90/linear_int.cuh"
 
 namespace nibble::cuda {
@@ -10,7 +11,8 @@ constexpr int kClusters[8] = {132, 64, 40, 28, 22, 18, 14, 12};
 
 // Microseconds of one block's stage and of a tile, fitted to `nibble_gpu time linear/sweep` on one H200: a
 // stage takes what memory or its dequantization and product take; a split tile is exchanged.
-LinearPlan PlanLinear(int n, int k, int rows, int processors) {
+LinearPlan PlanLinear(weight::Storage storage, int n, int k, int rows, int processors) {
+  if (const LinearPlan few = sm90::PlanFew(storage, n, k, rows, processors); few.tokens != 0) return few;
   const int row_tiles = (n + sm90::kTileRows - 1) / sm90::kTileRows, k_blocks = KBlocks(k);
   LinearPlan best;
   double least = 0;
@@ -40,7 +42,9 @@ Launch LinearInt(const LinearIntArgs& a, Stream stream) {
   if (a.y_stride % 8 != 0 || a.y_stride < a.w.n)
     return Refused("LinearInt: y_stride must be a multiple of 8, and n or more");
   static const int processors = hopper::multiprocessors();
-  const LinearPlan plan = a.plan.tokens != 0 ? a.plan : PlanLinear(a.w.n, a.w.k, a.rows, processors);
+  const LinearPlan plan =
+      a.plan.tokens != 0 ? a.plan : PlanLinear(a.w.storage, a.w.n, a.w.k, a.rows, processors);
+  if (plan.kind == LinearPlan::kFew) return sm90::linear_few(a, plan, processors, stream);
   if (plan.split < 1 || plan.split > 8 || plan.split > KBlocks(a.w.k))
     return Refused("LinearInt: k is split into 1 to 8 parts of 128 or more");
   switch (a.w.storage) {

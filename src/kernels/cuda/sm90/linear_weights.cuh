@@ -18,12 +18,11 @@ struct GroupInfo {
   uint32_t scale[2], offset4[2];  // of the two outputs of a lane
 };
 
+// word: s2 and z * s2 of either output.
 template <Storage kStorage>
-NIBBLE_DEVICE GroupInfo load_group(const uint8_t* block) {
+NIBBLE_DEVICE GroupInfo group_of(uint32_t word) {
   GroupInfo g{};
   if constexpr (kStorage == Storage::kW4A8Group) {
-    const int t = int(threadIdx.x % 128);
-    const uint32_t word = reinterpret_cast<const uint32_t*>(block + 4096)[t / 32 * 8 + t % 32 / 4];
     g.scale[0] = word & 0xFF;
     g.scale[1] = word >> 16 & 0xFF;
     g.offset4[0] = 0x80808080u - __byte_perm(word, 0, 0x1111);
@@ -33,8 +32,16 @@ NIBBLE_DEVICE GroupInfo load_group(const uint8_t* block) {
 }
 
 template <Storage kStorage>
-NIBBLE_DEVICE void dequantize_half(const uint8_t* block, int half, const GroupInfo& g, uint32_t (&a)[2][4]) {
-  const uint4 w = reinterpret_cast<const uint4*>(block + 2048 * half)[threadIdx.x % 128];
+NIBBLE_DEVICE GroupInfo load_group(const uint8_t* block) {
+  const int t = int(threadIdx.x % 128);
+  return group_of<kStorage>(kStorage == Storage::kW4A8Group
+                                ? reinterpret_cast<const uint32_t*>(block + 4096)[t / 32 * 8 + t % 32 / 4]
+                                : 0);
+}
+
+// What a thread has of half a block, as two fragments.
+template <Storage kStorage>
+NIBBLE_DEVICE void dequantize_words(uint4 w, const GroupInfo& g, uint32_t (&a)[2][4]) {
   const uint32_t word[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
@@ -45,6 +52,11 @@ NIBBLE_DEVICE void dequantize_half(const uint8_t* block, int half, const GroupIn
       a[1][i] = a[1][i] * g.scale[i % 2] + g.offset4[i % 2];
     }
   }
+}
+
+template <Storage kStorage>
+NIBBLE_DEVICE void dequantize_half(const uint8_t* block, int half, const GroupInfo& g, uint32_t (&a)[2][4]) {
+  dequantize_words<kStorage>(reinterpret_cast<const uint4*>(block + 2048 * half)[threadIdx.x % 128], g, a);
 }
 
 }  // namespace nibble::cuda::sm90

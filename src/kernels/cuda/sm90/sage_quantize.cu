@@ -268,7 +268,7 @@ __device__ void QuantizeV(const SageQuantizeArgs& a, int tile_index, int kv_head
 }
 
 template <int kDim>
-__global__ __launch_bounds__(kThreads, 3) void SageQuantizeKernel(const SageQuantizeArgs a) {
+__global__ __launch_bounds__(kThreads, kDim == 64 ? 5 : 4) void SageQuantizeKernel(const SageQuantizeArgs a) {
   const int tile = blockIdx.y;  // heads are neighbours in memory, so they run together
   int head = blockIdx.x;
   if (head < a.shape.heads) {
