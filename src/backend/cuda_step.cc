@@ -13,12 +13,16 @@ namespace {
 
 constexpr size_t kMostForms = 8;
 
-// Steps of one row a sequence that seal nothing: no host decision but the shape.
+// Steps of one row a sequence: no host decision but the shape, and whether some page is full.
 bool Repeats(const StepInputs& in) {
   return !in.observed && !in.segments.empty() &&
          std::all_of(in.segments.begin(), in.segments.end(), [](const KvSegment& s) {
-           return s.rows == 1 && s.raw_slot >= 0 && s.copy_from < 0 && s.seal_page < 0 && s.dense_rows == 0;
+           return s.rows == 1 && s.raw_slot >= 0 && s.copy_from < 0 && s.dense_rows == 0;
          });
+}
+bool Seals(const StepInputs& in) {
+  return std::any_of(in.segments.begin(), in.segments.end(),
+                     [](const KvSegment& s) { return s.seal_page >= 0; });
 }
 
 }  // namespace
@@ -26,15 +30,17 @@ bool Repeats(const StepInputs& in) {
 std::vector<int64_t> CudaBackend::FormOf(const StepInputs& in) const {
   std::vector<int64_t> form = entries_->Form();
   form.push_back(int64_t(in.tokens.size()));
+  form.push_back(Seals(in));
   form.insert(form.end(), in.logit_rows.begin(), in.logit_rows.end());
   for (const void* p :
-       {static_cast<const void*>(tokens_.device()), static_cast<const void*>(positions_.device()),
+       {in.model, in.cache, static_cast<const void*>(tokens_.device()), static_cast<const void*>(positions_.device()),
         static_cast<const void*>(segments_.device()), static_cast<const void*>(page_table_.device())})
     form.push_back(reinterpret_cast<int64_t>(p));
   return form;
 }
 
 void CudaBackend::RunStep(const StepInputs& in, const std::function<void()>& ops) {
+  Begin();
   if (!Repeats(in)) return ops();
   tokens_.Send(in.tokens, *ring_), positions_.Send(in.positions, *ring_);
   segments_.Send(in.segments, *ring_), page_table_.Send(in.page_table, *ring_);
@@ -66,6 +72,7 @@ void CudaBackend::Record(Recorded& step, const std::function<void()>& ops) {
   recording_ = &step;
   CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a step");
   ops();
+  Begin();  // what is left behind a step is not there after a replay
   CheckCuda(cudaStreamEndCapture(stream_, &graph), "recording a step");
   recording_ = nullptr;
   ring_->Pause(false);

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. Elementwise kernels and those that reduce a row: one block a vector where there is a sum.
 #include "kernels/cuda/elementwise.h"
+
+#include "kernels/cuda/activate.cuh"
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/linear_layout.h"
+#include "kernels/cuda/rope.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -79,20 +82,9 @@ __global__ void RopeKernel(RopeArgs a) {
     const int d = i % half;
     float* x = a.x + row * a.x_stride + int64_t{i / half} * a.head_dim + d;
     const float c = a.cos[int64_t{row} * half + d], s = a.sin[int64_t{row} * half + d];
-    const float low = x[0], high = x[half];
-    x[0] = low * c - high * s;
-    x[half] = high * c + low * s;
-  }
-}
-
-__device__ float Activate(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kSilu:
-      return x / (1 + expf(-x));
-    case Activation::kGelu:
-      return x * 0.5f * erfcf(-x * 0.70710678f);
-    default:
-      return x * 0.5f * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    const Pair turned = Rotate({x[0], x[half]}, c, s);
+    x[0] = turned.low;
+    x[half] = turned.high;
   }
 }
 

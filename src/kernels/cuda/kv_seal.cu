@@ -11,8 +11,9 @@ namespace {
 constexpr int kThreads = 64;
 
 template <class C>
-__global__ void __launch_bounds__(kThreads) SealKernel(PagedKv kv, PagedSide side) {
+__global__ void __launch_bounds__(kThreads) SealKernel(PagedKv kv, bool only_v) {
   extern __shared__ float rows[];  // [tokens, head_dim]
+  const PagedSide& side = only_v || blockIdx.z == 1 ? kv.v : kv.k;
   const KvSegment s = kv.segments[blockIdx.x];
   if (s.seal_page < 0) return;
   const int head = int(blockIdx.y), t = int(threadIdx.x);
@@ -102,40 +103,42 @@ __global__ void PlaceKernel(PagedKv kv, PagedSide side, int two_bit, const uint8
   }
 }
 
-template <class F>
-cudaError_t WithShared(F kernel, int shared, dim3 grid, const PagedKv& kv, const PagedSide& side,
-                       Stream stream) {
-  const cudaError_t error = AllowShared(kernel, shared);
-  if (error == cudaSuccess) kernel<<<grid, kThreads, size_t(shared), stream>>>(kv, side);
-  return error;
-}
-
 }  // namespace
 
 Launch ChooseHeads(const PagedKv& kv, bool is_v, int two_bit, const uint8_t* planned, Stream stream) {
   const PagedSide& side = is_v ? kv.v : kv.k;
   const dim3 grid(unsigned(kv.segment_count), unsigned(kv.kv_heads));
   if (planned == nullptr) {
-    const cudaError_t error =
-        WithShared(&PriorityKernel, kv.page.tokens * kv.page.head_dim * 4, grid, kv, side, stream);
-    if (error != cudaSuccess) return {int(error), "choice of heads"};
+    const int shared = kv.page.tokens * kv.page.head_dim * 4;
+    if (const cudaError_t error = AllowShared(&PriorityKernel, shared); error != cudaSuccess)
+      return {int(error), "choice of heads"};
+    PriorityKernel<<<grid, kThreads, size_t(shared), stream>>>(kv, side);
   }
   PlaceKernel<<<unsigned(kv.segment_count), 1, 0, stream>>>(kv, side, two_bit, planned);
   return Launched("choice of heads");
 }
 
-Launch SealPages(const PagedKv& kv, bool is_v, int mean, Stream stream) {
-  const PagedSide& side = is_v ? kv.v : kv.k;
-  const dim3 grid(unsigned(kv.segment_count), unsigned(kv.kv_heads));
-  if (mean >= 0) MeanKernel<<<grid, kThreads, 0, stream>>>(kv, mean);
+// One launch a codec: K and V of the same one together.
+Launch SealPages(const PagedKv& kv, int mean, Stream stream) {
+  const int shared = kv.page.tokens * kv.page.head_dim * 4;
+  const unsigned segments = unsigned(kv.segment_count), heads = unsigned(kv.kv_heads);
+  if (mean >= 0) MeanKernel<<<dim3(segments, heads), kThreads, 0, stream>>>(kv, mean);
   cudaError_t error = cudaSuccess;
-  const auto seal = [&](kv::CodecId codec) {
+  const auto seal = [&](kv::CodecId codec, bool of_k, bool of_v) {
+    if (error != cudaSuccess || (!of_k && !of_v)) return;
     Visit(kv::Codecs{}, codec, [&]<class C>() {
-      error = WithShared(&SealKernel<C>, kv.page.tokens * kv.page.head_dim * 4, grid, kv, side, stream);
+      error = AllowShared(&SealKernel<C>, shared);
+      if (error == cudaSuccess)
+        SealKernel<C><<<dim3(segments, heads, of_k && of_v ? 2 : 1), kThreads, size_t(shared), stream>>>(
+            kv, !of_k);
     });
   };
-  seal(side.codec);
-  if (side.places != nullptr && error == cudaSuccess) seal(side.two_bit);
+  seal(kv.k.codec, true, kv.v.codec == kv.k.codec);
+  seal(kv.v.codec, false, kv.v.codec != kv.k.codec);
+  const bool k_two = kv.k.places != nullptr, v_two = kv.v.places != nullptr,
+             same = k_two && v_two && kv.k.two_bit == kv.v.two_bit;
+  seal(kv.k.two_bit, k_two, same);
+  seal(kv.v.two_bit, false, v_two && !same);
   return error == cudaSuccess ? Launched("seal") : Launch{int(error), "seal"};
 }
 

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// Floor 4. A row stays in registers from the op to its codes: a block has it, or a cluster of blocks where
+// the op is dear. Every sum has one order, which depends on the row's length alone.
+#include "kernels/cuda/rows.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/activate.cuh"
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/programmatic.cuh"
+
+namespace nibble::cuda {
+namespace {
+
+constexpr int kEach = 8;  // neighbouring values of a thread, kChunks times
+constexpr int kMostThreads = 512, kMostBlocks = 8, kGluThreads = 256;
+
+// One of the `count` threads of a row.
+struct RowThread {
+  int index, count;
+  __device__ int At(int chunk) const { return (chunk * count + index) * kEach; }
+};
+__device__ RowThread OfBlockAlone() { return {int(threadIdx.x), int(blockDim.x)}; }
+__device__ RowThread OfCluster() {
+  return {ClusterRank() * int(blockDim.x) + int(threadIdx.x), ClusterBlocks() * int(blockDim.x)};
+}
+
+__device__ void Load(const float* row, float (&x)[kEach]) {
+  const float4 low = reinterpret_cast<const float4*>(row)[0], high = reinterpret_cast<const float4*>(row)[1];
+  x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+  x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+}
+__device__ void Store(float* row, const float (&x)[kEach]) {
+  reinterpret_cast<float4*>(row)[0] = make_float4(x[0], x[1], x[2], x[3]);
+  reinterpret_cast<float4*>(row)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+// Over the block: lanes of a warp as a tree, then warps ascending.
+template <class T, class F>
+__device__ T OverBlock(T x, F f) {
+  __shared__ T part[kMostThreads / 32];
+  for (int step = 16; step > 0; step /= 2) x = f(x, __shfl_xor_sync(~0u, x, step));
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+  __syncthreads();
+  T all = part[0];
+  for (int i = 1; i < int(blockDim.x / 32); ++i) all = f(all, part[i]);
+  __syncthreads();
+  return all;
+}
+
+// Over the blocks of the cluster, for results that no order changes.
+template <class T, class F>
+__device__ T OverCluster(T x, F f) {
+  __shared__ T mine;
+  if (threadIdx.x == 0) mine = x;
+  ClusterSync();
+  for (int r = 0; r < ClusterBlocks(); ++r) x = r == ClusterRank() ? x : f(x, *OfBlock(&mine, r));
+  ClusterSync();  // no block leaves, or writes again, while another reads
+  return x;
+}
+
+template <bool kCluster, class T, class F>
+__device__ T OverRow(T x, F f) {
+  x = OverBlock(x, f);
+  if constexpr (kCluster) x = OverCluster(x, f);
+  return x;
+}
+
+__device__ uint32_t Bf16Pair(float low, float high) {
+  return FloatToBf16(low) | uint32_t{FloatToBf16(high)} << 16;
+}
+
+template <bool kCluster, int kChunks>
+__device__ void Leave(const RowCopies& to, int row, int k, RowThread me, const float (&x)[kChunks][kEach]) {
+  if (to.bf16 != nullptr) {
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+      if (me.At(c) < k)
+        *reinterpret_cast<uint4*>(to.bf16 + int64_t{row} * k + me.At(c)) =
+            make_uint4(Bf16Pair(x[c][0], x[c][1]), Bf16Pair(x[c][2], x[c][3]), Bf16Pair(x[c][4], x[c][5]),
+                       Bf16Pair(x[c][6], x[c][7]));
+  }
+  if (to.q == nullptr) return;
+  // |x| as bits: integers order as the floats do, and infinity and NaN lie above every finite value.
+  uint32_t greatest = 0;
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c)
+#pragma unroll
+    for (const float v : x[c]) greatest = max(greatest, __float_as_uint(v) & 0x7FFFFFFFu);
+  greatest = OverRow<kCluster>(greatest, [](uint32_t a, uint32_t b) { return max(a, b); });
+  const float amax = __uint_as_float(greatest);
+  const bool finite = greatest < 0x7F800000u, zero = finite && amax < 0x1p-119f;
+  const float inverse = finite && !zero ? __fdiv_rn(127.0f, amax) : 0.0f;
+  int sum = 0;
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    uint32_t packed[2] = {0, 0};
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) {
+      const int q = finite ? max(-127, min(127, __float2int_rn(__fmul_rn(x[c][j], inverse)))) : 0;
+      sum += q;
+      packed[j / 4] |= uint32_t(q & 0xFF) << (8 * (j % 4));
+    }
+    if (me.At(c) < k)
+      *reinterpret_cast<uint2*>(to.q + int64_t{row} * k + me.At(c)) = make_uint2(packed[0], packed[1]);
+  }
+  sum = OverRow<kCluster>(sum, [](int a, int b) { return a + b; });
+  if (me.index != 0) return;
+  to.row_sum[row] = sum;
+  to.scale[row] = !finite ? __uint_as_float(0x7FC00000u) : zero ? 0.0f : __fdiv_rn(amax, 127.0f);
+}
+
+template <int kChunks>
+__global__ void __launch_bounds__(kMostThreads)
+    NormRowsKernel(const __grid_constant__ NormArgs a, const __grid_constant__ RowCopies to) {
+  ReleaseNext();
+  const RowThread me = OfBlockAlone();
+  const int row = int(blockIdx.x);
+  float x[kChunks][kEach] = {}, weight[kChunks][kEach] = {};
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c)
+    if (me.At(c) < a.k) Load(a.weight + me.At(c), weight[c]);
+  AwaitPrevious();
+  float square = 0;
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    if (me.At(c) < a.k) Load(a.x + row * a.x_stride + me.At(c), x[c]);
+#pragma unroll
+    for (const float v : x[c]) square = __fmaf_rn(v, v, square);
+  }
+  square = OverBlock(square, [](float p, float q) { return p + q; });
+  const float factor = 1.0f / sqrtf(square / float(a.k) + a.eps);
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) x[c][j] = x[c][j] * factor * weight[c][j];
+    if (me.At(c) < a.k) Store(a.y + row * a.y_stride + me.At(c), x[c]);
+  }
+  Leave<false>(to, row, a.k, me, x);
+}
+
+template <int kChunks>
+__global__ void __launch_bounds__(kGluThreads)
+    GluRowsKernel(const __grid_constant__ GluArgs a, const __grid_constant__ RowCopies to) {
+  ReleaseNext();
+  AwaitPrevious();
+  const RowThread me = OfCluster();
+  const int row = int(blockIdx.y);
+  float x[kChunks][kEach] = {};
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    if (me.At(c) >= a.k) continue;
+    float up[kEach];
+    Load(a.gate + row * a.gate_stride + me.At(c), x[c]);
+    Load(a.up + row * a.up_stride + me.At(c), up);
+#pragma unroll
+    for (int j = 0; j < kEach; ++j) x[c][j] = Activate(a.activation, x[c][j]) * up[j];
+    Store(a.y + row * a.y_stride + me.At(c), x[c]);
+  }
+  Leave<true>(to, row, a.k, me, x);
+}
+
+template <int kChunks>
+__global__ void __launch_bounds__(kMostThreads)
+    WidenRowsKernel(const __grid_constant__ WidenArgs a, const __grid_constant__ RowCopies to) {
+  ReleaseNext();
+  AwaitPrevious();
+  const RowThread me = OfBlockAlone();
+  const int row = int(blockIdx.x);
+  float x[kChunks][kEach] = {};
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    if (me.At(c) >= a.k) continue;
+    const uint4 word = *reinterpret_cast<const uint4*>(a.x + int64_t{row} * a.k + me.At(c));
+    const uint32_t words[4] = {word.x, word.y, word.z, word.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[c][2 * i] = __uint_as_float(words[i] << 16);
+      x[c][2 * i + 1] = __uint_as_float(words[i] & 0xFFFF0000u);
+    }
+    Store(a.to + row * a.to_stride + me.At(c), x[c]);
+  }
+  Leave<false>(to, row, a.k, me, x);
+}
+
+int Ceil(int a, int b) { return (a + b - 1) / b; }
+
+// Calls run<chunks> with the least number of chunks that is enough.
+template <int kMost, class F>
+Launch WithChunks(int chunks, F run) {
+  if (chunks <= 1) return run.template operator()<1>();
+  if (chunks <= 2) return run.template operator()<2>();
+  if (kMost == 4 || chunks <= 4) return run.template operator()<4>();
+  return run.template operator()<kMost>();
+}
+
+bool Fits(int k, int64_t strides, std::initializer_list<const void*> rows) {
+  for (const void* p : rows)
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) return false;
+  return k >= 16 && k % 16 == 0 && k <= kMostRowValues && strides % 4 == 0;
+}
+constexpr const char* kRule =
+    "rows with copies have a multiple of 16 values, at most 16384, and start at multiples of 16 bytes";
+
+// Whole warps, enough for a row if there are so many.
+unsigned ThreadsFor(int k) { return unsigned(std::min(kMostThreads, Ceil(k / kEach, 32) * 32)); }
+
+}  // namespace
+
+Launch NormRows(const NormArgs& a, const RowCopies& to, Stream stream) {
+  if (!Fits(a.k, a.x_stride | a.y_stride, {a.x, a.y, a.weight}) || a.inner != 1) return Refused(kRule);
+  const unsigned threads = ThreadsFor(a.k);
+  return WithChunks<kMostRowValues / (kMostThreads * kEach)>(Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
+    return LaunchEarly("norm", NormRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1, stream, a, to);
+  });
+}
+
+Launch GluRows(const GluArgs& a, const RowCopies& to, Stream stream) {
+  if (!Fits(a.k, a.gate_stride | a.up_stride | a.y_stride, {a.gate, a.up, a.y})) return Refused(kRule);
+  const int blocks = StartsEarly() ? std::min(kMostBlocks, Ceil(a.k, kGluThreads * kEach)) : 1;
+  return WithChunks<kMostRowValues / (kGluThreads * kEach)>(Ceil(a.k, blocks * kGluThreads * kEach), [&]<int kChunks>() {
+    return LaunchEarly("glu", GluRowsKernel<kChunks>, dim3(unsigned(blocks), unsigned(a.rows)), kGluThreads,
+                       unsigned(blocks), stream, a, to);
+  });
+}
+
+Launch WidenRows(const WidenArgs& a, const RowCopies& to, Stream stream) {
+  if (!Fits(a.k, a.to_stride, {a.x, a.to})) return Refused(kRule);
+  const unsigned threads = ThreadsFor(a.k);
+  RowCopies codes = to;
+  codes.bf16 = nullptr;
+  return WithChunks<kMostRowValues / (kMostThreads * kEach)>(Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
+    return LaunchEarly("widening bf16", WidenRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1, stream,
+                       a, codes);
+  });
+}
+
+}  // namespace nibble::cuda
