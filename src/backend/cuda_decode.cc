@@ -114,7 +114,8 @@ void DecodeEntries::Run(const Args& a) {
                         .kv_heads = a.kv.kv_heads,
                         .head_dim = a.kv.page.head_dim,
                         .window = a.window,
-                        .scale = a.scale};
+                        .scale = a.scale,
+                        .early_start = true};
   args.workspace = Workspace(args);
   for (const bool scratch : {false, true}) {
     if (scratch && !plan_.in_scratch) continue;

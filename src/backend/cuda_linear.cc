@@ -52,7 +52,7 @@ std::vector<uint16_t> RoundedToBf16(const weight::WeightView& w) {
 
 // One after the other as the rows of one matrix: those of a storage and a width, where rows end whole blocks.
 bool Joins(std::span<const weight::WeightView> views) {
-  return std::all_of(views.begin(), views.end(), [&views](const weight::WeightView& v) {
+  return views.size() == 1 || std::all_of(views.begin(), views.end(), [&views](const weight::WeightView& v) {
     return v.storage == views[0].storage && v.k == views[0].k &&
            (!weight::IsQuantized(v.storage) || v.n % cuda::kBlockRows == 0);
   });

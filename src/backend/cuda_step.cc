@@ -42,9 +42,11 @@ std::vector<int64_t> CudaBackend::FormOf(const StepInputs& in) const {
 void CudaBackend::RunStep(const StepInputs& in, const std::function<void()>& ops) {
   Begin();
   if (!Repeats(in)) return ops();
+  ring_->Gather();
   tokens_.Send(in.tokens, *ring_), positions_.Send(in.positions, *ring_);
   segments_.Send(in.segments, *ring_), page_table_.Send(in.page_table, *ring_);
   entries_->Prepare(in.segments, in.page_table, *ring_);
+  ring_->SendGathered();
   const std::vector<int64_t> form = FormOf(in);
   const auto known =
       std::find_if(recorded_.begin(), recorded_.end(), [&form](const Recorded& r) { return r.form == form; });

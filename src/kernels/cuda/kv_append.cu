@@ -124,7 +124,7 @@ Launch RopeAndAppend(const RopeAppendArgs& a, Stream stream) {
   const int heads = a.heads + 2 * a.append.kv.kv_heads, warps = kThreads / 32;
   return LaunchEarly("rope and append", RopeAppendKernel,
                      dim3(unsigned(a.append.kv.segment_count), unsigned((heads + warps - 1) / warps)),
-                     kThreads, 1, stream, a);
+                     kThreads, 1, stream, 0, a);
 }
 
 }  // namespace nibble::cuda

@@ -34,7 +34,7 @@ inline bool StartsEarly() {
 // `cluster`: blocks along x that share their memory, 1 where StartsEarly() is false.
 template <class... Params, class... Args>
 Launch LaunchEarly(const char* name, void (*kernel)(Params...), dim3 grid, unsigned threads, unsigned cluster,
-                   Stream stream, const Args&... args) {
+                   Stream stream, int shared_bytes, const Args&... args) {
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -43,6 +43,7 @@ Launch LaunchEarly(const char* name, void (*kernel)(Params...), dim3 grid, unsig
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = size_t(shared_bytes);
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = StartsEarly() ? (cluster > 1 ? 2 : 1) : 0;

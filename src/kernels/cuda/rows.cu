@@ -211,7 +211,7 @@ Launch NormRows(const NormArgs& a, const RowCopies& to, Stream stream) {
   if (!Fits(a.k, a.x_stride | a.y_stride, {a.x, a.y, a.weight}) || a.inner != 1) return Refused(kRule);
   const unsigned threads = ThreadsFor(a.k);
   return WithChunks<kMostRowValues / (kMostThreads * kEach)>(Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
-    return LaunchEarly("norm", NormRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1, stream, a, to);
+    return LaunchEarly("norm", NormRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1, stream, 0, a, to);
   });
 }
 
@@ -220,7 +220,7 @@ Launch GluRows(const GluArgs& a, const RowCopies& to, Stream stream) {
   const int blocks = StartsEarly() ? std::min(kMostBlocks, Ceil(a.k, kGluThreads * kEach)) : 1;
   return WithChunks<kMostRowValues / (kGluThreads * kEach)>(Ceil(a.k, blocks * kGluThreads * kEach), [&]<int kChunks>() {
     return LaunchEarly("glu", GluRowsKernel<kChunks>, dim3(unsigned(blocks), unsigned(a.rows)), kGluThreads,
-                       unsigned(blocks), stream, a, to);
+                       unsigned(blocks), stream, 0, a, to);
   });
 }
 
@@ -231,7 +231,7 @@ Launch WidenRows(const WidenArgs& a, const RowCopies& to, Stream stream) {
   codes.bf16 = nullptr;
   return WithChunks<kMostRowValues / (kMostThreads * kEach)>(Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
     return LaunchEarly("widening bf16", WidenRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1, stream,
-                       a, codes);
+                       0, a, codes);
   });
 }
 
