@@ -450,6 +450,7 @@ TEST(Serving, SaltsKeepPrefixesApart) {
 }
 
 TEST(Serving, ExplainSaysWhatIsSharedAndWhyNot) {
+  if (OnCuda()) GTEST_SKIP() << "qaq is not there on a GPU yet";
   const auto line = [](const std::string& recipe, const std::string& about) {
     ServingOptions o;
     o.engine.recipe = recipe, o.ngram.max_draft = 4;

@@ -105,6 +105,7 @@ struct StepInputs {
   std::span<const int32_t> page_table;
   // Whose step it is: ops of another model or over another cache are not the same.
   const void *model = nullptr, *cache = nullptr;
+  bool selects = false;   // rows choose the tokens they read
   bool observed = false;  // somebody looks at activations while the ops are queued
 };
 

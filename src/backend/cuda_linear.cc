@@ -8,6 +8,7 @@
 #include "base/half.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_dot.h"
 #include "kernels/cuda/linear_pack.h"
 #include "quant/weight/pack.h"
 
@@ -49,18 +50,23 @@ std::vector<uint16_t> RoundedToBf16(const weight::WeightView& w) {
   return rounded;
 }
 
-
 // One after the other as the rows of one matrix: those of a storage and a width, where rows end whole blocks.
 bool Joins(std::span<const weight::WeightView> views) {
   return views.size() == 1 || std::all_of(views.begin(), views.end(), [&views](const weight::WeightView& v) {
-    return v.storage == views[0].storage && v.k == views[0].k &&
-           (!weight::IsQuantized(v.storage) || v.n % cuda::kBlockRows == 0);
-  });
+           return v.storage == views[0].storage && v.k == views[0].k &&
+                  (!weight::IsQuantized(v.storage) || v.n % cuda::kBlockRows == 0);
+         });
 }
 
 size_t CodesBytes(const weight::PackedWeight& w) {
   return weight::IsInteger(w.layout) ? cuda::LinearScaleOffset(StorageOf(w.layout), w.n, w.k)
                                      : size_t(w.n) * size_t(w.k) * size_t(SizeOf(TypeOf(w.layout)));
+}
+
+// Few rows of 4-bit weights go without tensor cores.
+bool ByDots(const weight::PackedWeight& w, int rows) {
+  static const int most = getenv("NIBBLE_DOT") ? atoi(getenv("NIBBLE_DOT")) : cuda::kMostDotRows;
+  return rows <= most && (w.layout == Layout::kI4Group || w.layout == Layout::kI4Channel);
 }
 
 // How many of `outs`, from the first on, are columns of one matrix and have weights that are rows of one.
@@ -85,8 +91,8 @@ Result<weight::PackedWeight> CudaBackend::Pack(const weight::WeightView& view, M
   return packed[0];
 }
 
-Result<std::vector<weight::PackedWeight>> CudaBackend::PackTogether(
-    std::span<const weight::WeightView> views, MatmulArith arith) {
+Result<std::vector<weight::PackedWeight>> CudaBackend::PackTogether(std::span<const weight::WeightView> views,
+                                                                    MatmulArith arith) {
   for (const weight::WeightView& view : views)
     NIBBLE_RETURN_IF_ERROR(weight::CheckShape(view.storage, view.n, view.k));
   if (!Joins(views)) return Backend::PackTogether(views, arith);
@@ -167,6 +173,7 @@ Result<std::vector<weight::PackedWeight>> CudaBackend::PackIntegers(
   NIBBLE_ASSIGN(const Buffer memory, Alloc(bytes));
   weights_.push_back(memory);
   has_integers_ = true;
+  has_four_bits_ |= storage != Storage::kW8A8;
   const cuda::LinearWeight all = cuda::LinearWeightAt(storage, n, k, memory.data);
   std::vector<weight::PackedWeight> packed;
   int row = 0;
@@ -217,21 +224,36 @@ void CudaBackend::LinearFloats(Tensor x, const LinearOut& out, int n, MatmulArit
                         stream_));
 }
 
-void CudaBackend::LinearIntegers(const LinearOut& out, int n, int rows) {
+void CudaBackend::LinearIntegers(const LinearOut& out, int n, int rows, bool waiting) {
   const weight::PackedWeight& w = *out.w;
-  CheckCuda(cuda::LinearInt({.w = {StorageOf(w.layout), n, w.k, w.codes, w.scale, w.zero},
-                             .x = xq_,
-                             .x_scale = x_scale_,
-                             .row_sum = row_sum_,
-                             .bias = out.bias,
-                             .y = out.y.data,
-                             .type = cuda::Real::kF32,
-                             .y_stride = out.y.stride[0],
-                             .rows = rows,
-                             .accumulate = out.accumulate,
-                             .early_start = rows <= kFewRows,
-                             .plan = {}},
-                            stream_));
+  const cuda::LinearIntArgs args{.w = {StorageOf(w.layout), n, w.k, w.codes, w.scale, w.zero},
+                                 .x = xq_,
+                                 .x_scale = x_scale_,
+                                 .row_sum = row_sum_,
+                                 .bias = out.bias,
+                                 .y = out.y.data,
+                                 .type = cuda::Real::kF32,
+                                 .y_stride = out.y.stride[0],
+                                 .rows = rows,
+                                 .accumulate = out.accumulate,
+                                 .early_start = rows <= kFewRows,
+                                 .plan = {}};
+  if (!ByDots(w, rows)) return CheckCuda(cuda::LinearInt(args, stream_));
+  if (!waiting) return CheckCuda(cuda::LinearDot(args, stream_));
+  CheckCuda(cuda::LinearDotRow(args,
+                               {.x = waiting_.norm.x,
+                                .weight = waiting_.norm.weight,
+                                .bf16 = waiting_.widen.x,
+                                .eps = waiting_.norm.eps,
+                                .y = waiting_.y.as<float>()},
+                               stream_));
+}
+
+// The row that waits is the input, and every product can make it.
+bool CudaBackend::TakesWaitingRow(Tensor x, std::span<const LinearOut> outs) const {
+  const auto takes = [&x](const LinearOut& out) { return ByDots(*out.w, int(x.dim[0])); };
+  return waiting_.y.data != nullptr && waiting_.y.data == x.data && waiting_.y.dim == x.dim &&
+         std::all_of(outs.begin(), outs.end(), takes);
 }
 
 // What the op before did not leave.
@@ -269,16 +291,19 @@ void CudaBackend::Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith 
   }
   if (rows == 0) return;
   NIBBLE_CHECK(rows <= max_rows_ && k <= max_k_, "Linear: more rows or inputs than Reserve was told");
+  const bool waiting = TakesWaitingRow(x, outs);
+  if (!waiting) MakeRow();
   Rotate();
-  CopyInputs(x, integer, tensor_cores);
+  if (!waiting) CopyInputs(x, integer, tensor_cores);
   while (!outs.empty()) {
     const size_t count = Joined(outs);
     int n = 0;
     for (const LinearOut& out : outs.first(count)) n += out.w->n;
-    weight::IsInteger(outs[0].w->layout) ? LinearIntegers(outs[0], n, rows)
+    weight::IsInteger(outs[0].w->layout) ? LinearIntegers(outs[0], n, rows, waiting)
                                          : LinearFloats(x, outs[0], n, arith);
     outs = outs.subspan(count);
   }
+  if (waiting) waiting_ = {};
   Begin();
 }
 

@@ -50,8 +50,9 @@ void SendRing::SendGathered() {
   std::memcpy(slot.host, gathered_.data(), gathered_.size());
   cuda::CopyPartsArgs args{};
   for (const Part& part : parts_)
-    args.parts[args.count++] = {reinterpret_cast<const uint32_t*>(static_cast<std::byte*>(slot.host) + part.offset),
-                                static_cast<uint32_t*>(part.to), int(part.bytes / 4)};
+    args.parts[args.count++] = {
+        reinterpret_cast<const uint32_t*>(static_cast<std::byte*>(slot.host) + part.offset),
+        static_cast<uint32_t*>(part.to), int(part.bytes / 4)};
   CheckCuda(cuda::CopyParts(args, stream_));
   CheckCuda(cudaEventRecord(slot.sent, stream_), "copy of a step's plan");
 }

@@ -93,9 +93,8 @@ Status Decoder::LoadAttention(Loader& load, const std::string& prefix, Bias qkv,
                               LayerWeights* layer) {
   const ModelConfig& c = config_;
   const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  const Loader::Part parts[] = {{prefix + "self_attn.q_proj", q},
-                                {prefix + "self_attn.k_proj", kv},
-                                {prefix + "self_attn.v_proj", kv}};
+  const Loader::Part parts[] = {
+      {prefix + "self_attn.q_proj", q}, {prefix + "self_attn.k_proj", kv}, {prefix + "self_attn.v_proj", kv}};
   NIBBLE_ASSIGN(const std::vector<LinearWeight> all, load.Linears(parts, c.hidden, qkv));
   layer->q = all[0], layer->k = all[1], layer->v = all[2];
   NIBBLE_ASSIGN(layer->o, load.Linear(prefix + "self_attn.o_proj", c.hidden, q, out));
@@ -235,6 +234,7 @@ Tensor Decoder::Forward(const Step& step, KvCache& cache) {
                     .page_table = view.page_table,
                     .model = this,
                     .cache = &cache,
+                    .selects = view.recipe->select.kind != SelectKind::kAll,
                     .observed = observer_ != nullptr},
                    [this, &step] { RunLayers(step); });
   return Reshape(logits_, {static_cast<int64_t>(step.logit_rows.size()), config_.vocab});

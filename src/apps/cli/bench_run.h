@@ -44,8 +44,8 @@ class BenchRun {
 
   // One warm-up, then the repetitions. At depth 0 each has sequences of its own; at another one they follow
   // each other on the same sequences, the first at that depth. Of several sequences each is a token shorter
-  // than the one before, so that they fill pages at different steps. kOutOfMemory names what did not fit, kCancelled
-  // that `cancel` was set.
+  // than the one before, so that they fill pages at different steps. kOutOfMemory names what did not fit,
+  // kCancelled that `cancel` was set.
   Result<BenchResult> Run(const BenchCase& c, int repetitions, const std::atomic<bool>& cancel);
 
   const ModelConfig& config() const { return model_->config(); }

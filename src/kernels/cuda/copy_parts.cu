@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/copy_parts.h"
-
 #include "kernels/cuda/launched.cuh"
 
 namespace nibble::cuda {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. Elementwise kernels and those that reduce a row: one block a vector where there is a sum.
-#include "kernels/cuda/elementwise.h"
-
 #include "kernels/cuda/activate.cuh"
-#include "kernels/cuda/launched.cuh"
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/linear_layout.h"
+#include "kernels/cuda/programmatic.cuh"
 #include "kernels/cuda/rope.cuh"
 
 namespace nibble::cuda {
@@ -64,9 +64,8 @@ __device__ float TableValue(const weight::PackedWeight& w, int row, int i) {
 }
 
 __global__ void EmbedKernel(EmbedArgs a) {
-  const int row = int(blockIdx.x), token = a.tokens[row];
-  for (int i = int(threadIdx.x); i < a.table.k; i += int(blockDim.x))
-    a.y[int64_t{row} * a.table.k + i] = TableValue(a.table, token, i);
+  const int row = int(blockIdx.y), i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < a.table.k) a.y[int64_t{row} * a.table.k + i] = TableValue(a.table, a.tokens[row], i);
 }
 
 __global__ void RopeTableKernel(RopeTableArgs a) {
@@ -104,13 +103,14 @@ struct Top {
   }
 };
 
-// Of a row, known to all of kCount threads.
+// Of every `blocks`th kCount values of a row from the `block`th on, known to all of kCount threads.
 template <int kCount>
-__device__ Top TopOfRow(const float* x, int k) {
+__device__ Top TopOfRow(const float* x, int k, int block = 0, int blocks = 1) {
   __shared__ Top tops[kCount];
   const int t = int(threadIdx.x);
   Top top{-INFINITY, k - 1};
-  for (int i = t; i < k; i += kCount) top.Take(x[i], i);
+#pragma unroll 8
+  for (int i = block * kCount + t; i < k; i += blocks * kCount) top.Take(x[i], i);
   tops[t] = top;
   for (int step = kCount / 2; step > 0; step /= 2) {
     __syncthreads();
@@ -134,11 +134,22 @@ __global__ void __launch_bounds__(kThreads) LogSumExpKernel(LogSumExpArgs a) {
   a.lse[row] = double(top.x) + log(sum);
 }
 
-constexpr int kManyThreads = 1024;
+constexpr int kManyThreads = 512, kArgMaxBlocks = 8;
 
-__global__ void __launch_bounds__(kManyThreads) ArgMaxKernel(ArgMaxArgs a) {
-  const Top top = TopOfRow<kManyThreads>(a.x + blockIdx.x * a.x_stride, a.k);
-  if (threadIdx.x == 0) a.ids[blockIdx.x] = top.at;
+// A cluster of blocks a row.
+__global__ void __launch_bounds__(kManyThreads) ArgMaxKernel(const __grid_constant__ ArgMaxArgs a) {
+  __shared__ Top mine;
+  ReleaseNext();
+  AwaitPrevious();
+  const int row = int(blockIdx.y);
+  Top top = TopOfRow<kManyThreads>(a.x + row * a.x_stride, a.k, ClusterRank(), ClusterBlocks());
+  if (threadIdx.x == 0) mine = top;
+  ClusterSync();
+  if (threadIdx.x == 0 && ClusterRank() == 0) {
+    for (int r = 1; r < ClusterBlocks(); ++r) top.Take(OfBlock(&mine, r)->x, OfBlock(&mine, r)->at);
+    a.ids[row] = top.at;
+  }
+  ClusterSync();  // no block leaves while its memory is read
 }
 
 }  // namespace
@@ -154,7 +165,7 @@ Launch Affine(const AffineArgs& a, Stream stream) {
 }
 
 Launch Embed(const EmbedArgs& a, Stream stream) {
-  EmbedKernel<<<unsigned(a.rows), kThreads, 0, stream>>>(a);
+  EmbedKernel<<<dim3(Blocks(a.table.k), unsigned(a.rows)), kThreads, 0, stream>>>(a);
   return Launched("embed");
 }
 
@@ -179,8 +190,9 @@ Launch LogSumExp(const LogSumExpArgs& a, Stream stream) {
 }
 
 Launch ArgMax(const ArgMaxArgs& a, Stream stream) {
-  ArgMaxKernel<<<unsigned(a.rows), kManyThreads, 0, stream>>>(a);
-  return Launched("argmax");
+  const unsigned blocks = StartsEarly() ? kArgMaxBlocks : 1;
+  return LaunchEarly("argmax", ArgMaxKernel, dim3(blocks, unsigned(a.rows)), kManyThreads, blocks, stream, 0,
+                     a);
 }
 
 }  // namespace nibble::cuda

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. Packing weights on the device: one block of threads a block of weights.
-#include "kernels/cuda/linear_pack.h"
-
 #include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_pack.h"
 
 namespace nibble::cuda {
 namespace {
@@ -33,7 +32,7 @@ Launch PackLinearRows(const weight::WeightView& w, const LinearWeight& to, Strea
   PackBlocks<<<dim3(unsigned(RowBlocks(w.n)), unsigned(KBlocks(w.k))), 128, 0, stream>>>(
       w, const_cast<std::byte*>(to.blocks));
   PackRows<<<unsigned(RowBlocks(w.n)), kBlockRows, 0, stream>>>(w, const_cast<float*>(to.scale),
-                                                               const_cast<uint8_t*>(to.zero));
+                                                                const_cast<uint8_t*>(to.zero));
   return Launched("PackLinear");
 }
 

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. A row stays in registers from the op to its codes: a block has it, or a cluster of blocks where
 // the op is dear. Every sum has one order, which depends on the row's length alone.
-#include "kernels/cuda/rows.h"
-
 #include <algorithm>
 
 #include "kernels/cuda/activate.cuh"
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/programmatic.cuh"
+#include "kernels/cuda/rows.h"
 
 namespace nibble::cuda {
 namespace {
@@ -35,34 +34,31 @@ __device__ void Store(float* row, const float (&x)[kEach]) {
   reinterpret_cast<float4*>(row)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
-// Over the block: lanes of a warp as a tree, then warps ascending.
-template <class T, class F>
-__device__ T OverBlock(T x, F f) {
-  __shared__ T part[kMostThreads / 32];
-  for (int step = 16; step > 0; step /= 2) x = f(x, __shfl_xor_sync(~0u, x, step));
+// Sums over the block: lanes of a warp as a tree, then warps ascending. `part`: used once in a kernel.
+__device__ float SumOverBlock(float x, float* part) {
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
   if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
   __syncthreads();
-  T all = part[0];
-  for (int i = 1; i < int(blockDim.x / 32); ++i) all = f(all, part[i]);
+  float sum = part[0];
+  for (int i = 1; i < int(blockDim.x / 32); ++i) sum += part[i];
+  return sum;
+}
+
+// A maximum over the row. Every block of a cluster writes its own into all of them: one barrier, after which
+// none reads another's memory. REQUIRES that all blocks have started.
+template <bool kCluster>
+__device__ uint32_t MaxOverRow(uint32_t x) {
+  __shared__ uint32_t part[kMostThreads / 32], of_blocks[kMostBlocks];
+  x = __reduce_max_sync(~0u, x);
+  if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
   __syncthreads();
-  return all;
-}
-
-// Over the blocks of the cluster, for results that no order changes.
-template <class T, class F>
-__device__ T OverCluster(T x, F f) {
-  __shared__ T mine;
-  if (threadIdx.x == 0) mine = x;
-  ClusterSync();
-  for (int r = 0; r < ClusterBlocks(); ++r) x = r == ClusterRank() ? x : f(x, *OfBlock(&mine, r));
-  ClusterSync();  // no block leaves, or writes again, while another reads
-  return x;
-}
-
-template <bool kCluster, class T, class F>
-__device__ T OverRow(T x, F f) {
-  x = OverBlock(x, f);
-  if constexpr (kCluster) x = OverCluster(x, f);
+  for (int i = 0; i < int(blockDim.x / 32); ++i) x = max(x, part[i]);
+  if constexpr (kCluster) {
+    const int t = int(threadIdx.x);
+    if (t < ClusterBlocks()) *const_cast<uint32_t*>(OfBlock(&of_blocks[ClusterRank()], t)) = x;
+    ClusterSync();
+    for (int r = 0; r < ClusterBlocks(); ++r) x = max(x, of_blocks[r]);
+  }
   return x;
 }
 
@@ -81,13 +77,14 @@ __device__ void Leave(const RowCopies& to, int row, int k, RowThread me, const f
                        Bf16Pair(x[c][6], x[c][7]));
   }
   if (to.q == nullptr) return;
+  if (kCluster && me.index == 0) to.row_sum[row] = 0;  // before the cluster's barrier
   // |x| as bits: integers order as the floats do, and infinity and NaN lie above every finite value.
   uint32_t greatest = 0;
 #pragma unroll
   for (int c = 0; c < kChunks; ++c)
 #pragma unroll
     for (const float v : x[c]) greatest = max(greatest, __float_as_uint(v) & 0x7FFFFFFFu);
-  greatest = OverRow<kCluster>(greatest, [](uint32_t a, uint32_t b) { return max(a, b); });
+  greatest = MaxOverRow<kCluster>(greatest);
   const float amax = __uint_as_float(greatest);
   const bool finite = greatest < 0x7F800000u, zero = finite && amax < 0x1p-119f;
   const float inverse = finite && !zero ? __fdiv_rn(127.0f, amax) : 0.0f;
@@ -104,9 +101,17 @@ __device__ void Leave(const RowCopies& to, int row, int k, RowThread me, const f
     if (me.At(c) < k)
       *reinterpret_cast<uint2*>(to.q + int64_t{row} * k + me.At(c)) = make_uint2(packed[0], packed[1]);
   }
-  sum = OverRow<kCluster>(sum, [](int a, int b) { return a + b; });
+  __shared__ int sums[kMostThreads / 32];
+  sum = __reduce_add_sync(~0u, sum);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int i = 1; i < int(blockDim.x / 32); ++i) sum += sums[i];
+  if constexpr (kCluster)
+    atomicAdd(&to.row_sum[row], sum);
+  else
+    to.row_sum[row] = sum;
   if (me.index != 0) return;
-  to.row_sum[row] = sum;
   to.scale[row] = !finite ? __uint_as_float(0x7FC00000u) : zero ? 0.0f : __fdiv_rn(amax, 127.0f);
 }
 
@@ -128,7 +133,8 @@ __global__ void __launch_bounds__(kMostThreads)
 #pragma unroll
     for (const float v : x[c]) square = __fmaf_rn(v, v, square);
   }
-  square = OverBlock(square, [](float p, float q) { return p + q; });
+  __shared__ float part[kMostThreads / 32];
+  square = SumOverBlock(square, part);
   const float factor = 1.0f / sqrtf(square / float(a.k) + a.eps);
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
@@ -143,6 +149,7 @@ template <int kChunks>
 __global__ void __launch_bounds__(kGluThreads)
     GluRowsKernel(const __grid_constant__ GluArgs a, const __grid_constant__ RowCopies to) {
   ReleaseNext();
+  ClusterSync();  // all blocks have started: their memory can be written
   AwaitPrevious();
   const RowThread me = OfCluster();
   const int row = int(blockIdx.y);
@@ -210,18 +217,21 @@ unsigned ThreadsFor(int k) { return unsigned(std::min(kMostThreads, Ceil(k / kEa
 Launch NormRows(const NormArgs& a, const RowCopies& to, Stream stream) {
   if (!Fits(a.k, a.x_stride | a.y_stride, {a.x, a.y, a.weight}) || a.inner != 1) return Refused(kRule);
   const unsigned threads = ThreadsFor(a.k);
-  return WithChunks<kMostRowValues / (kMostThreads * kEach)>(Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
-    return LaunchEarly("norm", NormRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1, stream, 0, a, to);
-  });
+  return WithChunks<kMostRowValues / (kMostThreads * kEach)>(
+      Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
+        return LaunchEarly("norm", NormRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1, stream, 0, a,
+                           to);
+      });
 }
 
 Launch GluRows(const GluArgs& a, const RowCopies& to, Stream stream) {
   if (!Fits(a.k, a.gate_stride | a.up_stride | a.y_stride, {a.gate, a.up, a.y})) return Refused(kRule);
   const int blocks = StartsEarly() ? std::min(kMostBlocks, Ceil(a.k, kGluThreads * kEach)) : 1;
-  return WithChunks<kMostRowValues / (kGluThreads * kEach)>(Ceil(a.k, blocks * kGluThreads * kEach), [&]<int kChunks>() {
-    return LaunchEarly("glu", GluRowsKernel<kChunks>, dim3(unsigned(blocks), unsigned(a.rows)), kGluThreads,
-                       unsigned(blocks), stream, 0, a, to);
-  });
+  return WithChunks<kMostRowValues / (kGluThreads * kEach)>(
+      Ceil(a.k, blocks * kGluThreads * kEach), [&]<int kChunks>() {
+        return LaunchEarly("glu", GluRowsKernel<kChunks>, dim3(unsigned(blocks), unsigned(a.rows)),
+                           kGluThreads, unsigned(blocks), stream, 0, a, to);
+      });
 }
 
 Launch WidenRows(const WidenArgs& a, const RowCopies& to, Stream stream) {
@@ -229,10 +239,11 @@ Launch WidenRows(const WidenArgs& a, const RowCopies& to, Stream stream) {
   const unsigned threads = ThreadsFor(a.k);
   RowCopies codes = to;
   codes.bf16 = nullptr;
-  return WithChunks<kMostRowValues / (kMostThreads * kEach)>(Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
-    return LaunchEarly("widening bf16", WidenRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1, stream,
-                       0, a, codes);
-  });
+  return WithChunks<kMostRowValues / (kMostThreads * kEach)>(
+      Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
+        return LaunchEarly("widening bf16", WidenRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1,
+                           stream, 0, a, codes);
+      });
 }
 
 }  // namespace nibble::cuda
