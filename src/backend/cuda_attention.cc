@@ -283,13 +283,8 @@ void CudaBackend::AttendOnTensorCores(const AttendArgs& a, const cuda::PagedKv& 
       .x = out_bf16_, .to = a.out.as<float>(), .to_stride = a.out.stride[0], .rows = rows, .k = width};
   const cuda::RowCopies copies = CopiesFor(width);
   if (!copies.any()) return CheckCuda(cuda::WidenBf16(widen, stream_));
-  const Tensor y = Tensor::Dense(a.out.data, DType::kF32, Device::kCuda, {rows, width});
-  if (RowMayWait(rows, width)) {
-    waiting_ = {.norm = {}, .widen = widen, .y = y};
-    return;
-  }
   CheckCuda(cuda::WidenRows(widen, copies, stream_));
-  Leave(y, out_bf16_);
+  Leave(Tensor::Dense(a.out.data, DType::kF32, Device::kCuda, {rows, width}), out_bf16_);
 }
 
 void CudaBackend::Attention(const AttendArgs& a) {

@@ -117,20 +117,9 @@ void CudaBackend::Sync() {
 }
 
 void CudaBackend::Begin() {
-  MakeRow();
   Rotate();
   left_ = {};
   rounded_queries_ = nullptr;
-}
-
-// As an op by itself would have made it.
-void CudaBackend::MakeRow() {
-  if (waiting_.y.data == nullptr) return;
-  const WaitingRow row = std::exchange(waiting_, {});
-  const cuda::RowCopies copies = CopiesFor(row.y.dim[1]);
-  const bool widens = row.widen.x != nullptr;
-  CheckCuda(widens ? cuda::WidenRows(row.widen, copies, stream_) : cuda::NormRows(row.norm, copies, stream_));
-  Leave(row.y, widens ? row.widen.x : copies.bf16);
 }
 
 void CudaBackend::Rotate() {
@@ -221,10 +210,6 @@ void CudaBackend::Norm(Tensor x, const float* weight, float eps, Tensor y) {
                             .eps = eps};
   const cuda::RowCopies copies = heads ? cuda::RowCopies{} : CopiesFor(args.k);
   if (!copies.any() || args.rows > max_rows_) return CheckCuda(cuda::Norm(args, stream_));
-  if (RowMayWait(args.rows, args.k) && args.y != args.x) {
-    waiting_ = {.norm = args, .widen = {}, .y = y};
-    return;
-  }
   CheckCuda(cuda::NormRows(args, copies, stream_));
   Leave(y, copies.bf16);
 }
@@ -254,7 +239,6 @@ void CudaBackend::Rope(Tensor x, Tensor cos, Tensor sin) {
   NIBBLE_CHECK(cos.dim == sin.dim && cos.dim[0] == x.dim[0], "Rope: table shapes");
   NIBBLE_CHECK(cos.stride[0] == half && sin.stride[0] == half, "Rope: tables must be dense");
   if (x.dim[0] == 0) return;
-  MakeRow();
   if (rotations_.size() == 2) Rotate();
   left_ = {};
   rounded_queries_ = nullptr;

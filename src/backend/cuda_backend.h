@@ -12,7 +12,6 @@
 #include "backend/cuda_prefill.h"
 #include "kernels/cuda/attention_pages.h"
 #include "kernels/cuda/linear.h"
-#include "kernels/cuda/linear_dot.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/select.h"
 
@@ -63,7 +62,7 @@ class CudaBackend final : public Backend {
   Result<const std::byte*> SendPart(const void* host, size_t bytes, std::vector<Buffer>* parts);
   void CopyInputs(Tensor x, bool codes, bool bf16);
   void LinearFloats(Tensor x, const LinearOut& out, int n, MatmulArith);
-  void LinearIntegers(const LinearOut& out, int n, int rows, bool waiting);
+  void LinearIntegers(const LinearOut& out, int n, int rows);
 
   // What an op leaves to the next one. Rotations wait for the op behind them, which may take them into its
   // own launch; rows have copies as products read them (kernels/cuda/rows.h). Every op but those that use
@@ -77,23 +76,11 @@ class CudaBackend final : public Backend {
     bool codes = false;              // in xq_, x_scale_, row_sum_
     const uint16_t* bf16 = nullptr;  // or null
   };
-  // One row that a 4-bit product may make for itself (kernels/cuda/linear_dot.h).
-  struct WaitingRow {
-    cuda::NormArgs norm;    // of a norm, or
-    cuda::WidenArgs widen;  // of attention: x not null
-    Tensor y;               // data null: none waits
-  };
   void Begin();
-  void Rotate();   // what waits
-  void MakeRow();  // likewise
-  bool RowMayWait(int64_t rows, int64_t k) const {
-    return has_four_bits_ && rows == 1 && k % 16 == 0 && k <= cuda::kMostDotRowInputs;
-  }
-  bool TakesWaitingRow(Tensor x, std::span<const LinearOut> outs) const;
+  void Rotate();  // what waits
   cuda::RowCopies CopiesFor(int64_t k) const;
   void Leave(const Tensor& rows, const uint16_t* bf16);
   bool RotateAndAppend(const KvAppendArgs&, const cuda::PagedKv&);
-  WaitingRow waiting_{};
   std::vector<Rotation> rotations_;
   LeftCopies left_{};
   const void* rounded_queries_ = nullptr;  // whose bf16 is in q_bf16_
@@ -115,8 +102,8 @@ class CudaBackend final : public Backend {
   const cudaDeviceProp properties_;
   cudaStream_t stream_ = nullptr;
   std::unique_ptr<SendRing> ring_;
-  std::vector<Buffer> weights_;                                           // Pack's results
-  bool has_integers_ = false, has_four_bits_ = false, has_bf16_ = false;  // among them
+  std::vector<Buffer> weights_;                   // Pack's results
+  bool has_integers_ = false, has_bf16_ = false;  // among them
 
   // Reserve's work buffers.
   int max_rows_ = 0, max_k_ = 0;

@@ -8,7 +8,6 @@
 #include "base/half.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/linear.h"
-#include "kernels/cuda/linear_dot.h"
 #include "kernels/cuda/linear_pack.h"
 #include "quant/weight/pack.h"
 
@@ -63,10 +62,14 @@ size_t CodesBytes(const weight::PackedWeight& w) {
                                      : size_t(w.n) * size_t(w.k) * size_t(SizeOf(TypeOf(w.layout)));
 }
 
-// Few rows of 4-bit weights go without tensor cores.
-bool ByDots(const weight::PackedWeight& w, int rows) {
-  static const int most = getenv("NIBBLE_DOT") ? atoi(getenv("NIBBLE_DOT")) : cuda::kMostDotRows;
-  return rows <= most && (w.layout == Layout::kI4Group || w.layout == Layout::kI4Channel);
+cuda::LinearPlan PlanOf(int n, int k, int rows) {  // TEMP
+  if (rows > 16) return {};
+  const char* e = getenv(k > 8192    ? "NIBBLE_DOWN"
+                         : n <= 4096 ? "NIBBLE_O"
+                         : n <= 8192 ? "NIBBLE_QKV"
+                                     : "NIBBLE_GATE");
+  if (e == nullptr || n > 100000) return {};
+  return {.tokens = 16, .split = atoi(e)};
 }
 
 // How many of `outs`, from the first on, are columns of one matrix and have weights that are rows of one.
@@ -173,7 +176,6 @@ Result<std::vector<weight::PackedWeight>> CudaBackend::PackIntegers(
   NIBBLE_ASSIGN(const Buffer memory, Alloc(bytes));
   weights_.push_back(memory);
   has_integers_ = true;
-  has_four_bits_ |= storage != Storage::kW8A8;
   const cuda::LinearWeight all = cuda::LinearWeightAt(storage, n, k, memory.data);
   std::vector<weight::PackedWeight> packed;
   int row = 0;
@@ -224,36 +226,21 @@ void CudaBackend::LinearFloats(Tensor x, const LinearOut& out, int n, MatmulArit
                         stream_));
 }
 
-void CudaBackend::LinearIntegers(const LinearOut& out, int n, int rows, bool waiting) {
+void CudaBackend::LinearIntegers(const LinearOut& out, int n, int rows) {
   const weight::PackedWeight& w = *out.w;
-  const cuda::LinearIntArgs args{.w = {StorageOf(w.layout), n, w.k, w.codes, w.scale, w.zero},
-                                 .x = xq_,
-                                 .x_scale = x_scale_,
-                                 .row_sum = row_sum_,
-                                 .bias = out.bias,
-                                 .y = out.y.data,
-                                 .type = cuda::Real::kF32,
-                                 .y_stride = out.y.stride[0],
-                                 .rows = rows,
-                                 .accumulate = out.accumulate,
-                                 .early_start = rows <= kFewRows,
-                                 .plan = {}};
-  if (!ByDots(w, rows)) return CheckCuda(cuda::LinearInt(args, stream_));
-  if (!waiting) return CheckCuda(cuda::LinearDot(args, stream_));
-  CheckCuda(cuda::LinearDotRow(args,
-                               {.x = waiting_.norm.x,
-                                .weight = waiting_.norm.weight,
-                                .bf16 = waiting_.widen.x,
-                                .eps = waiting_.norm.eps,
-                                .y = waiting_.y.as<float>()},
-                               stream_));
-}
-
-// The row that waits is the input, and every product can make it.
-bool CudaBackend::TakesWaitingRow(Tensor x, std::span<const LinearOut> outs) const {
-  const auto takes = [&x](const LinearOut& out) { return ByDots(*out.w, int(x.dim[0])); };
-  return waiting_.y.data != nullptr && waiting_.y.data == x.data && waiting_.y.dim == x.dim &&
-         std::all_of(outs.begin(), outs.end(), takes);
+  CheckCuda(cuda::LinearInt({.w = {StorageOf(w.layout), n, w.k, w.codes, w.scale, w.zero},
+                             .x = xq_,
+                             .x_scale = x_scale_,
+                             .row_sum = row_sum_,
+                             .bias = out.bias,
+                             .y = out.y.data,
+                             .type = cuda::Real::kF32,
+                             .y_stride = out.y.stride[0],
+                             .rows = rows,
+                             .accumulate = out.accumulate,
+                             .early_start = rows <= kFewRows,
+                             .plan = PlanOf(n, w.k, rows)},
+                            stream_));
 }
 
 // What the op before did not leave.
@@ -291,19 +278,16 @@ void CudaBackend::Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith 
   }
   if (rows == 0) return;
   NIBBLE_CHECK(rows <= max_rows_ && k <= max_k_, "Linear: more rows or inputs than Reserve was told");
-  const bool waiting = TakesWaitingRow(x, outs);
-  if (!waiting) MakeRow();
   Rotate();
-  if (!waiting) CopyInputs(x, integer, tensor_cores);
+  CopyInputs(x, integer, tensor_cores);
   while (!outs.empty()) {
     const size_t count = Joined(outs);
     int n = 0;
     for (const LinearOut& out : outs.first(count)) n += out.w->n;
-    weight::IsInteger(outs[0].w->layout) ? LinearIntegers(outs[0], n, rows, waiting)
+    weight::IsInteger(outs[0].w->layout) ? LinearIntegers(outs[0], n, rows)
                                          : LinearFloats(x, outs[0], n, arith);
     outs = outs.subspan(count);
   }
-  if (waiting) waiting_ = {};
   Begin();
 }
 

@@ -12,7 +12,7 @@ namespace nibble::cuda {
 namespace {
 
 constexpr int kEach = 8;  // neighbouring values of a thread, kChunks times
-constexpr int kMostThreads = 512, kMostBlocks = 8, kGluThreads = 256;
+constexpr int kMostThreads = 1024, kMostBlocks = 8, kRowThreads = 512, kGluThreads = 256;
 
 // One of the `count` threads of a row.
 struct RowThread {
@@ -116,7 +116,7 @@ __device__ void Leave(const RowCopies& to, int row, int k, RowThread me, const f
 }
 
 template <int kChunks>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kRowThreads)
     NormRowsKernel(const __grid_constant__ NormArgs a, const __grid_constant__ RowCopies to) {
   ReleaseNext();
   const RowThread me = OfBlockAlone();
@@ -145,8 +145,8 @@ __global__ void __launch_bounds__(kMostThreads)
   Leave<false>(to, row, a.k, me, x);
 }
 
-template <int kChunks>
-__global__ void __launch_bounds__(kGluThreads)
+template <int kThreads, int kChunks>
+__global__ void __launch_bounds__(kThreads)
     GluRowsKernel(const __grid_constant__ GluArgs a, const __grid_constant__ RowCopies to) {
   ReleaseNext();
   ClusterSync();  // all blocks have started: their memory can be written
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kGluThreads)
 }
 
 template <int kChunks>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kRowThreads)
     WidenRowsKernel(const __grid_constant__ WidenArgs a, const __grid_constant__ RowCopies to) {
   ReleaseNext();
   AwaitPrevious();
@@ -190,6 +190,9 @@ __global__ void __launch_bounds__(kMostThreads)
   Leave<false>(to, row, a.k, me, x);
 }
 
+constexpr int kFewGluRows = 4;
+static_assert(2 * kMostThreads * kEach >= kMostRowValues);
+
 int Ceil(int a, int b) { return (a + b - 1) / b; }
 
 // Calls run<chunks> with the least number of chunks that is enough.
@@ -210,14 +213,14 @@ constexpr const char* kRule =
     "rows with copies have a multiple of 16 values, at most 16384, and start at multiples of 16 bytes";
 
 // Whole warps, enough for a row if there are so many.
-unsigned ThreadsFor(int k) { return unsigned(std::min(kMostThreads, Ceil(k / kEach, 32) * 32)); }
+unsigned ThreadsFor(int k) { return unsigned(std::min(kRowThreads, Ceil(k / kEach, 32) * 32)); }
 
 }  // namespace
 
 Launch NormRows(const NormArgs& a, const RowCopies& to, Stream stream) {
   if (!Fits(a.k, a.x_stride | a.y_stride, {a.x, a.y, a.weight}) || a.inner != 1) return Refused(kRule);
   const unsigned threads = ThreadsFor(a.k);
-  return WithChunks<kMostRowValues / (kMostThreads * kEach)>(
+  return WithChunks<kMostRowValues / (kRowThreads * kEach)>(
       Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
         return LaunchEarly("norm", NormRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1, stream, 0, a,
                            to);
@@ -226,11 +229,17 @@ Launch NormRows(const NormArgs& a, const RowCopies& to, Stream stream) {
 
 Launch GluRows(const GluArgs& a, const RowCopies& to, Stream stream) {
   if (!Fits(a.k, a.gate_stride | a.up_stride | a.y_stride, {a.gate, a.up, a.y})) return Refused(kRule);
+  // Few rows: two large blocks, which find room beside a product that fills most of the processors. A cluster
+  // of more would wait for its end.
+  if (StartsEarly() && a.rows <= kFewGluRows && a.k > kGluThreads * kEach)
+    return LaunchEarly("glu", GluRowsKernel<kMostThreads, 1>, dim3(2, unsigned(a.rows)), kMostThreads, 2,
+                       stream, 0, a, to);
   const int blocks = StartsEarly() ? std::min(kMostBlocks, Ceil(a.k, kGluThreads * kEach)) : 1;
   return WithChunks<kMostRowValues / (kGluThreads * kEach)>(
       Ceil(a.k, blocks * kGluThreads * kEach), [&]<int kChunks>() {
-        return LaunchEarly("glu", GluRowsKernel<kChunks>, dim3(unsigned(blocks), unsigned(a.rows)),
-                           kGluThreads, unsigned(blocks), stream, 0, a, to);
+        return LaunchEarly("glu", GluRowsKernel<kGluThreads, kChunks>,
+                           dim3(unsigned(blocks), unsigned(a.rows)), kGluThreads, unsigned(blocks), stream, 0,
+                           a, to);
       });
 }
 
@@ -239,7 +248,7 @@ Launch WidenRows(const WidenArgs& a, const RowCopies& to, Stream stream) {
   const unsigned threads = ThreadsFor(a.k);
   RowCopies codes = to;
   codes.bf16 = nullptr;
-  return WithChunks<kMostRowValues / (kMostThreads * kEach)>(
+  return WithChunks<kMostRowValues / (kRowThreads * kEach)>(
       Ceil(a.k, int(threads) * kEach), [&]<int kChunks>() {
         return LaunchEarly("widening bf16", WidenRowsKernel<kChunks>, dim3(unsigned(a.rows)), threads, 1,
                            stream, 0, a, codes);
