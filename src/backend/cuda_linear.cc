@@ -62,16 +62,6 @@ size_t CodesBytes(const weight::PackedWeight& w) {
                                      : size_t(w.n) * size_t(w.k) * size_t(SizeOf(TypeOf(w.layout)));
 }
 
-cuda::LinearPlan PlanOf(int n, int k, int rows) {  // TEMP
-  if (rows > 16) return {};
-  const char* e = getenv(k > 8192    ? "NIBBLE_DOWN"
-                         : n <= 4096 ? "NIBBLE_O"
-                         : n <= 8192 ? "NIBBLE_QKV"
-                                     : "NIBBLE_GATE");
-  if (e == nullptr || n > 100000) return {};
-  return {.tokens = 16, .split = atoi(e)};
-}
-
 // How many of `outs`, from the first on, are columns of one matrix and have weights that are rows of one.
 size_t Joined(std::span<const LinearOut> outs) {
   size_t count = 1;
@@ -239,7 +229,7 @@ void CudaBackend::LinearIntegers(const LinearOut& out, int n, int rows) {
                              .rows = rows,
                              .accumulate = out.accumulate,
                              .early_start = rows <= kFewRows,
-                             .plan = PlanOf(n, w.k, rows)},
+                             .plan = {}},
                             stream_));
 }
 
