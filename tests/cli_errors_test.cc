@@ -78,7 +78,6 @@ TEST(CliErrors, Usage) {
           {"quantize on a GPU",
            {"quantize", "-m", m, "-o", "x", "--weights", "w8a8", "--device", "cuda"},
            {"--device"}},
-          {"bench on a GPU", {"bench", "-m", m, "--device", "cuda"}, {"--device", "measures the CPU"}},
           {"temperature", Generate({"-p", "x", "--temp", "-1"}), {"temp", "-1"}},
           {"temperature nan", Generate({"-p", "x", "--temp", "nan"}), {"temp", "nan"}},
           {"temperature word", Generate({"-p", "x", "--temp", "hot"}), {"--temp", "hot"}},

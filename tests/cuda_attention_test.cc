@@ -127,8 +127,9 @@ Outcome RunMixed(Backend& backend, const std::string& recipe, Shape shape, DType
   return run.Finish(4);
 }
 
-Outcome RunChunks(Backend& backend, const std::string& recipe, Shape shape, int chunk) {
-  Runner run(backend, recipe, shape, 1, 256);
+Outcome RunChunks(Backend& backend, const std::string& recipe, Shape shape, int chunk,
+                  DType dtype = DType::kF32, int64_t prefill = 0) {
+  Runner run(backend, recipe, shape, 1, 256, prefill, dtype);
   for (int done = 0; done < 200; done += chunk) run.Step({std::min(chunk, 200 - done)});
   return run.Finish(3);
 }
@@ -231,14 +232,53 @@ TEST_F(CudaAttention, EverySelection) {
 
 // bf16 arithmetic on tensor cores: weights and queries are rounded there and not on the CPU.
 TEST_F(CudaAttention, Bf16OnTensorCores) {
-  for (const std::string recipe : {"exact", "kv16", "kv8", "qserve"})
+  for (const std::string recipe : {"exact", "kv16", "kv8", "qserve", "flashq4", "flashq2"})
     for (const Shape& shape : kShapes) {
+      if (!CheckHeadSize(*ParseRecipe(recipe, DType::kBF16), shape.head_dim).ok()) continue;
       const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
       const Outcome cpu = RunMixed(*cpu_, recipe, shape, DType::kBF16),
                     gpu = RunMixed(*gpu_, recipe, shape, DType::kBF16);
       EXPECT_TRUE(gpu.k == cpu.k && gpu.v == cpu.v) << what << ": pages";
       EXPECT_LT(Difference(gpu.out, cpu.out), 8e-3) << what;
       ExpectCounters(gpu.counters, cpu.counters, what);
+    }
+}
+
+// Queries are rounded to bf16 before they rank, so that a token may be another where scores are close.
+TEST_F(CudaAttention, SparqInBf16) {
+  for (const std::string recipe : {"sparq:r=8,k=32", "qserve+sparq:r=8,k=32,mean=mean",
+                                   "kv8+sparq:r=16,k=48,copy=int8", "flashq4+sparq:r=16,k=48,copy=int4"})
+    for (const Shape& shape : kShapes) {
+      const auto parsed = ParseRecipe(recipe, DType::kBF16);
+      ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+      if (!CheckHeadSize(*parsed, shape.head_dim).ok() || shape.head_dim < 16) continue;
+      const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
+      const Outcome cpu = RunMixed(*cpu_, recipe, shape, DType::kBF16),
+                    gpu = RunMixed(*gpu_, recipe, shape, DType::kBF16);
+      EXPECT_TRUE(gpu.k == cpu.k && gpu.v == cpu.v) << what << ": pages";
+      const double difference = Difference(gpu.out, cpu.out);
+      EXPECT_LT(difference, 0.1) << what;
+      RecordProperty(what, std::to_string(difference));
+      EXPECT_EQ(gpu.counters.rows, cpu.counters.rows) << what;
+      EXPECT_EQ(gpu.counters.tokens_read, cpu.counters.tokens_read) << what;
+      EXPECT_EQ(gpu.counters.scalars_read, cpu.counters.scalars_read) << what;
+      EXPECT_NEAR(double(gpu.counters.bytes_read), double(cpu.counters.bytes_read),
+                  0.02 * double(cpu.counters.bytes_read))
+          << what;
+    }
+}
+
+TEST_F(CudaAttention, ChunksAgreeToTheByteInBf16) {
+  for (const std::string recipe : {"exact", "qserve", "flashq4", "qserve+sparq:r=8,k=32", "sparq:r=8,k=32"})
+    for (const int64_t prefill : {0, 130, 256}) {
+      const Shape shape{4, 2, 64};
+      const Outcome whole = RunChunks(*gpu_, recipe, shape, 200, DType::kBF16, prefill);
+      for (const int chunk : {65, 7, 1}) {
+        const Outcome cut = RunChunks(*gpu_, recipe, shape, chunk, DType::kBF16, prefill);
+        EXPECT_TRUE(cut.k == whole.k && cut.v == whole.v) << recipe << ", chunks of " << chunk << ": pages";
+        EXPECT_EQ(std::memcmp(cut.out.data(), whole.out.data(), whole.out.size() * 4), 0)
+            << recipe << ", chunks of " << chunk;
+      }
     }
 }
 

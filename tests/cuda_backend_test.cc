@@ -186,6 +186,53 @@ TEST_F(CudaBackendTest, LinearHasTheBitsOfTheCpu) {
       }
 }
 
+// Norm and GLU leave codes to the product behind them, a single row is made by the product itself, and
+// products of one input are one launch: the bits of a row do not show it.
+TEST_F(CudaBackendTest, ARowAloneHasTheBitsOfOneOfMany) {
+  for (const Storage storage : {Storage::kW8A8, Storage::kW4A8Channel, Storage::kW4A8Group})
+    for (const int k : {384, 1024}) {
+      const int n = 192;
+      const StoredWeight first(storage, n, k, 21), second(storage, 2 * n, k, 22);
+      const auto x = Random(size_t(70 * k), 23), w = Random(size_t(k), 24), up = Random(size_t(70 * k), 25),
+                 old = Random(size_t(70 * 3 * n), 26);
+      const auto run = [&](Side& s, int rows, bool glu) {
+        const weight::WeightView views[] = {first.view, second.view};
+        const auto packed = *s->PackTogether(views, MatmulArith::kF32);
+        const auto part = [rows](const std::vector<float>& v, int width) {
+          return std::vector(v.begin(), v.begin() + rows * width);
+        };
+        const Tensor in = s.Put(part(x, k), {rows, k}), y = s.Put(part(old, 3 * n), {rows, 3 * n}),
+                     made = s.Put(part(x, k), {rows, k});
+        if (glu)
+          s->Glu(in, s.Put(part(up, k), {rows, k}), Activation::kSilu, made);
+        else
+          s->Norm(in, s.Put(w), 1e-5f, made);
+        Tensor left = y, right = y;
+        left.dim[1] = n, right.dim[1] = 2 * n;
+        right.data = y.as<float>() + n;
+        const LinearOut outs[] = {{.w = &packed[0], .bias = nullptr, .y = left, .accumulate = true},
+                                  {.w = &packed[1], .bias = nullptr, .y = right, .accumulate = true}};
+        s->Linear(made, outs, MatmulArith::kF32);
+        auto result = s.Get(y);
+        for (const float f : s.Get(made)) result.push_back(f);
+        return result;
+      };
+      Side cpu(*cpu_), gpu(*gpu_);
+      for (const bool glu : {false, true}) {
+        const auto many = run(gpu, 70, glu);
+        EXPECT_LT(Difference(many, run(cpu, 70, glu)), 2e-2) << "a code at the edge may be the next one";
+        for (const int rows : {1, 2, 4, 5}) {
+          const auto few = run(gpu, rows, glu);
+          const size_t wide = size_t(rows) * 3 * size_t(n);
+          EXPECT_EQ(std::memcmp(few.data(), many.data(), wide * 4), 0)
+              << "storage " << int(storage) << ", " << rows << " of 70 rows of " << k << ", glu " << glu;
+          EXPECT_EQ(std::memcmp(few.data() + wide, many.data() + size_t(70 * 3 * n), size_t(rows * k) * 4), 0)
+              << "the rows between, glu " << glu;
+        }
+      }
+    }
+}
+
 // On tensor cores sums run in another order: close, and the same bits for every number of rows.
 TEST_F(CudaBackendTest, Bf16OnTensorCores) {
   for (const auto& [n, k] : std::vector<std::pair<int, int>>{{200, 384}, {77, 136}, {16, 1024}, {300, 8}}) {

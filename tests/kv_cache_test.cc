@@ -318,7 +318,7 @@ TEST(KvCacheAccounting, MixedWidthsCountHeadByHead) {
   const AttentionRecipe mixed{.k = kv::CodecId::kFlashQMixed, .v = kv::CodecId::kFlashQ4};
   const kv::PageShape page{.head_dim = 128, .tokens = kv::kPageTokens};
   const kv::CodecInfo& codec = kv::Get(mixed.k);
-  const int four = codec.page_bytes(page), two = kv::Get(codec.two_bit).page_bytes(page);
+  const int four = codec.pool_bytes(page), two = kv::Get(codec.two_bit).pool_bytes(page);
   ASSERT_LT(two, four);
   const KvSizes sizes = PlanKv(shape, 6, mixed, 2, 1000);
   EXPECT_DOUBLE_EQ(sizes.k_bits, 8.0 * (2 * four + two) / (3 * 64 * 128));

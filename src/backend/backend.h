@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "kernels/args.h"
@@ -104,6 +105,9 @@ struct StepInputs {
   std::span<const int32_t> tokens, positions, logit_rows;
   std::span<const KvSegment> segments;
   std::span<const int32_t> page_table;
+  // Whose step it is: ops of another model or over another cache are not the same.
+  const void *model = nullptr, *cache = nullptr;
+  bool selects = false;   // rows choose the tokens they read
   bool observed = false;  // somebody looks at activations while the ops are queued
 };
 
@@ -142,6 +146,10 @@ class Backend {
   // for a shape no kernel takes (k % 8 for u4, k % 128 for grouped u4, k % 4 for s8). Under kBF16 arithmetic
   // f32 and f16 weights become bf16.
   virtual Result<weight::PackedWeight> Pack(const weight::WeightView&, MatmulArith) = 0;
+  // Several that always multiply the same input, in the order in which Linear gets them: a device may lay
+  // them out as one matrix, which one launch multiplies when the outputs are columns of one matrix too.
+  virtual Result<std::vector<weight::PackedWeight>> PackTogether(std::span<const weight::WeightView>,
+                                                                 MatmulArith);
   // Sizes the work buffers that ops need, so that no op allocates: widest input k, rows a step, and heads.
   virtual Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) = 0;
 

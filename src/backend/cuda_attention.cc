@@ -27,6 +27,17 @@ void CheckHeads(const Tensor& x, const char* what) {
   NIBBLE_CHECK(x.rank == 3 && x.dtype == DType::kF32 && x.device == Device::kCuda && x.stride[2] == 1, what);
 }
 
+cuda::AppendArgs RowsOf(const KvAppendArgs& a, const cuda::PagedKv& kv, unsigned long long* clamped) {
+  return {.kv = kv,
+          .k = a.k.as<const float>(),
+          .v = a.v.as<const float>(),
+          .k_stride = a.k.stride[0],
+          .v_stride = a.v.stride[0],
+          .k_head_stride = a.k.stride[1],
+          .v_head_stride = a.v.stride[1],
+          .clamped = clamped};
+}
+
 template <class Pick>
 bool Any(const KvView& kv, Pick pick) {
   return std::any_of(kv.segments.begin(), kv.segments.end(), pick);
@@ -95,6 +106,18 @@ cuda::PagedKv CudaBackend::PagedOf(const KvView& kv) {
           .open = TailOf(kv)};
 }
 
+const uint8_t* CudaBackend::PlannedHeads(const std::vector<bool>& heads) {
+  const std::vector<uint8_t> bytes(heads.begin(), heads.end());
+  const auto known = std::find_if(planned_heads_.begin(), planned_heads_.end(),
+                                  [&bytes](const auto& p) { return p.first == bytes; });
+  if (known != planned_heads_.end()) return reinterpret_cast<const uint8_t*>(known->second.data);
+  const auto buffer = Alloc(bytes.size());
+  NIBBLE_CHECK(buffer.ok(), "no memory for the heads of a plan");
+  Upload(bytes.data(), buffer->data, bytes.size());
+  planned_heads_.emplace_back(bytes, *buffer);
+  return reinterpret_cast<const uint8_t*>(buffer->data);
+}
+
 void CudaBackend::ChooseHeads(const KvView& view, const cuda::PagedKv& kv, bool is_v) {
   const HeadMix& mix = is_v ? view.v_mix : view.k_mix;
   if (mix.places == nullptr) return;
@@ -103,10 +126,54 @@ void CudaBackend::ChooseHeads(const KvView& view, const cuda::PagedKv& kv, bool 
     const std::vector<bool>& heads = is_v ? view.plan->v_two_bit : view.plan->k_two_bit;
     NIBBLE_CHECK(heads.empty() || std::count(heads.begin(), heads.end(), true) == mix.two_bit,
                  "a plan with another number of 2-bit heads");
-    const std::vector<uint8_t> bytes(heads.begin(), heads.end());
-    if (!bytes.empty()) planned = planned_heads_.Send(bytes, *ring_);
+    if (!heads.empty()) planned = PlannedHeads(heads);
   }
   CheckCuda(cuda::ChooseHeads(kv, is_v, mix.two_bit, planned, stream_));
+}
+
+// A decode row sees its own page raw, so that no row of a decode step reads what the step seals.
+bool CudaBackend::Defers(const KvView& kv) const {
+  return deferring_ && kv.k_mix.places == nullptr && kv.v_mix.places == nullptr && !NeedsKeyMean(kv) &&
+         !(kv.side.v_sum && kv.side.k_copy);
+}
+
+void CudaBackend::SealDeferred() {
+  for (size_t first = 0; first < deferred_.size(); first += cuda::kMostSealLayers) {
+    cuda::SealLayersArgs args{.kv = deferred_[first], .layers = {}, .count = 0};
+    for (size_t i = first; i < deferred_.size() && args.count < cuda::kMostSealLayers; ++i) {
+      const cuda::PagedKv& kv = deferred_[i];
+      args.layers[args.count++] = {kv.k.pool, kv.v.pool, kv.k.tail, kv.v.tail};
+    }
+    CheckCuda(cuda::SealLayers(args, stream_));
+  }
+  deferred_.clear();
+}
+
+// Where the last two rotations are of this step's q and k, and every segment has one row: all in one launch.
+bool CudaBackend::RotateAndAppend(const KvAppendArgs& a, const cuda::PagedKv& kv) {
+  if (rotations_.size() != 2 || kv.open != kv::Tail::kFloat) return false;
+  const Rotation &q = rotations_[0], &k = rotations_[1];
+  const bool mine = k.x.data == a.k.data && k.x.dim == a.k.dim && q.x.dim[0] == a.k.dim[0] &&
+                    q.x.dim[2] == a.k.dim[2] && q.cos.data == k.cos.data;
+  if (!mine || int64_t(a.kv.segments.size()) != a.k.dim[0]) return false;
+  if (Any(a.kv, [](const KvSegment& s) { return s.rows != 1 || s.copy_from >= 0; })) return false;
+  const int heads = int(q.x.dim[1]);
+  const bool rounded = AttendsOnTensorCores(a.kv, heads);
+  NIBBLE_CHECK(!rounded || (q.x.dim[0] <= max_rows_ && heads * q.x.dim[2] <= max_q_width_),
+               "KvAppend: more than Reserve was told");
+  const cuda::RopeAppendArgs args{.append = RowsOf(a, kv, &device_counters_->tail_clamped),
+                                  .q = q.x.as<float>(),
+                                  .k = k.x.as<float>(),
+                                  .q_stride = q.x.stride[0],
+                                  .cos = q.cos.as<const float>(),
+                                  .sin = q.sin.as<const float>(),
+                                  .q_bf16 = rounded ? q_bf16_ : nullptr,
+                                  .heads = heads};
+  rotations_.clear();
+  Begin();
+  CheckCuda(cuda::RopeAndAppend(args, stream_));
+  if (rounded) rounded_queries_ = args.q;
+  return true;
 }
 
 void CudaBackend::KvAppend(const KvAppendArgs& a) {
@@ -115,25 +182,20 @@ void CudaBackend::KvAppend(const KvAppendArgs& a) {
   CheckSegments(a.kv, a.k.dim[0], int(a.k.dim[1]), int(a.k.dim[2]));
   if (a.kv.segments.empty()) return;
   const cuda::PagedKv kv = PagedOf(a.kv);
-  if (Any(a.kv, [](const KvSegment& s) { return s.copy_from >= 0; }))
-    CheckCuda(cuda::CopyOpenRows(kv, stream_));
-  CheckCuda(cuda::AppendRows({.kv = kv,
-                              .k = a.k.as<const float>(),
-                              .v = a.v.as<const float>(),
-                              .k_stride = a.k.stride[0],
-                              .v_stride = a.v.stride[0],
-                              .k_head_stride = a.k.stride[1],
-                              .v_head_stride = a.v.stride[1],
-                              .clamped = &device_counters_->tail_clamped},
-                             stream_));
+  if (!RotateAndAppend(a, kv)) {
+    Begin();
+    if (Any(a.kv, [](const KvSegment& s) { return s.copy_from >= 0; }))
+      CheckCuda(cuda::CopyOpenRows(kv, stream_));
+    CheckCuda(cuda::AppendRows(RowsOf(a, kv, &device_counters_->tail_clamped), stream_));
+  }
   if (kv.open == kv::Tail::kInt8) {
     counters_.tail_values += 2 * a.k.numel();
     if (recording_ != nullptr) recording_->tail_values += 2 * a.k.numel();
   }
   if (!Any(a.kv, [](const KvSegment& s) { return s.seal_page >= 0; })) return;
+  if (Defers(a.kv)) return deferred_.push_back(kv);
   for (const bool is_v : {false, true}) ChooseHeads(a.kv, kv, is_v);
-  CheckCuda(cuda::SealPages(kv, false, NeedsKeyMean(a.kv) ? a.kv.side.k_mean.offset : -1, stream_));
-  CheckCuda(cuda::SealPages(kv, true, -1, stream_));
+  CheckCuda(cuda::SealPages(kv, NeedsKeyMean(a.kv) ? a.kv.side.k_mean.offset : -1, stream_));
   const SideLayout& side = a.kv.side;
   if (side.v_sum && side.k_copy)
     CheckCuda(cuda::SealRecords(kv, a.kv.recipe->select.sparq.copy, side.v_sum.offset, side.k_copy.offset,
@@ -159,8 +221,11 @@ void CudaBackend::CountDense(const KvView& kv, int64_t window) {
   const int raw_row =
       kv::TailRowBytes(TailOf(kv), k.raw, kv.page) + kv::TailRowBytes(TailOf(kv), v.raw, kv.page);
   // Of all heads: those of 2 bits are as many in every sequence.
-  const int64_t page_bytes = kv::RowBytes(k, kv.page, kv.kv_heads, kv.k_mix.two_bit) +
-                             kv::RowBytes(v, kv.page, kv.kv_heads, kv.v_mix.two_bit);
+  const auto of_heads = [&kv](const kv::CodecInfo& codec, const HeadMix& mix) {
+    return int64_t{kv.kv_heads - mix.two_bit} * codec.page_bytes(kv.page) +
+           int64_t{mix.two_bit} * kv::Get(codec.two_bit).page_bytes(kv.page);
+  };
+  const int64_t page_bytes = of_heads(k, kv.k_mix) + of_heads(v, kv.v_mix);
   for (const KvSegment& s : kv.segments)
     for (int row = s.dense_rows; row < DenseRows(kv, s); ++row) {
       const int64_t position = s.position + row, own = position / tokens * tokens;
@@ -174,25 +239,60 @@ void CudaBackend::CountDense(const KvView& kv, int64_t window) {
     }
 }
 
+bool CudaBackend::AttendsOnTensorCores(const KvView& kv, int heads) const {
+  if (kv.recipe == nullptr || !DecodeEntries::Takes(*kv.recipe, heads, kv.kv_heads, kv.page.head_dim))
+    return false;
+  for (int head = 0; SelectOf(kv) == SelectKind::kSparq && head < kv.kv_heads; ++head) {  // a plan by heads
+    const SparqParams p = SparqOfHead(*kv.recipe, kv.plan, head);
+    if (!(p == SparqOfHead(*kv.recipe, kv.plan, 0)) || !DecodeEntries::TakesSparq(p, kv.page.head_dim))
+      return false;
+  }
+  return true;
+}
+
 void CudaBackend::AttendOnTensorCores(const AttendArgs& a, const cuda::PagedKv& kv) {
   const int rows = int(a.q.dim[0]), width = a.heads * kv.page.head_dim;
   NIBBLE_CHECK(rows <= max_rows_ && width <= max_q_width_, "Attention: more than Reserve was told");
-  CheckCuda(cuda::RoundToBf16(
-      {.x = a.q.as<const float>(), .to = q_bf16_, .x_stride = a.q.stride[0], .rows = rows, .k = width},
-      stream_));
-  entries_->Prepare(a.kv.segments, a.kv.page_table, *ring_);
-  entries_->Run({.kv = kv,
-                 .q = q_bf16_,
-                 .out = out_bf16_,
-                 .heads = a.heads,
-                 .scale = a.scale,
-                 .window = int(a.window)});
-  CheckCuda(cuda::WidenBf16(
-      {.x = out_bf16_, .to = a.out.as<float>(), .to_stride = a.out.stride[0], .rows = rows, .k = width},
-      stream_));
+  const bool rounded = rounded_queries_ == a.q.data;
+  Begin();
+  if (!rounded)
+    CheckCuda(cuda::RoundToBf16(
+        {.x = a.q.as<const float>(), .to = q_bf16_, .x_stride = a.q.stride[0], .rows = rows, .k = width},
+        stream_));
+  const DecodeEntries::Args args{
+      .kv = kv, .q = q_bf16_, .out = out_bf16_, .heads = a.heads, .scale = a.scale, .window = int(a.window)};
+  using Rows = DecodeEntries::Rows;
+  const auto entries = [&](Rows which) {
+    entries_->Prepare(a.kv.segments, a.kv.page_table, which, *ring_);
+    entries_->Run(args);
+  };
+  const bool prompts = Any(a.kv, [](const KvSegment&s) { return s.dense_rows > 0; }),
+             others = Any(a.kv, [](const KvSegment&s) { return s.dense_rows < s.rows; }),
+             selects = SelectOf(a.kv) != SelectKind::kAll,
+             apart = IsHopper() && PrefillSequences::Takes(*a.kv.recipe, a.kv.page.head_dim, a.window);
+  if (!apart && !selects) {
+    entries(Rows::kAll);
+  } else {
+    if (prompts && apart)
+      prefill_->Run({kv, q_bf16_, out_bf16_, a.heads, a.scale}, a.kv.segments, a.kv.page_table, *ring_);
+    if (prompts && !apart) entries(Rows::kDense);
+    if (others && selects) AttendBySparq(a, args);
+    if (others && !selects) entries(Rows::kOther);
+  }
+  const cuda::WidenArgs widen{
+      .x = out_bf16_, .to = a.out.as<float>(), .to_stride = a.out.stride[0], .rows = rows, .k = width};
+  const cuda::RowCopies copies = CopiesFor(width);
+  if (!copies.any()) return CheckCuda(cuda::WidenBf16(widen, stream_));
+  CheckCuda(cuda::WidenRows(widen, copies, stream_));
+  Leave(Tensor::Dense(a.out.data, DType::kF32, Device::kCuda, {rows, width}), out_bf16_);
 }
 
 void CudaBackend::Attention(const AttendArgs& a) {
+  Attend(a);
+  AfterLayer();
+}
+
+void CudaBackend::Attend(const AttendArgs& a) {
   const KvView& kv = a.kv;
   CheckHeads(a.q, "Attention: q"), CheckHeads(a.out, "Attention: out");
   NIBBLE_CHECK(a.q.dim == a.out.dim && a.q.dim[1] == a.heads, "Attention: q and out shapes");
@@ -201,9 +301,8 @@ void CudaBackend::Attention(const AttendArgs& a) {
   CheckSegments(kv, a.q.dim[0], kv.kv_heads, int(a.q.dim[2]));
   if (kv.segments.empty()) return;
   CountDense(kv, a.window);
-  if (kv.recipe != nullptr && SelectOf(kv) == SelectKind::kAll &&
-      DecodeEntries::Takes(*kv.recipe, a.heads, kv.kv_heads, kv.page.head_dim))
-    return AttendOnTensorCores(a, PagedOf(kv));
+  if (AttendsOnTensorCores(kv, a.heads)) return AttendOnTensorCores(a, PagedOf(kv));
+  Begin();
   int most_rows = 0;
   for (const KvSegment& s : kv.segments) most_rows = std::max(most_rows, DenseRows(kv, s));
   const cuda::PageAttentionArgs args{
@@ -246,8 +345,14 @@ AttentionCounters CudaBackend::TakeCounters() {
 std::string CudaBackend::ExplainAttention(const AttentionRecipe& recipe) const {
   const Arithmetic& a = recipe.arithmetic;
   // Of a head size that all kernels take; ops ask with the model's own.
-  if (DecodeEntries::Takes(recipe, 1, 1, 128))
-    return fmt::format("cuda/decode-mma/{}", kv::Get(recipe.k).name);
+  if (DecodeEntries::Takes(recipe, 1, 1, 128)) {
+    const std::string entries = fmt::format("cuda/decode-mma/{}", kv::Get(recipe.k).name);
+    const bool apart = IsHopper() && PrefillSequences::Takes(recipe, 128, 0),
+               selects = recipe.select.kind != SelectKind::kAll;
+    if (!apart && !selects) return entries;
+    return fmt::format("prompts {}; decode rows {}", apart ? "cuda/exact-wgmma/bf16" : entries,
+                       selects ? fmt::format("cuda/sparq-mma/{}", kv::Get(recipe.k).name) : entries);
+  }
   std::string text = fmt::format("cuda/pages-f32/k={},v={}", kv::Get(recipe.k).name, kv::Get(recipe.v).name);
   if (a.softmax != SoftmaxKind::kExact) text += "; softmax by SAS";
   if (IsInteger(a.qk)) text += "; sealed pages: QK of integers held in f32";

@@ -44,11 +44,6 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend() {
 CudaBackend::CudaBackend(int device, const cudaDeviceProp& properties)
     : device_(device), properties_(properties) {
   CheckCuda(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
-  for (Beside& b : beside_) {
-    CheckCuda(cudaStreamCreateWithFlags(&b.stream, cudaStreamNonBlocking), "stream");
-    CheckCuda(cudaEventCreateWithFlags(&b.done, cudaEventDisableTiming), "event");
-  }
-  CheckCuda(cudaEventCreateWithFlags(&forked_, cudaEventDisableTiming), "event");
   // Freed memory stays with the process: caches come and go with every scored text.
   cudaMemPool_t pool = nullptr;
   uint64_t keep = UINT64_MAX;
@@ -56,6 +51,8 @@ CudaBackend::CudaBackend(int device, const cudaDeviceProp& properties)
   CheckCuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool");
   ring_ = std::make_unique<SendRing>(stream_);
   entries_ = std::make_unique<DecodeEntries>(stream_);
+  selected_ = std::make_unique<DecodeEntries>(stream_);
+  prefill_ = std::make_unique<PrefillSequences>(stream_);
   CheckCuda(cudaMallocAsync(reinterpret_cast<void**>(&device_counters_), sizeof(DeviceCounters), stream_),
             "counters");
   CheckCuda(cudaMemsetAsync(device_counters_, 0, sizeof(DeviceCounters), stream_), "counters");
@@ -67,15 +64,11 @@ CudaBackend::~CudaBackend() {
   for (const Buffer& b : weights_) Free(b);
   for (const auto& [host, kept] : plan_vectors_) Free(kept.buffer);
   for (const auto& [params, buffer] : sparq_) Free(buffer);
+  for (const auto& [heads, buffer] : planned_heads_) Free(buffer);
   Free(work_), Free(select_work_);
   CheckCuda(cudaFreeAsync(device_counters_, stream_), "counters");
   ring_.reset();
   CheckCuda(cudaStreamSynchronize(stream_), "kernels of this backend");
-  for (const Beside& b : beside_) {
-    CheckCuda(cudaStreamDestroy(b.stream), "stream");
-    CheckCuda(cudaEventDestroy(b.done), "event");
-  }
-  CheckCuda(cudaEventDestroy(forked_), "event");
   CheckCuda(cudaStreamDestroy(stream_), "stream");
 }
 
@@ -102,20 +95,58 @@ Result<Buffer> CudaBackend::Alloc(size_t bytes) {
 
 void CudaBackend::Free(Buffer b) {
   if (b.data == nullptr) return;
+  Begin();
   ForgetSteps();
   CheckCuda(cudaFreeAsync(b.data, stream_), "free");
 }
 
 // From and to memory that is not pinned these return when the host side is done.
 void CudaBackend::Upload(const void* host, std::byte* device, size_t bytes) {
+  Begin();
   CheckCuda(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "upload");
 }
 
 void CudaBackend::Download(const std::byte* device, void* host, size_t bytes) {
+  Begin();
   CheckCuda(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "download");
 }
 
-void CudaBackend::Sync() { CheckCuda(cudaStreamSynchronize(stream_), "kernels of a step"); }
+void CudaBackend::Sync() {
+  Begin();
+  CheckCuda(cudaStreamSynchronize(stream_), "kernels of a step");
+}
+
+void CudaBackend::Begin() {
+  Rotate();
+  left_ = {};
+  rounded_queries_ = nullptr;
+}
+
+void CudaBackend::Rotate() {
+  for (const Rotation& r : rotations_)
+    CheckCuda(cuda::Rope({.x = r.x.as<float>(),
+                          .cos = r.cos.as<const float>(),
+                          .sin = r.sin.as<const float>(),
+                          .x_stride = r.x.stride[0],
+                          .rows = int(r.x.dim[0]),
+                          .heads = int(r.x.dim[1]),
+                          .head_dim = int(r.x.dim[2])},
+                         stream_));
+  rotations_.clear();
+}
+
+// Where products may read copies of rows of k; nothing of rows that have none.
+cuda::RowCopies CudaBackend::CopiesFor(int64_t k) const {
+  if (k % 16 != 0 || k > std::min<int64_t>(max_k_, cuda::kMostRowValues)) return {};
+  return {.q = has_integers_ ? xq_ : nullptr,
+          .scale = x_scale_,
+          .row_sum = row_sum_,
+          .bf16 = has_bf16_ ? x_bf16_ : nullptr};
+}
+
+void CudaBackend::Leave(const Tensor& rows, const uint16_t* bf16) {
+  left_ = {rows.data, int(rows.dim[0]), int(rows.dim[1]), has_integers_, bf16};
+}
 
 Status CudaBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) {
   NIBBLE_CHECK(max_rows > 0 && max_k > 0 && head_dim > 0, "Reserve of nothing");
@@ -152,6 +183,7 @@ void CudaBackend::Embed(std::span<const int32_t> tokens, const weight::PackedWei
   NIBBLE_CHECK(int64_t(tokens.size()) <= max_rows_, "Embed: more rows than Reserve was told");
   for (int32_t t : tokens) NIBBLE_CHECK(t >= 0 && t < table.n, "Embed: token outside the vocabulary");
   if (tokens.empty()) return;
+  Begin();
   CheckCuda(cuda::Embed({.table = table,
                          .tokens = tokens_.Send(tokens, *ring_),
                          .y = y.as<float>(),
@@ -163,19 +195,23 @@ void CudaBackend::Norm(Tensor x, const float* weight, float eps, Tensor y) {
   CheckRows(x, "Norm: x"), CheckRows(y, "Norm: y");
   NIBBLE_CHECK(x.rank == y.rank && x.rank <= 3 && x.dim == y.dim, "Norm: x and y shapes");
   if (x.dim[0] == 0) return;
+  Begin();
   const bool heads = x.rank == 3;
-  CheckCuda(cuda::Norm({.x = x.as<const float>(),
-                        .weight = weight,
-                        .y = y.as<float>(),
-                        .x_stride = x.stride[0],
-                        .y_stride = y.stride[0],
-                        .x_inner_stride = heads ? x.stride[1] : 0,
-                        .y_inner_stride = heads ? y.stride[1] : 0,
-                        .rows = int(x.dim[0]),
-                        .inner = heads ? int(x.dim[1]) : 1,
-                        .k = int(x.dim[size_t(x.rank) - 1]),
-                        .eps = eps},
-                       stream_));
+  const cuda::NormArgs args{.x = x.as<const float>(),
+                            .weight = weight,
+                            .y = y.as<float>(),
+                            .x_stride = x.stride[0],
+                            .y_stride = y.stride[0],
+                            .x_inner_stride = heads ? x.stride[1] : 0,
+                            .y_inner_stride = heads ? y.stride[1] : 0,
+                            .rows = int(x.dim[0]),
+                            .inner = heads ? int(x.dim[1]) : 1,
+                            .k = int(x.dim[size_t(x.rank) - 1]),
+                            .eps = eps};
+  const cuda::RowCopies copies = heads ? cuda::RowCopies{} : CopiesFor(args.k);
+  if (!copies.any() || args.rows > max_rows_) return CheckCuda(cuda::Norm(args, stream_));
+  CheckCuda(cuda::NormRows(args, copies, stream_));
+  Leave(y, copies.bf16);
 }
 
 void CudaBackend::RopeTable(std::span<const int32_t> positions, const float* inv_freq, Tensor cos,
@@ -186,6 +222,7 @@ void CudaBackend::RopeTable(std::span<const int32_t> positions, const float* inv
   NIBBLE_CHECK(cos.dim[0] == int64_t(positions.size()) && cos.dim[0] <= max_rows_, "RopeTable: rows");
   NIBBLE_CHECK(cos.stride[0] == half && sin.stride[0] == half, "RopeTable: tables must be dense");
   if (positions.empty()) return;
+  Begin();
   CheckCuda(cuda::RopeTable({.positions = positions_.Send(positions, *ring_),
                              .inv_freq = inv_freq,
                              .cos = cos.as<float>(),
@@ -202,36 +239,37 @@ void CudaBackend::Rope(Tensor x, Tensor cos, Tensor sin) {
   NIBBLE_CHECK(cos.dim == sin.dim && cos.dim[0] == x.dim[0], "Rope: table shapes");
   NIBBLE_CHECK(cos.stride[0] == half && sin.stride[0] == half, "Rope: tables must be dense");
   if (x.dim[0] == 0) return;
-  CheckCuda(cuda::Rope({.x = x.as<float>(),
-                        .cos = cos.as<const float>(),
-                        .sin = sin.as<const float>(),
-                        .x_stride = x.stride[0],
-                        .rows = int(x.dim[0]),
-                        .heads = int(x.dim[1]),
-                        .head_dim = int(x.dim[2])},
-                       stream_));
+  if (rotations_.size() == 2) Rotate();
+  left_ = {};
+  rounded_queries_ = nullptr;
+  rotations_.push_back({x, cos, sin});
 }
 
 void CudaBackend::Glu(Tensor gate, Tensor up, Activation activation, Tensor y) {
   CheckRows(gate, "Glu: gate"), CheckRows(up, "Glu: up"), CheckRows(y, "Glu: y");
   NIBBLE_CHECK(gate.rank == 2 && gate.dim == up.dim && gate.dim == y.dim, "Glu: shapes");
   if (y.dim[0] == 0) return;
-  CheckCuda(cuda::Glu({.gate = gate.as<const float>(),
-                       .up = up.as<const float>(),
-                       .y = y.as<float>(),
-                       .gate_stride = gate.stride[0],
-                       .up_stride = up.stride[0],
-                       .y_stride = y.stride[0],
-                       .rows = int(y.dim[0]),
-                       .k = int(y.dim[1]),
-                       .activation = activation},
-                      stream_));
+  Begin();
+  const GluArgs args{.gate = gate.as<const float>(),
+                     .up = up.as<const float>(),
+                     .y = y.as<float>(),
+                     .gate_stride = gate.stride[0],
+                     .up_stride = up.stride[0],
+                     .y_stride = y.stride[0],
+                     .rows = int(y.dim[0]),
+                     .k = int(y.dim[1]),
+                     .activation = activation};
+  const cuda::RowCopies copies = CopiesFor(args.k);
+  if (!copies.any() || args.rows > max_rows_) return CheckCuda(cuda::Glu(args, stream_));
+  CheckCuda(cuda::GluRows(args, copies, stream_));
+  Leave(y, copies.bf16);
 }
 
 void CudaBackend::AffineHeads(Tensor x, const float* scale, const float* shift, int repeat) {
   CheckRows(x, "AffineHeads: x");
   NIBBLE_CHECK(x.rank == 3 && repeat > 0 && x.dim[1] % repeat == 0, "AffineHeads: x shape");
   if (x.dim[0] == 0) return;
+  Begin();
   CheckCuda(cuda::Affine({.x = x.as<float>(),
                           .scale = scale,
                           .shift = shift,
@@ -248,6 +286,7 @@ void CudaBackend::LogSumExp(Tensor logits, const LogSumExpOut& out) {
   CheckRows(logits, "LogSumExp: logits");
   NIBBLE_CHECK(logits.rank == 2, "LogSumExp: rank");
   if (logits.dim[0] == 0) return;
+  Begin();
   CheckCuda(cuda::LogSumExp({.x = logits.as<const float>(),
                              .max = out.max,
                              .lse = out.lse,
@@ -262,6 +301,7 @@ void CudaBackend::ArgMax(Tensor logits, int32_t* ids) {
   CheckRows(logits, "ArgMax: logits");
   NIBBLE_CHECK(logits.rank == 2 && logits.dim[1] > 0, "ArgMax: shape");
   if (logits.dim[0] == 0) return;
+  Begin();
   CheckCuda(cuda::ArgMax({.x = logits.as<const float>(),
                           .ids = ids,
                           .x_stride = logits.stride[0],

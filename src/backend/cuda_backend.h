@@ -9,7 +9,10 @@
 #include "backend/backend.h"
 #include "backend/cuda_decode.h"
 #include "backend/cuda_memory.h"
+#include "backend/cuda_prefill.h"
 #include "kernels/cuda/attention_pages.h"
+#include "kernels/cuda/linear.h"
+#include "kernels/cuda/rows.h"
 #include "kernels/cuda/select.h"
 
 namespace nibble {
@@ -27,6 +30,8 @@ class CudaBackend final : public Backend {
   void Download(const std::byte* device, void* host, size_t bytes) override;
   void Sync() override;
   Result<weight::PackedWeight> Pack(const weight::WeightView&, MatmulArith) override;
+  Result<std::vector<weight::PackedWeight>> PackTogether(std::span<const weight::WeightView>,
+                                                         MatmulArith) override;
   Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) override;
   Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) override;
   Status CheckRecipe(const AttentionRecipe&, int head_dim) const override;
@@ -51,32 +56,54 @@ class CudaBackend final : public Backend {
 
  private:
   bool IsHopper() const { return properties_.major == 9; }
-  Result<weight::PackedWeight> PackFloats(const weight::WeightView&, MatmulArith);
-  Result<weight::PackedWeight> PackIntegers(const weight::WeightView&);
+  Result<std::vector<weight::PackedWeight>> PackFloats(std::span<const weight::WeightView>, MatmulArith);
+  Result<std::vector<weight::PackedWeight>> PackIntegers(std::span<const weight::WeightView>);
+  Status SendIntegers(const weight::WeightView&, const cuda::LinearWeight& to);
   Result<const std::byte*> SendPart(const void* host, size_t bytes, std::vector<Buffer>* parts);
-  void LinearFloats(Tensor x, const LinearOut& out, MatmulArith, cudaStream_t);
-  void LinearIntegers(const LinearOut& out, int rows, bool early, cudaStream_t);
+  void CopyInputs(Tensor x, bool codes, bool bf16);
+  void LinearFloats(Tensor x, const LinearOut& out, int n, MatmulArith);
+  void LinearIntegers(const LinearOut& out, int n, int rows);
+
+  // What an op leaves to the next one. Rotations wait for the op behind them, which may take them into its
+  // own launch; rows have copies as products read them (kernels/cuda/rows.h). Every op but those that use
+  // what was left begins with Begin, and so does whatever shows memory to the host.
+  struct Rotation {
+    Tensor x, cos, sin;
+  };
+  struct LeftCopies {
+    const void* rows = nullptr;  // of what
+    int count = 0, k = 0;
+    bool codes = false;              // in xq_, x_scale_, row_sum_
+    const uint16_t* bf16 = nullptr;  // or null
+  };
+  void Begin();
+  void Rotate();  // what waits
+  cuda::RowCopies CopiesFor(int64_t k) const;
+  void Leave(const Tensor& rows, const uint16_t* bf16);
+  bool RotateAndAppend(const KvAppendArgs&, const cuda::PagedKv&);
+  std::vector<Rotation> rotations_;
+  LeftCopies left_{};
+  const void* rounded_queries_ = nullptr;  // whose bf16 is in q_bf16_
 
   cuda::PagedKv PagedOf(const KvView&);
   cuda::Means MeansOf(const KvView&);
   void ChooseHeads(const KvView&, const cuda::PagedKv&, bool is_v);
-  const float* OfPlan(const std::vector<float>& values);  // on the device; kept
+  const uint8_t* PlannedHeads(const std::vector<bool>& heads);  // on the device; kept
+  const float* OfPlan(const std::vector<float>& values);        // on the device; kept
   void CountDense(const KvView&, int64_t window);
   const SparqParams* SparqOfHeads(const KvView&);
   void AttendSelected(const AttendArgs&, const cuda::PagedKv&);  // cuda_select.cc
+  void Attend(const AttendArgs&);
+  bool AttendsOnTensorCores(const KvView&, int heads) const;
   void AttendOnTensorCores(const AttendArgs&, const cuda::PagedKv&);
+  void AttendBySparq(const AttendArgs&, const DecodeEntries::Args&);
 
   const int device_;
   const cudaDeviceProp properties_;
   cudaStream_t stream_ = nullptr;
-  struct Beside {  // a second and third product of one input
-    cudaStream_t stream;
-    cudaEvent_t done;
-  };
-  Beside beside_[2] = {};
-  cudaEvent_t forked_ = nullptr;
   std::unique_ptr<SendRing> ring_;
-  std::vector<Buffer> weights_;  // Pack's results
+  std::vector<Buffer> weights_;                   // Pack's results
+  bool has_integers_ = false, has_bf16_ = false;  // among them
 
   // Reserve's work buffers.
   int max_rows_ = 0, max_k_ = 0;
@@ -91,13 +118,14 @@ class CudaBackend final : public Backend {
   // What ops of a step read on the device.
   Mirror<int32_t> tokens_, positions_, page_table_;
   Mirror<KvSegment> segments_;
-  Mirror<uint8_t> planned_heads_;  // of the layer and side at work
-  std::unique_ptr<DecodeEntries> entries_;
+  std::unique_ptr<DecodeEntries> entries_, selected_;  // of rows that select: in selected_
+  std::unique_ptr<PrefillSequences> prefill_;
   struct PlanVector {
     std::vector<float> values;
     Buffer buffer;  // on the device
   };
-  std::map<const float*, PlanVector> plan_vectors_;  // by their address on the host
+  std::map<const float*, PlanVector> plan_vectors_;                     // by their address on the host
+  std::vector<std::pair<std::vector<uint8_t>, Buffer>> planned_heads_;  // equal ones once
 
   Buffer select_work_;
   int64_t select_tokens_ = 0;  // ReserveSelection's
@@ -107,13 +135,21 @@ class CudaBackend final : public Backend {
   // Steps that were recorded as graphs (cuda_step.cc). They hold addresses: Free forgets them all.
   struct Recorded {
     std::vector<int64_t> form;
-    cudaGraphExec_t graph = nullptr;                  // null: seen once, not recorded yet
+    std::vector<cudaGraphExec_t> graphs;              // in order; empty: seen once, not recorded yet
     std::vector<std::pair<KvView, int64_t>> attends;  // layers, with their windows: what the host counts
     int64_t tail_values = 0;
   };
   std::vector<int64_t> FormOf(const StepInputs&) const;
+  void RunRepeating(const StepInputs&, const std::function<void()>& ops);
   void Record(Recorded&, const std::function<void()>& ops);
+  void EndGraph();
+  void AfterLayer();  // of the step that is recorded
   void ForgetSteps();
+  // Pages that decode steps filled: sealed at the step's end, all layers together.
+  bool Defers(const KvView&) const;
+  void SealDeferred();
+  bool deferring_ = false;
+  std::vector<cuda::PagedKv> deferred_;
   std::vector<Recorded> recorded_;
   Recorded* recording_ = nullptr;
 

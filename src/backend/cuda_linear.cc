@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 5. CUDA backend: weights and matrix products. Float weights lie as rows [n, k], integer ones in the
 // blocks of docs/formats/weights_hopper.md.
+#include <algorithm>
+
 #include "backend/cuda_backend.h"
 #include "base/check.h"
 #include "base/half.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/linear_pack.h"
 #include "quant/weight/pack.h"
 
 namespace nibble {
@@ -46,25 +49,72 @@ std::vector<uint16_t> RoundedToBf16(const weight::WeightView& w) {
   return rounded;
 }
 
+// One after the other as the rows of one matrix: those of a storage and a width, where rows end whole blocks.
+bool Joins(std::span<const weight::WeightView> views) {
+  return views.size() == 1 || std::all_of(views.begin(), views.end(), [&views](const weight::WeightView& v) {
+           return v.storage == views[0].storage && v.k == views[0].k &&
+                  (!weight::IsQuantized(v.storage) || v.n % cuda::kBlockRows == 0);
+         });
+}
+
+size_t CodesBytes(const weight::PackedWeight& w) {
+  return weight::IsInteger(w.layout) ? cuda::LinearScaleOffset(StorageOf(w.layout), w.n, w.k)
+                                     : size_t(w.n) * size_t(w.k) * size_t(SizeOf(TypeOf(w.layout)));
+}
+
+// How many of `outs`, from the first on, are columns of one matrix and have weights that are rows of one.
+size_t Joined(std::span<const LinearOut> outs) {
+  size_t count = 1;
+  for (; count < outs.size(); ++count) {
+    const LinearOut &last = outs[count - 1], &out = outs[count];
+    const bool weights = out.w->layout == last.w->layout && last.w->n % cuda::kBlockRows == 0 &&
+                         out.w->codes == last.w->codes + CodesBytes(*last.w);
+    const bool columns = out.y.data == last.y.as<float>() + last.w->n && out.y.stride == last.y.stride;
+    if (!weights || !columns || out.bias != nullptr || last.bias != nullptr ||
+        out.accumulate != last.accumulate)
+      break;
+  }
+  return count;
+}
+
 }  // namespace
 
 Result<weight::PackedWeight> CudaBackend::Pack(const weight::WeightView& view, MatmulArith arith) {
-  NIBBLE_RETURN_IF_ERROR(weight::CheckShape(view.storage, view.n, view.k));
-  return weight::IsQuantized(view.storage) ? PackIntegers(view) : PackFloats(view, arith);
+  NIBBLE_ASSIGN(const std::vector<weight::PackedWeight> packed, PackTogether({&view, 1}, arith));
+  return packed[0];
 }
 
-Result<weight::PackedWeight> CudaBackend::PackFloats(const weight::WeightView& view, MatmulArith arith) {
-  const Layout layout = weight::LayoutFor(view.storage, arith == MatmulArith::kBF16);
-  const size_t bytes = size_t(view.n) * size_t(view.k) * size_t(SizeOf(TypeOf(layout)));
-  NIBBLE_ASSIGN(const Buffer memory, Alloc(bytes));
+Result<std::vector<weight::PackedWeight>> CudaBackend::PackTogether(std::span<const weight::WeightView> views,
+                                                                    MatmulArith arith) {
+  for (const weight::WeightView& view : views)
+    NIBBLE_RETURN_IF_ERROR(weight::CheckShape(view.storage, view.n, view.k));
+  if (!Joins(views)) return Backend::PackTogether(views, arith);
+  return weight::IsQuantized(views[0].storage) ? PackIntegers(views) : PackFloats(views, arith);
+}
+
+Result<std::vector<weight::PackedWeight>> CudaBackend::PackFloats(std::span<const weight::WeightView> views,
+                                                                  MatmulArith arith) {
+  const Layout layout = weight::LayoutFor(views[0].storage, arith == MatmulArith::kBF16);
+  const auto bytes_of = [layout](const weight::WeightView& v) {
+    return size_t(v.n) * size_t(v.k) * size_t(SizeOf(TypeOf(layout)));
+  };
+  size_t all = 0;
+  for (const weight::WeightView& view : views) all += bytes_of(view);
+  NIBBLE_ASSIGN(const Buffer memory, Alloc(all));
   weights_.push_back(memory);
-  const bool as_is = layout == weight::LayoutFor(view.storage, false);
-  if (as_is)
-    Upload(view.codes, memory.data, bytes);
-  else
-    Upload(RoundedToBf16(view).data(), memory.data, bytes);
-  return weight::PackedWeight{
-      .layout = layout, .n = view.n, .k = view.k, .codes = memory.data, .bytes = bytes};
+  has_bf16_ |= layout == Layout::kBF16 && arith == MatmulArith::kBF16;
+  std::vector<weight::PackedWeight> packed;
+  std::byte* to = memory.data;
+  for (const weight::WeightView& view : views) {
+    const size_t bytes = bytes_of(view);
+    if (layout == weight::LayoutFor(view.storage, false))
+      Upload(view.codes, to, bytes);
+    else
+      Upload(RoundedToBf16(view).data(), to, bytes);
+    packed.push_back({.layout = layout, .n = view.n, .k = view.k, .codes = to, .bytes = bytes});
+    to += bytes;
+  }
+  return packed;
 }
 
 Result<const std::byte*> CudaBackend::SendPart(const void* host, size_t bytes, std::vector<Buffer>* parts) {
@@ -75,22 +125,9 @@ Result<const std::byte*> CudaBackend::SendPart(const void* host, size_t bytes, s
   return part.data;
 }
 
-Result<weight::PackedWeight> CudaBackend::PackIntegers(const weight::WeightView& view) {
-  if (!IsHopper())
-    return Error(
-        Code::kUnsupported,
-        "{} weights need a GPU of compute capability 9.0 and this one has {}.{}; use float weights or "
-        "--device cpu",
-        weight::Name(view.storage), properties_.major, properties_.minor);
-  if (view.n % 8 != 0 || view.k % 16 != 0)
-    return Error(Code::kUnsupported,
-                 "{} weights [{}, {}]: on a GPU rows must be a multiple of 8, inputs of 16",
-                 weight::Name(view.storage), view.n, view.k);
+Status CudaBackend::SendIntegers(const weight::WeightView& view, const cuda::LinearWeight& to) {
   const size_t n = size_t(view.n), k = size_t(view.k), groups = k / weight::kGroup;
   const bool bytes8 = view.storage == Storage::kW8A8, grouped = view.storage == Storage::kW4A8Group;
-  const size_t bytes = cuda::LinearBytes(view.storage, view.n, view.k);
-  NIBBLE_ASSIGN(const Buffer memory, Alloc(bytes));
-  weights_.push_back(memory);
   std::vector<Buffer> parts;
   weight::WeightView on_device = view;
   NIBBLE_ASSIGN(on_device.codes, SendPart(view.codes, bytes8 ? n * k : n * k / 2, &parts));
@@ -102,30 +139,68 @@ Result<weight::PackedWeight> CudaBackend::PackIntegers(const weight::WeightView&
   on_device.scale = reinterpret_cast<const uint16_t*>(scale);
   on_device.group_scale = reinterpret_cast<const uint8_t*>(group_scale);
   on_device.zero = reinterpret_cast<const uint8_t*>(zero);
-  CheckCuda(cuda::PackLinear(on_device, memory.data, stream_));
+  CheckCuda(cuda::PackLinearRows(on_device, to, stream_));
   for (const Buffer& part : parts) Free(part);
-  const cuda::LinearWeight w = cuda::LinearWeightAt(view.storage, view.n, view.k, memory.data);
-  return weight::PackedWeight{.layout = weight::LayoutFor(view.storage, false),
-                              .n = view.n,
-                              .k = view.k,
-                              .codes = w.blocks,
-                              .scale = w.scale,
-                              .zero = w.zero,
-                              .bytes = bytes};
+  return {};
 }
 
-void CudaBackend::LinearFloats(Tensor x, const LinearOut& out, MatmulArith arith, cudaStream_t stream) {
+Result<std::vector<weight::PackedWeight>> CudaBackend::PackIntegers(
+    std::span<const weight::WeightView> views) {
+  const Storage storage = views[0].storage;
+  int n = 0;
+  const int k = views[0].k;
+  for (const weight::WeightView& view : views) {
+    if (!IsHopper())
+      return Error(
+          Code::kUnsupported,
+          "{} weights need a GPU of compute capability 9.0 and this one has {}.{}; use float weights or "
+          "--device cpu",
+          weight::Name(storage), properties_.major, properties_.minor);
+    if (view.n % 8 != 0 || view.k % 16 != 0)
+      return Error(Code::kUnsupported,
+                   "{} weights [{}, {}]: on a GPU rows must be a multiple of 8, inputs of 16",
+                   weight::Name(storage), view.n, view.k);
+    n += view.n;
+  }
+  const size_t bytes = cuda::LinearBytes(storage, n, k);
+  NIBBLE_ASSIGN(const Buffer memory, Alloc(bytes));
+  weights_.push_back(memory);
+  has_integers_ = true;
+  const cuda::LinearWeight all = cuda::LinearWeightAt(storage, n, k, memory.data);
+  std::vector<weight::PackedWeight> packed;
+  int row = 0;
+  for (const weight::WeightView& view : views) {
+    const cuda::LinearWeight w{storage,
+                               view.n,
+                               k,
+                               all.blocks + cuda::LinearScaleOffset(storage, row, k),
+                               all.scale + row,
+                               all.zero == nullptr ? nullptr : all.zero + row};
+    NIBBLE_RETURN_IF_ERROR(SendIntegers(view, w));
+    row += view.n;
+    packed.push_back({.layout = weight::LayoutFor(storage, false),
+                      .n = view.n,
+                      .k = k,
+                      .codes = w.blocks,
+                      .scale = w.scale,
+                      .zero = w.zero,
+                      .bytes = bytes * size_t(view.n) / size_t(n)});
+  }
+  return packed;
+}
+
+void CudaBackend::LinearFloats(Tensor x, const LinearOut& out, int n, MatmulArith arith) {
   if (OnTensorCores(*out.w, arith))
     return CheckCuda(cuda::DenseBf16({.w = reinterpret_cast<const uint16_t*>(out.w->codes),
-                                      .x = x_bf16_,
+                                      .x = left_.bf16,
                                       .bias = out.bias,
                                       .y = out.y.as<float>(),
                                       .y_stride = out.y.stride[0],
                                       .rows = int(x.dim[0]),
-                                      .n = out.w->n,
+                                      .n = n,
                                       .k = out.w->k,
                                       .accumulate = out.accumulate},
-                                     stream));
+                                     stream_));
   CheckCuda(cuda::Dense({.w = out.w->codes,
                          .type = TypeOf(out.w->layout),
                          .x = x.as<const float>(),
@@ -134,16 +209,16 @@ void CudaBackend::LinearFloats(Tensor x, const LinearOut& out, MatmulArith arith
                          .x_stride = x.stride[0],
                          .y_stride = out.y.stride[0],
                          .rows = int(x.dim[0]),
-                         .n = out.w->n,
+                         .n = n,
                          .k = out.w->k,
                          .round_x = arith == MatmulArith::kBF16,
                          .accumulate = out.accumulate},
-                        stream));
+                        stream_));
 }
 
-void CudaBackend::LinearIntegers(const LinearOut& out, int rows, bool early, cudaStream_t stream) {
+void CudaBackend::LinearIntegers(const LinearOut& out, int n, int rows) {
   const weight::PackedWeight& w = *out.w;
-  CheckCuda(cuda::LinearInt({.w = {StorageOf(w.layout), w.n, w.k, w.codes, w.scale, w.zero},
+  CheckCuda(cuda::LinearInt({.w = {StorageOf(w.layout), n, w.k, w.codes, w.scale, w.zero},
                              .x = xq_,
                              .x_scale = x_scale_,
                              .row_sum = row_sum_,
@@ -153,9 +228,30 @@ void CudaBackend::LinearIntegers(const LinearOut& out, int rows, bool early, cud
                              .y_stride = out.y.stride[0],
                              .rows = rows,
                              .accumulate = out.accumulate,
-                             .early_start = early,
+                             .early_start = rows <= kFewRows,
                              .plan = {}},
-                            stream));
+                            stream_));
+}
+
+// What the op before did not leave.
+void CudaBackend::CopyInputs(Tensor x, bool codes, bool bf16) {
+  const int rows = int(x.dim[0]), k = int(x.dim[1]);
+  if (left_.rows != x.data || left_.count != rows || left_.k != k) left_ = {};
+  if (bf16 && left_.bf16 == nullptr) {
+    CheckCuda(cuda::RoundToBf16(
+        {.x = x.as<const float>(), .to = x_bf16_, .x_stride = x.stride[0], .rows = rows, .k = k}, stream_));
+    left_.bf16 = x_bf16_;
+  }
+  if (codes && !left_.codes)
+    CheckCuda(cuda::QuantizeRows({.x = x.data,
+                                  .type = cuda::Real::kF32,
+                                  .q = xq_,
+                                  .scale = x_scale_,
+                                  .row_sum = row_sum_,
+                                  .x_stride = x.stride[0],
+                                  .rows = rows,
+                                  .k = k},
+                                 stream_));
 }
 
 void CudaBackend::Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith arith) {
@@ -172,33 +268,17 @@ void CudaBackend::Linear(Tensor x, std::span<const LinearOut> outs, MatmulArith 
   }
   if (rows == 0) return;
   NIBBLE_CHECK(rows <= max_rows_ && k <= max_k_, "Linear: more rows or inputs than Reserve was told");
-  if (tensor_cores)
-    CheckCuda(cuda::RoundToBf16(
-        {.x = x.as<const float>(), .to = x_bf16_, .x_stride = x.stride[0], .rows = rows, .k = k}, stream_));
-  if (integer) {
-    CheckCuda(cuda::QuantizeRows({.x = x.data,
-                                  .type = cuda::Real::kF32,
-                                  .q = xq_,
-                                  .scale = x_scale_,
-                                  .row_sum = row_sum_,
-                                  .x_stride = x.stride[0],
-                                  .rows = rows,
-                                  .k = k},
-                                 stream_));
+  Rotate();
+  CopyInputs(x, integer, tensor_cores);
+  while (!outs.empty()) {
+    const size_t count = Joined(outs);
+    int n = 0;
+    for (const LinearOut& out : outs.first(count)) n += out.w->n;
+    weight::IsInteger(outs[0].w->layout) ? LinearIntegers(outs[0], n, rows)
+                                         : LinearFloats(x, outs[0], n, arith);
+    outs = outs.subspan(count);
   }
-  // Products of few rows do not fill the device: those that share an input run beside each other.
-  const bool few = rows <= kFewRows, beside = few && outs.size() > 1 && outs.size() <= 1 + std::size(beside_);
-  if (beside) CheckCuda(cudaEventRecord(forked_, stream_), "fork");
-  for (size_t i = 0; i < outs.size(); ++i) {
-    const cudaStream_t stream = beside && i > 0 ? beside_[i - 1].stream : stream_;
-    if (stream != stream_) CheckCuda(cudaStreamWaitEvent(stream, forked_), "fork");
-    weight::IsInteger(outs[i].w->layout) ? LinearIntegers(outs[i], rows, few && !beside, stream)
-                                         : LinearFloats(x, outs[i], arith, stream);
-    if (stream == stream_) continue;
-    CheckCuda(cudaEventRecord(beside_[i - 1].done, stream), "join");
-  }
-  for (size_t i = 1; beside && i < outs.size(); ++i)
-    CheckCuda(cudaStreamWaitEvent(stream_, beside_[i - 1].done), "join");
+  Begin();
 }
 
 std::string CudaBackend::ExplainLinear(const weight::PackedWeight& w, MatmulArith arith) const {

@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/cuda/copy_parts.h"
 #include "kernels/cuda/stream.h"
 
 namespace nibble {
@@ -27,6 +28,9 @@ class SendRing {
   SendRing(const SendRing&) = delete;
   SendRing& operator=(const SendRing&) = delete;
   void Send(const void* from, void* to, size_t bytes);
+  // Arrays of whole words that are sent between the two go together, by one kernel.
+  void Gather();
+  void SendGathered();
   void Pause(bool paused) { paused_ = paused; }  // while paused, sending is a mistake
 
  private:
@@ -36,10 +40,18 @@ class SendRing {
     size_t bytes = 0;
     cudaEvent_t sent = nullptr;  // the copy out of it has ended
   };
+  Slot& Take(size_t bytes);  // the next one, with room, when the copy out of it has ended
+
   cudaStream_t stream_;
   std::array<Slot, kSlots> slots_;
   size_t next_ = 0;
-  bool paused_ = false;
+  bool paused_ = false, gathering_ = false;
+  struct Part {
+    size_t offset, bytes;  // in gathered_
+    void* to;
+  };
+  std::vector<Part> parts_;
+  std::vector<std::byte> gathered_;
 };
 
 // An array that is sent when it differs from what was sent last: the plan of a step is the same in every

@@ -45,6 +45,21 @@ const SparqParams* CudaBackend::SparqOfHeads(const KvView& kv) {
   return reinterpret_cast<const SparqParams*>(buffer->data);
 }
 
+void CudaBackend::AttendBySparq(const AttendArgs& a, const DecodeEntries::Args& args) {
+  const KvView& kv = a.kv;
+  const SideLayout& side = kv.side;
+  selected_->Prepare(kv.segments, kv.page_table, DecodeEntries::Rows::kOther, *ring_);
+  selected_->RunSparq(args, {.call = {.records = args.kv.side_pool,
+                                      .record_stride = int64_t{side.bytes} * kv.kv_heads,
+                                      .record_head_stride = side.bytes,
+                                      .v_sum = side.v_sum.offset,
+                                      .k_copy = side.k_copy.offset,
+                                      .sparq = SparqOfHead(*kv.recipe, kv.plan, 0)},
+                             .k_bytes = BytesOf(kv::Get(args.kv.k.codec), TailOf(kv), kv.page),
+                             .v_bytes = BytesOf(kv::Get(args.kv.v.codec), TailOf(kv), kv.page),
+                             .counters = &device_counters_->select});
+}
+
 void CudaBackend::AttendSelected(const AttendArgs& a, const cuda::PagedKv& kv) {
   const AttentionRecipe& recipe = *a.kv.recipe;
   for (const KvSegment& s : a.kv.segments)

@@ -4,6 +4,16 @@
 
 namespace nibble {
 
+Result<std::vector<weight::PackedWeight>> Backend::PackTogether(std::span<const weight::WeightView> views,
+                                                                MatmulArith arith) {
+  std::vector<weight::PackedWeight> packed;
+  for (const weight::WeightView& view : views) {
+    NIBBLE_ASSIGN(const weight::PackedWeight one, Pack(view, arith));
+    packed.push_back(one);
+  }
+  return packed;
+}
+
 #if !defined(NIBBLE_CUDA)
 Result<std::unique_ptr<Backend>> MakeCudaBackend() {
   return Error(Code::kUnsupported,

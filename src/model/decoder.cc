@@ -64,12 +64,9 @@ Status Decoder::AllocateWork() {
   const int rows = options_.max_step_rows, logit_rows = options_.max_logit_rows;
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&x_, rows, {c.hidden}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&normed_, rows, {c.hidden}));
-  NIBBLE_RETURN_IF_ERROR(AllocateRows(&q_, rows, {c.heads, c.head_dim}));
-  NIBBLE_RETURN_IF_ERROR(AllocateRows(&k_, rows, {c.kv_heads, c.head_dim}));
-  NIBBLE_RETURN_IF_ERROR(AllocateRows(&v_, rows, {c.kv_heads, c.head_dim}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&qkv_, rows, {int64_t{c.heads + 2 * c.kv_heads} * c.head_dim}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&attended_, rows, {c.heads, c.head_dim}));
-  NIBBLE_RETURN_IF_ERROR(AllocateRows(&gate_, rows, {c.intermediate}));
-  NIBBLE_RETURN_IF_ERROR(AllocateRows(&up_, rows, {c.intermediate}));
+  NIBBLE_RETURN_IF_ERROR(AllocateRows(&gate_up_, rows, {int64_t{2} * c.intermediate}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&cos_, rows, {c.head_dim / 2}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&sin_, rows, {c.head_dim / 2}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&last_, logit_rows, {c.hidden}));
@@ -96,17 +93,19 @@ Status Decoder::LoadAttention(Loader& load, const std::string& prefix, Bias qkv,
                               LayerWeights* layer) {
   const ModelConfig& c = config_;
   const int q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
-  NIBBLE_ASSIGN(layer->q, load.Linear(prefix + "self_attn.q_proj", q, c.hidden, qkv));
-  NIBBLE_ASSIGN(layer->k, load.Linear(prefix + "self_attn.k_proj", kv, c.hidden, qkv));
-  NIBBLE_ASSIGN(layer->v, load.Linear(prefix + "self_attn.v_proj", kv, c.hidden, qkv));
+  const Loader::Part parts[] = {
+      {prefix + "self_attn.q_proj", q}, {prefix + "self_attn.k_proj", kv}, {prefix + "self_attn.v_proj", kv}};
+  NIBBLE_ASSIGN(const std::vector<LinearWeight> all, load.Linears(parts, c.hidden, qkv));
+  layer->q = all[0], layer->k = all[1], layer->v = all[2];
   NIBBLE_ASSIGN(layer->o, load.Linear(prefix + "self_attn.o_proj", c.hidden, q, out));
   return {};
 }
 
 Status Decoder::LoadMlp(Loader& load, const std::string& prefix, Bias bias, LayerWeights* layer) {
   const int hidden = config_.hidden, inner = config_.intermediate;
-  NIBBLE_ASSIGN(layer->gate, load.Linear(prefix + "mlp.gate_proj", inner, hidden, bias));
-  NIBBLE_ASSIGN(layer->up, load.Linear(prefix + "mlp.up_proj", inner, hidden, bias));
+  const Loader::Part parts[] = {{prefix + "mlp.gate_proj", inner}, {prefix + "mlp.up_proj", inner}};
+  NIBBLE_ASSIGN(const std::vector<LinearWeight> all, load.Linears(parts, hidden, bias));
+  layer->gate = all[0], layer->up = all[1];
   NIBBLE_ASSIGN(layer->down, load.Linear(prefix + "mlp.down_proj", hidden, inner, bias));
   return {};
 }
@@ -124,6 +123,15 @@ Tensor Decoder::Rows(const Tensor& t) const {
   return out;
 }
 
+// Columns of a work matrix, as products of one input leave them; where somebody looks, dense instead.
+Tensor Decoder::Part(const Tensor& all, int64_t first, int64_t width) const {
+  const bool columns = observer_ == nullptr;
+  Tensor t = Tensor::Dense(all.as<float>() + (columns ? first : first * rows_), all.dtype, all.device,
+                           {rows_, width});
+  if (columns) t.stride[0] = all.stride[0];
+  return t;
+}
+
 Tensor Decoder::Norm(Tensor x, const float* weight) {
   const Tensor y = Rows(normed_);
   backend_.Norm(x, weight, static_cast<float>(config_.norm_eps), y);
@@ -138,13 +146,17 @@ void Decoder::Show(Site site, Tensor x) {
 
 Decoder::Heads Decoder::Project(Tensor x, const LayerWeights& layer) {
   Show(Site::kAttentionInput, x);
-  const Heads heads{Rows(q_), Rows(k_), Rows(v_)};
-  const auto flat = [this](const Tensor& t) { return Reshape(t, {rows_, t.dim[1] * t.dim[2]}); };
-  const std::array<LinearOut, 3> outs{LinearOut{&layer.q.w, layer.q.bias, flat(heads.q)},
-                                      LinearOut{&layer.k.w, layer.k.bias, flat(heads.k)},
-                                      LinearOut{&layer.v.w, layer.v.bias, flat(heads.v)}};
+  const int64_t dim = config_.head_dim, q = config_.heads * dim, kv = config_.kv_heads * dim;
+  const std::array<LinearOut, 3> outs{LinearOut{&layer.q.w, layer.q.bias, Part(qkv_, 0, q)},
+                                      LinearOut{&layer.k.w, layer.k.bias, Part(qkv_, q, kv)},
+                                      LinearOut{&layer.v.w, layer.v.bias, Part(qkv_, q + kv, kv)}};
   backend_.Linear(x, outs, arith_);
-  return heads;
+  const auto heads = [dim](const Tensor& t) {
+    Tensor h = Tensor::Dense(t.data, t.dtype, t.device, {t.dim[0], t.dim[1] / dim, dim});
+    h.stride[0] = t.stride[0];
+    return h;
+  };
+  return {heads(outs[0].y), heads(outs[1].y), heads(outs[2].y)};
 }
 
 void Decoder::NormHeads(Tensor heads, const float* weight) {
@@ -173,7 +185,8 @@ Tensor Decoder::Attend(int index, const Heads& heads, int64_t window) {
 
 Tensor Decoder::GatedMlp(Tensor x, const LayerWeights& layer) {
   Show(Site::kMlpInput, x);
-  const Tensor gate = Rows(gate_), up = Rows(up_);
+  const int64_t inner = config_.intermediate;
+  const Tensor gate = Part(gate_up_, 0, inner), up = Part(gate_up_, inner, inner);
   const std::array<LinearOut, 2> outs{LinearOut{&layer.gate.w, layer.gate.bias, gate},
                                       LinearOut{&layer.up.w, layer.up.bias, up}};
   backend_.Linear(x, outs, arith_);
@@ -219,6 +232,9 @@ Tensor Decoder::Forward(const Step& step, KvCache& cache) {
                     .logit_rows = step.logit_rows,
                     .segments = view.segments,
                     .page_table = view.page_table,
+                    .model = this,
+                    .cache = &cache,
+                    .selects = view.recipe->select.kind != SelectKind::kAll,
                     .observed = observer_ != nullptr},
                    [this, &step] { RunLayers(step); });
   return Reshape(logits_, {static_cast<int64_t>(step.logit_rows.size()), config_.vocab});

@@ -64,6 +64,7 @@ class Decoder : public Model {
   Status AllocateWork();
   Result<const float*> UploadVector(const std::vector<float>& values);
   Status AllocateRows(Tensor* t, int64_t rows, std::initializer_list<int64_t> rest);
+  Tensor Part(const Tensor& all, int64_t first, int64_t width) const;
   Tensor Rows(const Tensor& t) const;  // the first rows_ rows
   void Show(Site site, Tensor x);      // to the observer, if there is one
   Tensor FinalNorm(Tensor x, std::span<const int32_t> rows);
@@ -86,7 +87,7 @@ class Decoder : public Model {
   KvCache* cache_ = nullptr;
   int layer_ = 0;  // the one that runs
   Observer* observer_ = nullptr;
-  Tensor x_, normed_, q_, k_, v_, attended_, gate_, up_, cos_, sin_, last_, logits_;
+  Tensor x_, normed_, qkv_, attended_, gate_up_, cos_, sin_, last_, logits_;
 };
 
 // One line each in registry.cc.

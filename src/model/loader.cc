@@ -109,26 +109,51 @@ Result<weight::PackedWeight> Loader::Pack(const std::string& name, const weight:
   NIBBLE_RETURN_IF_ERROR(weight::CheckRanges(view, name));
   auto packed = backend_.Pack(view, arith_);
   if (!packed.ok()) return Error(packed.status().code(), "tensor {}: {}", name, packed.status().message());
-  for (const io::TensorInfo* t : current_) weights_.Release(*t);
-  current_.clear();
-  aligned_copies_.clear();
-  bytes_ += packed->bytes;
+  Packed(*packed);
   return packed;
 }
 
-Result<LinearWeight> Loader::Linear(const std::string& name, int n, int k, Bias bias) {
+void Loader::Packed(const weight::PackedWeight& w) {
+  for (const io::TensorInfo* t : current_) weights_.Release(*t);
+  current_.clear();
+  aligned_copies_.clear();
+  bytes_ += w.bytes;
+}
+
+Result<weight::WeightView> Loader::View(const std::string& name, int n, int k) {
   const std::string& format = config_.weights.format;
-  auto view = format.empty()          ? FloatView(name, n, k)
-              : format == "w8a8"      ? Int8View(name, n, k)
-              : format == "w4a8-g128" ? Int4View(name, n, k, weight::Storage::kW4A8Group)
-                                      : Int4View(name, n, k, weight::Storage::kW4A8Channel);
-  if (!view.ok()) return view.status();
-  LinearWeight linear;
-  NIBBLE_ASSIGN(linear.w, Pack(name + ".weight", *view));
-  if (bias == Bias::kYes) {
-    NIBBLE_ASSIGN(linear.bias, Vector(name + ".bias", n));
+  if (format.empty()) return FloatView(name, n, k);
+  if (format == "w8a8") return Int8View(name, n, k);
+  return Int4View(name, n, k,
+                  format == "w4a8-g128" ? weight::Storage::kW4A8Group : weight::Storage::kW4A8Channel);
+}
+
+Result<LinearWeight> Loader::Linear(const std::string& name, int n, int k, Bias bias) {
+  const Part part{name, n};
+  NIBBLE_ASSIGN(const std::vector<LinearWeight> one, Linears({&part, 1}, k, bias));
+  return one[0];
+}
+
+Result<std::vector<LinearWeight>> Loader::Linears(std::span<const Part> parts, int k, Bias bias) {
+  std::vector<weight::WeightView> views;
+  std::string names;
+  for (const Part& part : parts) {
+    NIBBLE_ASSIGN(const weight::WeightView view, View(part.name, part.n, k));
+    NIBBLE_RETURN_IF_ERROR(weight::CheckRanges(view, part.name + ".weight"));
+    views.push_back(view);
+    names += (names.empty() ? "" : ", ") + part.name + ".weight";
   }
-  return linear;
+  const auto packed = backend_.PackTogether(views, arith_);
+  if (!packed.ok()) return Error(packed.status().code(), "tensor {}: {}", names, packed.status().message());
+  std::vector<LinearWeight> linears;
+  for (const weight::PackedWeight& w : *packed) {
+    Packed(w);
+    linears.push_back({w, nullptr});
+  }
+  for (size_t i = 0; bias == Bias::kYes && i < parts.size(); ++i) {
+    NIBBLE_ASSIGN(linears[i].bias, Vector(parts[i].name + ".bias", parts[i].n));
+  }
+  return linears;
 }
 
 Result<weight::PackedWeight> Loader::Embedding(const std::string& name, int n, int k) {

@@ -28,6 +28,12 @@ class Loader {
 
   // `name`.weight [n, k] in the folder's weight format, and `name`.bias [n] if asked for.
   Result<LinearWeight> Linear(const std::string& name, int n, int k, Bias bias);
+  // The same for several that always get the same input: Backend::PackTogether.
+  struct Part {
+    std::string name;
+    int n;
+  };
+  Result<std::vector<LinearWeight>> Linears(std::span<const Part> parts, int k, Bias bias);
   // `name`.weight [n, k] in floats, or s8 rows when the folder was quantized with an int8 embedding.
   Result<weight::PackedWeight> Embedding(const std::string& name, int n, int k);
   // A float vector [n] as f32 on the device; the backend's memory is listed in buffers().
@@ -45,7 +51,9 @@ class Loader {
   Result<weight::WeightView> FloatView(const std::string& name, int n, int k);
   Result<weight::WeightView> Int8View(const std::string& name, int n, int k);
   Result<weight::WeightView> Int4View(const std::string& name, int n, int k, weight::Storage storage);
+  Result<weight::WeightView> View(const std::string& name, int n, int k);
   Result<weight::PackedWeight> Pack(const std::string& name, const weight::WeightView& view);
+  void Packed(const weight::PackedWeight& w);
   const std::byte* Aligned(const io::TensorInfo& tensor);
 
   const io::Weights& weights_;

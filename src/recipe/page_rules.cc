@@ -22,7 +22,12 @@ std::string_view WhyNotShared(const AttentionRecipe& r) {
   return {};
 }
 
-bool DecodeFillsPagesAsPrefill(const AttentionRecipe& r) { return r.select.kind == SelectKind::kAll; }
+// Exact bf16: on a GPU prompts and decode rows are added up by different kernels (decision 13).
+bool DecodeFillsPagesAsPrefill(const AttentionRecipe& r) {
+  const bool exact_bf16 = r.arithmetic.qk == QkArith::kBF16 && r.arithmetic.pv == PvArith::kBF16 &&
+                          r.k == kv::CodecId::kBF16 && r.v == kv::CodecId::kBF16;
+  return r.select.kind == SelectKind::kAll && !exact_bf16;
+}
 
 std::string_view WhyNotUndone(const AttentionRecipe& r) {
   if (Requantizes(r)) return "statistics of queries decide the widths of pages";

@@ -11,8 +11,8 @@ namespace nibble {
 // Sequences that begin with the same tokens read the same sealed pages, from whichever was first.
 std::string_view WhyNotShared(const AttentionRecipe& recipe);
 
-// Whether pages that decode rows filled are those that prefill rows would have filled. If not, prefixes are
-// shared as far as prompts go.
+// Whether pages that decode rows filled are those that prefill rows would have filled, on every device. If
+// not, prefixes are shared as far as prompts go.
 bool DecodeFillsPagesAsPrefill(const AttentionRecipe& recipe);
 
 // The newest rows of an open page are taken back, as if they had never been fed.

@@ -16,7 +16,7 @@
 namespace nibble::cli {
 namespace {
 
-constexpr int kMaxTokens = 1 << 20, kMaxRepetitions = 1000, kMaxBatch = 8192;
+constexpr int kMaxTokens = 1 << 20, kMaxRepetitions = 1000, kMaxBatch = 8192, kMaxSeqs = 1024;
 constexpr const char* kRandomWeights = "random weights: speed alone, quality means nothing";
 constexpr const char* kRandomDepth = "the depth is filled with random keys and values";
 
@@ -24,7 +24,7 @@ struct Options {
   CommonOptions common;
   std::string model, shape, weights = "w4a8-g128", output = "md";
   std::vector<int> prompt{512}, generate{128};
-  std::vector<int> depth{0};
+  std::vector<int> depth{0}, seqs{1};
   int repetitions = 5, batch = 512;
   bool weights_given = false;
 };
@@ -35,14 +35,17 @@ std::vector<BenchCase> Cases(const Options& o) {
     for (int n : o.prompt)
       if (n > 0) cases.push_back({.prompt = n, .depth = depth});
     for (int n : o.generate)
-      if (n > 0) cases.push_back({.generate = n, .depth = depth});
+      for (int seqs : o.seqs)
+        if (n > 0) cases.push_back({.generate = n, .depth = depth, .seqs = seqs});
   }
   return cases;
 }
 
 std::string CaseName(const BenchCase& c) {
-  const std::string name = c.prompt > 0 ? fmt::format("pp{}", c.prompt) : fmt::format("tg{}", c.generate);
-  return c.depth > 0 ? fmt::format("{} @ d{}", name, c.depth) : name;
+  std::string name = c.prompt > 0 ? fmt::format("pp{}", c.prompt) : fmt::format("tg{}", c.generate);
+  if (c.depth > 0) name += fmt::format(" @ d{}", c.depth);
+  if (c.seqs > 1) name += fmt::format(" x {}", c.seqs);
+  return name;
 }
 
 struct Rates {  // tokens a second
@@ -87,6 +90,7 @@ Json ToJson(const Options& o, BenchRun& run, const BenchCase& c, const BenchResu
   json["n_prompt"] = c.prompt;
   json["n_gen"] = c.generate;
   json["n_depth"] = c.depth;
+  json["n_seqs"] = c.seqs;
   json["median_ts"] = rates.median;
   json["avg_ts"] = rates.mean;
   json["stddev_ts"] = rates.deviation;
@@ -141,7 +145,7 @@ void PrintFooter(const Options& o, BenchRun& run) {
 
 Status CheckContext(const std::vector<BenchCase>& cases, const Options& o, const ModelConfig& config) {
   for (const BenchCase& c : cases) {
-    const int64_t most = c.depth + int64_t{c.tokens()} * (c.depth > 0 ? o.repetitions + 1 : 1);
+    const int64_t most = c.depth + int64_t{c.tokens() / c.seqs} * (c.depth > 0 ? o.repetitions + 1 : 1);
     if (most > config.max_position)
       return Error(Code::kInvalidArgument,
                    "bench: {} with {} repetitions needs {} tokens of context, the model has {}", CaseName(c),
@@ -157,8 +161,10 @@ Result<int> Run(const Options& o) {
                                 .storage = *weight::FindStorage(o.weights),
                                 .recipe = o.common.recipe,
                                 .dtype = ToDType(o.common.dtype),
+                                .device = ToDevice(o.common.device),
                                 .threads = o.common.threads,
-                                .batch = o.batch}));
+                                .batch = o.batch,
+                                .max_seqs = *std::max_element(o.seqs.begin(), o.seqs.end())}));
   const std::vector<BenchCase> cases = Cases(o);
   NIBBLE_RETURN_IF_ERROR(CheckContext(cases, o, run->config()));
   PrintNotes(run->config().notes, o.common);
@@ -189,8 +195,6 @@ void CheckOptions(const Options& o) {
   if (o.weights_given && o.shape.empty())
     throw UsageError("--weights", "belongs to --shape; a folder has its own format");
   if (!o.common.plan.empty()) throw UsageError("--plan", "bench runs without plans");
-  if (o.common.device == "cuda")
-    throw UsageError("--device", "bench measures the CPU; leave it out, or say cpu");
   if (Cases(o).empty()) throw UsageError("-p, -n", "nothing to measure: both are 0");
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
 }
@@ -217,6 +221,7 @@ Command AddBench(Parser app) {
   AddCounts(parser, "-p,--n-prompt", o->prompt, 0, kMaxTokens, "Prompt tokens to process; 0: none [512]");
   AddCounts(parser, "-n,--n-gen", o->generate, 0, kMaxTokens, "Tokens to generate; 0: none [128]");
   AddCounts(parser, "-d,--n-depth", o->depth, 0, kMaxTokens, "Tokens of context before either [0]");
+  AddCounts(parser, "-s,--n-seqs", o->seqs, 1, kMaxSeqs, "Sequences that generate together [1]");
   parser.Add("-r,--repetitions", o->repetitions, "Repetitions after a warm-up [5]")
       .Range(1, kMaxRepetitions)
       .Type("N");
@@ -233,6 +238,7 @@ Command AddBench(Parser app) {
       "Examples:\n"
       "  nibble bench --shape 1b -p 512 -n 128\n"
       "  nibble bench --shape 1b --recipe qserve -p 0 -n 32 -d 0,4096,16384\n"
+      "  nibble bench --shape 8b --device cuda --dtype bf16 --recipe qserve -p 0 -d 1024 -s 1,64\n"
       "  nibble bench -m models/novelist-10m -o json");
   return {parser, [o, serve] { return serve->parser.chosen() ? serve->run() : Run(*o); }};
 }

@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <random>
 
 #include "apps/cli/bench_weights.h"
+#include "cache/kv_sizes.h"
 
 namespace nibble::cli {
 namespace {
@@ -20,19 +22,21 @@ Status Cancelled() { return Error(Code::kCancelled, "bench: interrupted"); }
 BenchRun::~BenchRun() {
   model_.reset();
   backend_->Free(kv_rows_);
+  backend_->Free(ids_);
 }
 
 Result<std::unique_ptr<BenchRun>> BenchRun::Make(const BenchModelOptions& options) {
   NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(options.recipe, options.dtype));
-  NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeCpuBackend(options.threads));
+  NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeBackend(options.device, options.threads));
   std::unique_ptr<BenchRun> run(new BenchRun(options, recipe, std::move(backend)));
   NIBBLE_RETURN_IF_ERROR(run->Init());
   return run;
 }
 
 Status BenchRun::Init() {
-  const ModelOptions model{
-      .arithmetic = options_.dtype, .max_step_rows = options_.batch, .max_logit_rows = 1};
+  const ModelOptions model{.arithmetic = options_.dtype,
+                           .max_step_rows = std::max(options_.batch, options_.max_seqs),
+                           .max_logit_rows = options_.max_seqs};
   if (options_.shape.empty()) {
     NIBBLE_ASSIGN(model_, Model::Load(options_.model, *backend_, model));
   } else {
@@ -42,14 +46,16 @@ Status BenchRun::Init() {
   }
   const ModelConfig& c = config();
   NIBBLE_RETURN_IF_ERROR(CheckHeadSize(recipe_, c.head_dim));
+  NIBBLE_RETURN_IF_ERROR(backend_->CheckRecipe(recipe_, c.head_dim));
   std::mt19937 random(1);
   const size_t values = size_t(options_.batch) * size_t(c.kv_heads) * size_t(c.head_dim);
   NIBBLE_ASSIGN(kv_rows_, backend_->Alloc(values * sizeof(float)));
   std::vector<float> rows(values);
   for (float& x : rows) x = std::normal_distribution<float>()(random);
   backend_->Upload(rows.data(), kv_rows_.data, kv_rows_.bytes);
+  NIBBLE_ASSIGN(ids_, backend_->Alloc(size_t(options_.max_seqs) * sizeof(int32_t)));
   // Steps start anywhere in the list, so it is as long as two of the largest.
-  tokens_.resize(size_t(options_.batch) * 2);
+  tokens_.resize(size_t(std::max(options_.batch, options_.max_seqs)) * 2);
   for (int32_t& t : tokens_) t = int32_t(random() % uint32_t(c.vocab));
   return {};
 }
@@ -80,13 +86,19 @@ Status BenchRun::Process(KvCache& cache, SeqId seq, int64_t tokens, const std::a
   return {};
 }
 
-Status BenchRun::Generate(KvCache& cache, SeqId seq, int tokens, const std::atomic<bool>& cancel) {
-  const int32_t count = 1, row = 0;
+// The greedy tokens come back every step, as where the next one hangs on them.
+Status BenchRun::Generate(KvCache& cache, std::span<const SeqId> seqs, int tokens,
+                          const std::atomic<bool>& cancel) {
+  const std::vector<int32_t> counts(seqs.size(), 1);
+  std::vector<int32_t> rows(seqs.size()), ids(seqs.size());
+  std::iota(rows.begin(), rows.end(), 0);
   for (int i = 0; i < tokens; ++i) {
     if (cancel) return Cancelled();
-    NIBBLE_RETURN_IF_ERROR(cache.BeginStep({&seq, 1}, {&count, 1}));
-    model_->Forward({NextTokens(1), {&row, 1}}, cache);
-    backend_->Sync();  // the next token is chosen from the logits
+    NIBBLE_RETURN_IF_ERROR(cache.BeginStep(seqs, counts));
+    const Tensor logits = model_->Forward({NextTokens(int64_t(seqs.size())), rows}, cache);
+    backend_->ArgMax(logits, reinterpret_cast<int32_t*>(ids_.data));
+    backend_->Download(ids_.data, ids.data(), ids.size() * sizeof(int32_t));
+    backend_->Sync();
   }
   return {};
 }
@@ -107,34 +119,44 @@ Status BenchRun::Fill(KvCache& cache, SeqId seq, int64_t tokens, const std::atom
   return {};
 }
 
+Status BenchRun::Start(KvCache& cache, const BenchCase& bench, int64_t most, std::vector<SeqId>* seqs,
+                       const std::atomic<bool>& cancel) {
+  for (SeqId seq : *seqs) cache.Close(seq);
+  seqs->clear();
+  for (int i = 0; i < bench.seqs; ++i) {
+    NIBBLE_ASSIGN(const SeqId seq, cache.Open());
+    seqs->push_back(seq);
+    const int64_t depth = std::max<int64_t>(0, bench.depth - i);
+    // Prompts attend to everything; generated tokens go through the recipe's selection.
+    cache.SetPrefill(seq, bench.prompt > 0 ? most : depth);
+    NIBBLE_RETURN_IF_ERROR(Fill(cache, seq, depth, cancel));
+  }
+  return {};
+}
+
 Result<BenchResult> BenchRun::Run(const BenchCase& bench, int repetitions, const std::atomic<bool>& cancel) {
   const ModelConfig& c = config();
   const KvShape shape{c.layers, c.kv_heads, c.head_dim};
-  const bool one_sequence = bench.depth > 0;
-  const int64_t most = bench.depth + int64_t{bench.tokens()} * (one_sequence ? repetitions + 1 : 1);
+  const bool stay = bench.depth > 0;
+  const int64_t each = bench.tokens() / bench.seqs,
+                most = PagesFor(bench.depth + each * (stay ? repetitions + 1 : 1)) * kv::kPageTokens;
   NIBBLE_ASSIGN(const std::unique_ptr<KvCache> cache,
                 KvCache::Make(*backend_, {.shape = shape,
                                           .heads = c.heads,
                                           .recipe = recipe_,
-                                          .max_seqs = 1,
-                                          .max_step_tokens = options_.batch,
-                                          .max_tokens = most}));
+                                          .max_seqs = bench.seqs,
+                                          .max_step_tokens = std::max(options_.batch, bench.seqs),
+                                          .max_tokens = most * bench.seqs}));
   BenchResult result;
-  const KvSizes sizes = PlanKv(shape, c.heads, recipe_, 1, bench.depth + bench.tokens());
-  result.kv_bytes = sizes.pool_bytes + sizes.tail_bytes_per_seq;
+  const KvSizes sizes = PlanKv(shape, c.heads, recipe_, 1, bench.depth + each);
+  result.kv_bytes = (sizes.pool_bytes + sizes.tail_bytes_per_seq) * bench.seqs;
   result.seconds.reserve(size_t(repetitions));
-  SeqId seq = -1;
+  std::vector<SeqId> seqs;
   for (int i = -1; i < repetitions; ++i) {  // -1: the warm-up
-    if (seq < 0 || !one_sequence) {
-      if (seq >= 0) cache->Close(seq);
-      NIBBLE_ASSIGN(seq, cache->Open());
-      // Prompts attend to everything; generated tokens go through the recipe's selection.
-      cache->SetPrefill(seq, bench.prompt > 0 ? most : bench.depth);
-      NIBBLE_RETURN_IF_ERROR(Fill(*cache, seq, bench.depth, cancel));
-    }
+    if (seqs.empty() || !stay) NIBBLE_RETURN_IF_ERROR(Start(*cache, bench, most, &seqs, cancel));
     const auto start = Clock::now();
-    NIBBLE_RETURN_IF_ERROR(bench.prompt > 0 ? Process(*cache, seq, bench.prompt, cancel)
-                                            : Generate(*cache, seq, bench.generate, cancel));
+    NIBBLE_RETURN_IF_ERROR(bench.prompt > 0 ? Process(*cache, seqs[0], bench.prompt, cancel)
+                                            : Generate(*cache, seqs, bench.generate, cancel));
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     if (i >= 0) result.seconds.push_back(seconds);
   }

@@ -18,15 +18,18 @@ struct BenchModelOptions {
   weight::Storage storage = weight::Storage::kW4A8Group;  // of `shape`
   std::string recipe = "exact";
   DType dtype = DType::kF32;
+  DeviceChoice device = DeviceChoice::kCpu;
   int threads = 0, batch = 512;  // rows of a step
+  int max_seqs = 1;              // of any case
 };
 
-// One line of the table: `prompt` tokens processed or `generate` tokens made, whichever is not 0, after
-// `depth` tokens of context.
+// One line of the table: `prompt` tokens processed or `generate` tokens made by each of `seqs` sequences,
+// whichever is not 0, after `depth` tokens of context.
 struct BenchCase {
   int prompt = 0, generate = 0;
   int64_t depth = 0;
-  int tokens() const { return prompt + generate; }
+  int seqs = 1;
+  int tokens() const { return (prompt + generate) * seqs; }
 };
 
 struct BenchResult {
@@ -39,9 +42,10 @@ class BenchRun {
   static Result<std::unique_ptr<BenchRun>> Make(const BenchModelOptions& options);
   ~BenchRun();
 
-  // One warm-up, then the repetitions. At depth 0 each has a sequence of its own; at another one they follow
-  // each other on one sequence, the first at that depth. kOutOfMemory names what did not fit, kCancelled
-  // that `cancel` was set.
+  // One warm-up, then the repetitions. At depth 0 each has sequences of its own; at another one they follow
+  // each other on the same sequences, the first at that depth. Of several sequences each is a token shorter
+  // than the one before, so that they fill pages at different steps. kOutOfMemory names what did not fit,
+  // kCancelled that `cancel` was set.
   Result<BenchResult> Run(const BenchCase& c, int repetitions, const std::atomic<bool>& cancel);
 
   const ModelConfig& config() const { return model_->config(); }
@@ -58,7 +62,9 @@ class BenchRun {
   Status Init();
   Status Fill(KvCache& cache, SeqId seq, int64_t tokens, const std::atomic<bool>& cancel);
   Status Process(KvCache& cache, SeqId seq, int64_t tokens, const std::atomic<bool>& cancel);
-  Status Generate(KvCache& cache, SeqId seq, int tokens, const std::atomic<bool>& cancel);
+  Status Generate(KvCache& cache, std::span<const SeqId> seqs, int tokens, const std::atomic<bool>& cancel);
+  Status Start(KvCache& cache, const BenchCase& bench, int64_t most, std::vector<SeqId>* seqs,
+               const std::atomic<bool>& cancel);
   std::span<const int32_t> NextTokens(int64_t count);
 
   BenchModelOptions options_;
@@ -66,6 +72,7 @@ class BenchRun {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
   Buffer kv_rows_;               // [batch, kv_heads, head_dim] random f32, for Fill
+  Buffer ids_;                   // [max_seqs] the greedy tokens of a step
   std::vector<int32_t> tokens_;  // random ids; a step takes the next ones
   size_t next_token_ = 0;
 };

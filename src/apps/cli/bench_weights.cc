@@ -12,21 +12,20 @@
 namespace nibble::cli {
 namespace {
 
-constexpr int kVocab = 32000;
 constexpr int64_t kContext = 1 << 20;  // what --depth may ask for
 
 // Standard deviations of what FillTensor makes: a uniform byte, (u - z) of a uniform nibble, that times s2.
 constexpr float kByteSpread = 73.9f, kNibbleSpread = 4.6f, kGroupSpread = 37.0f;
 
 struct Shape {
-  int layers, hidden, intermediate, heads, kv_heads, head_dim;
+  int layers, hidden, intermediate, heads, kv_heads, head_dim, vocab;
 };
 
 Shape ShapeOf(std::string_view name) {
-  if (name == "1b") return {16, 2048, 8192, 32, 8, 64};
-  if (name == "3b") return {28, 3072, 8192, 24, 8, 128};
+  if (name == "1b") return {16, 2048, 8192, 32, 8, 64, 32000};
+  if (name == "3b") return {28, 3072, 8192, 24, 8, 128, 32000};
   NIBBLE_CHECK(name == "8b", "a shape of kShapeNames");
-  return {32, 4096, 14336, 32, 8, 128};
+  return {32, 4096, 14336, 32, 8, 128, 128256};
 }
 
 // SplitMix64.
@@ -98,7 +97,7 @@ ModelConfig FindShape(std::string_view name, weight::Storage storage) {
   c.heads = s.heads;
   c.kv_heads = s.kv_heads;
   c.head_dim = s.head_dim;
-  c.vocab = kVocab;
+  c.vocab = s.vocab;
   c.max_position = kContext;
   c.norm_eps = 1e-5;
   c.layer_uses_window.assign(size_t(s.layers), false);

@@ -55,6 +55,9 @@ struct DecodeArgs {
   int window;            // a query at p sees positions > p - window; 0: no window
   float scale;           // of the scores
   int chunk_pages = kDecodeChunkPages;  // 1 .. 32: part of the definition of a result's last bits
+  // On Hopper: the kernel may start before the one ahead of it in the stream has ended and reads tables and
+  // lengths; it waits for that one before it touches pages, q or out.
+  bool early_start = false;
 };
 
 // Of arguments that AttentionDecode takes.

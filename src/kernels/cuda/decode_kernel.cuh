@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/decode_merge.cuh"
 #include "kernels/cuda/decode_tile.cuh"
+#include "kernels/cuda/programmatic.cuh"
 
 namespace nibble::cuda::decode {
 
@@ -250,8 +251,10 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks)
   extern __shared__ __align__(128) char shared[];
   constexpr int kN = Cfg::kN, kDim = Cfg::kDim;
   using KeyTile = typename Cfg::KeyTile;
+  ReleaseNext();
   const Item item(a, plan, 8 * kN);
   Feed<Cfg, K, V> feed(a, item, SharedAddress(shared));
+  AwaitPrevious();
   if (!item.Present()) return;
   if (a.head_dim != kDim) {  // channels that no copy reaches
     uint4* ring = reinterpret_cast<uint4*>(shared + feed.warp * Cfg::kRingBytes);
@@ -308,6 +311,9 @@ Launch LaunchConfig(const DecodeArgs& a, const Plan& plan, Stream stream) {
   if (allowed != cudaSuccess)
     return {int(allowed), "attention_decode: this GPU has too little shared memory"};
   const dim3 grid(unsigned(plan.groups * plan.chunks), unsigned(a.kv_heads), unsigned(a.batch));
+  if (a.early_start)
+    return LaunchEarly("attention_decode", DecodeKernel<Cfg, K, V>, grid, 32 * kWarps, 1, stream,
+                       Cfg::kSharedBytes, a, plan);
   DecodeKernel<Cfg, K, V><<<grid, 32 * kWarps, Cfg::kSharedBytes, stream>>>(a, plan);
   return Launched("attention_decode");
 }

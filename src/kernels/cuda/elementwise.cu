@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. Elementwise kernels and those that reduce a row: one block a vector where there is a sum.
+#include "kernels/cuda/activate.cuh"
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/elementwise.h"
-#include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/linear_layout.h"
+#include "kernels/cuda/programmatic.cuh"
+#include "kernels/cuda/rope.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -61,9 +64,8 @@ __device__ float TableValue(const weight::PackedWeight& w, int row, int i) {
 }
 
 __global__ void EmbedKernel(EmbedArgs a) {
-  const int row = int(blockIdx.x), token = a.tokens[row];
-  for (int i = int(threadIdx.x); i < a.table.k; i += int(blockDim.x))
-    a.y[int64_t{row} * a.table.k + i] = TableValue(a.table, token, i);
+  const int row = int(blockIdx.y), i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < a.table.k) a.y[int64_t{row} * a.table.k + i] = TableValue(a.table, a.tokens[row], i);
 }
 
 __global__ void RopeTableKernel(RopeTableArgs a) {
@@ -79,20 +81,9 @@ __global__ void RopeKernel(RopeArgs a) {
     const int d = i % half;
     float* x = a.x + row * a.x_stride + int64_t{i / half} * a.head_dim + d;
     const float c = a.cos[int64_t{row} * half + d], s = a.sin[int64_t{row} * half + d];
-    const float low = x[0], high = x[half];
-    x[0] = low * c - high * s;
-    x[half] = high * c + low * s;
-  }
-}
-
-__device__ float Activate(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kSilu:
-      return x / (1 + expf(-x));
-    case Activation::kGelu:
-      return x * 0.5f * erfcf(-x * 0.70710678f);
-    default:
-      return x * 0.5f * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    const Pair turned = Rotate({x[0], x[half]}, c, s);
+    x[0] = turned.low;
+    x[half] = turned.high;
   }
 }
 
@@ -112,13 +103,14 @@ struct Top {
   }
 };
 
-// Of a row, known to all of kCount threads.
+// Of every `blocks`th kCount values of a row from the `block`th on, known to all of kCount threads.
 template <int kCount>
-__device__ Top TopOfRow(const float* x, int k) {
+__device__ Top TopOfRow(const float* x, int k, int block = 0, int blocks = 1) {
   __shared__ Top tops[kCount];
   const int t = int(threadIdx.x);
   Top top{-INFINITY, k - 1};
-  for (int i = t; i < k; i += kCount) top.Take(x[i], i);
+#pragma unroll 8
+  for (int i = block * kCount + t; i < k; i += blocks * kCount) top.Take(x[i], i);
   tops[t] = top;
   for (int step = kCount / 2; step > 0; step /= 2) {
     __syncthreads();
@@ -142,11 +134,22 @@ __global__ void __launch_bounds__(kThreads) LogSumExpKernel(LogSumExpArgs a) {
   a.lse[row] = double(top.x) + log(sum);
 }
 
-constexpr int kManyThreads = 1024;
+constexpr int kManyThreads = 512, kArgMaxBlocks = 8;
 
-__global__ void __launch_bounds__(kManyThreads) ArgMaxKernel(ArgMaxArgs a) {
-  const Top top = TopOfRow<kManyThreads>(a.x + blockIdx.x * a.x_stride, a.k);
-  if (threadIdx.x == 0) a.ids[blockIdx.x] = top.at;
+// A cluster of blocks a row.
+__global__ void __launch_bounds__(kManyThreads) ArgMaxKernel(const __grid_constant__ ArgMaxArgs a) {
+  __shared__ Top mine;
+  ReleaseNext();
+  AwaitPrevious();
+  const int row = int(blockIdx.y);
+  Top top = TopOfRow<kManyThreads>(a.x + row * a.x_stride, a.k, ClusterRank(), ClusterBlocks());
+  if (threadIdx.x == 0) mine = top;
+  ClusterSync();
+  if (threadIdx.x == 0 && ClusterRank() == 0) {
+    for (int r = 1; r < ClusterBlocks(); ++r) top.Take(OfBlock(&mine, r)->x, OfBlock(&mine, r)->at);
+    a.ids[row] = top.at;
+  }
+  ClusterSync();  // no block leaves while its memory is read
 }
 
 }  // namespace
@@ -162,7 +165,7 @@ Launch Affine(const AffineArgs& a, Stream stream) {
 }
 
 Launch Embed(const EmbedArgs& a, Stream stream) {
-  EmbedKernel<<<unsigned(a.rows), kThreads, 0, stream>>>(a);
+  EmbedKernel<<<dim3(Blocks(a.table.k), unsigned(a.rows)), kThreads, 0, stream>>>(a);
   return Launched("embed");
 }
 
@@ -187,8 +190,9 @@ Launch LogSumExp(const LogSumExpArgs& a, Stream stream) {
 }
 
 Launch ArgMax(const ArgMaxArgs& a, Stream stream) {
-  ArgMaxKernel<<<unsigned(a.rows), kManyThreads, 0, stream>>>(a);
-  return Launched("argmax");
+  const unsigned blocks = StartsEarly() ? kArgMaxBlocks : 1;
+  return LaunchEarly("argmax", ArgMaxKernel, dim3(blocks, unsigned(a.rows)), kManyThreads, blocks, stream, 0,
+                     a);
 }
 
 }  // namespace nibble::cuda

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. Rows into open pages.
 #include "kernels/cuda/kv_append.h"
-#include "kernels/cuda/launched.cuh"
 #include "kernels/cuda/pages.cuh"
+#include "kernels/cuda/programmatic.cuh"
+#include "kernels/cuda/rope.cuh"
 
 namespace nibble::cuda {
 namespace {
@@ -25,6 +26,14 @@ __global__ void CopyOpenKernel(PagedKv kv) {
     reinterpret_cast<uint32_t*>(to)[i] = reinterpret_cast<const uint32_t*>(from)[i];
 }
 
+// Element `at` of an open page of floats.
+__device__ void Keep(DType type, std::byte* raw, int at, float y) {
+  if (type == DType::kF32)
+    reinterpret_cast<float*>(raw)[at] = y;
+  else
+    reinterpret_cast<uint16_t*>(raw)[at] = type == DType::kF16 ? FloatToHalf(y) : FloatToBf16(y);
+}
+
 __global__ void AppendKernel(AppendArgs a) {
   const PagedKv& kv = a.kv;
   const KvSegment s = kv.segments[blockIdx.x];
@@ -36,11 +45,40 @@ __global__ void AppendKernel(AppendArgs a) {
                         : a.k + s.row * a.k_stride + head * a.k_head_stride;
   for (int i = int(threadIdx.x); i < s.rows * dim; i += kThreads) {
     const float y = x[i / dim * (is_v ? a.v_stride : a.k_stride) + i % dim];
-    const int at = s.position % kv.page.tokens * dim + i;
-    if (side.raw == DType::kF32)
-      reinterpret_cast<float*>(raw)[at] = y;
-    else
-      reinterpret_cast<uint16_t*>(raw)[at] = side.raw == DType::kF16 ? FloatToHalf(y) : FloatToBf16(y);
+    Keep(side.raw, raw, s.position % kv.page.tokens * dim + i, y);
+  }
+}
+
+// One warp a head: those of q, of k, of v. Segments lie on the device before the step's first kernel.
+__global__ void __launch_bounds__(kThreads) RopeAppendKernel(const __grid_constant__ RopeAppendArgs a) {
+  ReleaseNext();
+  const PagedKv& kv = a.append.kv;
+  const int row = int(blockIdx.x), lane = int(threadIdx.x % 32), dim = kv.page.head_dim, half = dim / 2;
+  int head = int(blockIdx.y * (kThreads / 32) + threadIdx.x / 32);
+  const KvSegment s = kv.segments[row];
+  AwaitPrevious();
+  if (head >= a.heads + 2 * kv.kv_heads) return;
+  const bool is_q = head < a.heads, is_v = head >= a.heads + kv.kv_heads;
+  if (!is_q) head -= is_v ? a.heads + kv.kv_heads : a.heads;
+  const PagedSide& side = is_v ? kv.v : kv.k;
+  std::byte* raw = is_q ? nullptr : OpenPage(kv, side, s.raw_slot, head);
+  const int first = s.position % kv.page.tokens * dim;
+  if (is_v) {
+    const float* x = a.append.v + row * a.append.v_stride + head * a.append.v_head_stride;
+    for (int d = lane; d < dim; d += 32) Keep(side.raw, raw, first + d, x[d]);
+    return;
+  }
+  float* x = is_q ? a.q + row * a.q_stride + head * dim : a.k + row * a.append.k_stride + head * dim;
+  uint16_t* rounded = a.q_bf16 + (int64_t{row} * a.heads + head) * dim;
+  for (int d = lane; d < half; d += 32) {
+    const Pair turned =
+        Rotate({x[d], x[d + half]}, a.cos[int64_t{row} * half + d], a.sin[int64_t{row} * half + d]);
+    x[d] = turned.low, x[d + half] = turned.high;
+    if (!is_q) {
+      Keep(side.raw, raw, first + d, turned.low), Keep(side.raw, raw, first + d + half, turned.high);
+    } else if (a.q_bf16 != nullptr) {
+      rounded[d] = FloatToBf16(turned.low), rounded[d + half] = FloatToBf16(turned.high);
+    }
   }
 }
 
@@ -80,6 +118,13 @@ Launch AppendRows(const AppendArgs& a, Stream stream) {
   else
     AppendKernel<<<Grid(a.kv), kThreads, 0, stream>>>(a);
   return Launched("append to the cache");
+}
+
+Launch RopeAndAppend(const RopeAppendArgs& a, Stream stream) {
+  const int heads = a.heads + 2 * a.append.kv.kv_heads, warps = kThreads / 32;
+  return LaunchEarly("rope and append", RopeAppendKernel,
+                     dim3(unsigned(a.append.kv.segment_count), unsigned((heads + warps - 1) / warps)),
+                     kThreads, 1, stream, 0, a);
 }
 
 }  // namespace nibble::cuda

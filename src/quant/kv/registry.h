@@ -26,7 +26,9 @@ struct CodecInfo {
   const char* name;
   DType raw;
   int (*page_bytes)(PageShape);
-  int (*pool_bytes)(PageShape);  // of a page in the cache's pool: less than a page for what requantizes
+  // Of a page in the cache's pool: a multiple of 16, so that every page may be read by 16 bytes. Less than a
+  // page for what requantizes.
+  int (*pool_bytes)(PageShape);
   // Of page_bytes, what every token of the page needs; the rest is divided evenly among them. What a reader
   // of single tokens pays: SharedBytes once a page and (page_bytes - SharedBytes) / tokens for each.
   int (*shared_bytes)(PageShape);
@@ -59,7 +61,7 @@ constexpr int PoolBytes(PageShape s) {
   if constexpr (Requantizes<C>()) {
     return C::RecordBytes(s);
   } else {
-    return C::PageBytes(s);
+    return (C::PageBytes(s) + 15) / 16 * 16;
   }
 }
 

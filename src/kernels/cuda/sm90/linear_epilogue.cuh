@@ -58,13 +58,17 @@ NIBBLE_DEVICE void finish_unit(const LinearIntArgs& a, const OutputInfo& o, cons
     }
   }
   if (a.type == Real::kF32) {  // eight lanes write 32 neighbouring bytes
+    float* to[8];
+    float old[8];
 #pragma unroll
-    for (int r = 0; r < 8; ++r) {
+    for (int r = 0; r < 8; ++r) {  // all old values before the first store: one wait for memory, not eight
       const int n = row0 + lane / 4 + 8 * (r / 2 % 2), m = token0 + 8 * (r / 4) + 2 * quad + r % 2;
-      if (n >= a.w.n || m >= a.rows) continue;
-      float* y = static_cast<float*>(a.y) + m * a.y_stride + n;
-      *y = a.accumulate ? __fadd_rn(value[r], *y) : value[r];
+      to[r] = n < a.w.n && m < a.rows ? static_cast<float*>(a.y) + m * a.y_stride + n : nullptr;
+      if (a.accumulate) old[r] = to[r] != nullptr ? *to[r] : 0.0f;
     }
+#pragma unroll
+    for (int r = 0; r < 8; ++r)
+      if (to[r] != nullptr) *to[r] = a.accumulate ? __fadd_rn(value[r], old[r]) : value[r];
     return;
   }
   // After the exchange a lane has 8 outputs of one row.
