@@ -84,7 +84,7 @@ bandwidth of reading half a GiB, all threads together. Ratios carry over to othe
 """
 
 
-FINDINGS = (pathlib.Path(__file__).resolve().parent / "cpu_findings.md").read_text()
+FINDINGS = (pathlib.Path(__file__).resolve().parent / "cpu_findings.txt").read_text()
 
 
 def table(columns, rows):
