@@ -169,17 +169,18 @@ def linear():
 ## Integer matmuls
 
 u8 x s8 matrix instructions on codes that one multiply-add dequantizes (W4A8), or s8 x s8 (W8A8). Up to 8 rows (16 where a block has little
-to do) W4A8 has a kernel of its own (depth in the JSON): every block has an equal share of the outputs and all of k, every warp an equal share
-of that, and copies its own fragments into shared memory while the kernel ahead still runs; no cluster, no barrier until the end. In a chain of
-such kernels one with hardly any weights (4096x128) takes 1.9 us. Tried in it, M = 1, before it was settled: rings of depth 2 to 6 differ by 7% on
-the small shapes; on 28672x4096 and 4096x14336 two blocks that fit on a multiprocessor together take 21.7 and 11.9 us where one alone takes
-16.0 and 8.9, because the launch then places two on one multiprocessor and none on another; 8 warps instead of 16 are slower throughout; 32
-rows take 8.8, 10.6 and 26 us on 4096x4096, 6144x4096 and 28672x4096 (all of x must be in every block's shared memory first), which tiles
-beat. Tiles of 128 outputs, two blocks a multiprocessor: 17.7 and 13.9 us for 18.7 and 15.0 at 16 rows of 28672x4096 and 4096x14336, 25.3 for
-22.3 at 64 of 28672x4096, otherwise up to 7% faster or slower; not kept. What stands in the way at 16 to 64 rows of 4096x14336: x alone is 0.9 MB at 64
-rows, so that few blocks may read all of it, k must be split, and of the clusters of 5 or 6 that it takes only 22 and 18 run at once. "us" uses programmatic launch, which
-reads weights before the kernel before it ends; cuBLASLt (`torch._scaled_mm`, fp8 with tensor-wide scales) ran without it, so
-compare the plain launch when in doubt.
+to do) W4A8 has a kernel of its own (depth in the JSON): every block has an equal share of the outputs and all of k, every warp an equal
+share of that, and copies its own fragments into shared memory while the kernel ahead still runs; no cluster, no barrier until the end. In a
+chain of such kernels one with hardly any weights (4096x128) takes 1.9 us. At one row of 6144x4096 and 4096x4096 the table has rings of
+depth 3; the plan takes 6 since, which the sweep of the same call has at 5.9 and 4.5 us. Tried in it, M = 1: on 28672x4096 and 4096x14336
+two blocks that fit on a multiprocessor together take 21.7 and 11.9 us where one alone takes 16.0 and 8.9, presumably because the launch
+then places two on one multiprocessor and none on another; 8 warps instead of 16 are slower throughout; 32 rows take 8.8, 10.6 and 26 us on
+4096x4096, 6144x4096 and 28672x4096 (all of x must be in every block's shared memory first), which tiles beat. Tiles of 128 outputs, two
+blocks a multiprocessor: 17.7 and 13.9 us for 18.7 and 15.0 at 16 rows of 28672x4096 and 4096x14336, 25.3 for 22.3 at 64 of 28672x4096,
+otherwise up to 7% faster or slower; not kept. What stands in the way at 16 to 64 rows of 4096x14336: x alone is 0.9 MB at 64 rows, so that
+few blocks may read all of it, k must be split, and of the clusters of 5 or 6 that it takes only 22 and 18 run at once. "us" uses
+programmatic launch, which reads weights before the kernel before it ends; cuBLASLt (`torch._scaled_mm`, fp8 with tensor-wide scales) ran
+without it, so compare the plain launch when in doubt.
 {text}"""
 
 

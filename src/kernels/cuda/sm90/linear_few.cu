@@ -48,7 +48,7 @@ LinearPlan PlanFew(Storage storage, int n, int k, int rows, int processors) {
   if (rows > (much ? 8 : 16)) return kNone;
   LinearIntArgs a{};
   a.w.k = k, a.rows = rows;
-  for (const int depth : {much ? 6 : 3, 3})
+  for (const int depth : {rows <= 8 ? 6 : 3, 3})
     if (FewLayout::Of(a, units, kFewWarps * depth * int(sizeof(FewSlot))).bytes <= kFewMostShared)
       return {rows <= 8 ? 8 : 16, 1, LinearPlan::kFew, depth};
   return kNone;

@@ -18,7 +18,7 @@ namespace nibble::cuda::sm90 {
 inline constexpr int kFewThreads = 512, kFewWarps = kFewThreads / 32, kUnitRows = 16;
 inline constexpr int kFewMostShared = 226 * 1024, kFewAlone = 116 * 1024;  // more than half of what there is
 
-inline constexpr int kFewDeep = 6;  // rings from this depth on are for blocks with much to do
+inline constexpr int kFewDeep = 6;  // with rings from this depth on a block is alone on its multiprocessor
 
 // Where things lie in a block's shared memory, host and device.
 struct FewLayout {
@@ -241,8 +241,7 @@ Launch launch_few(const LinearIntArgs& a, int processors, cudaStream_t stream) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned((all + units - 1) / units));
   config.blockDim = dim3(kFewThreads);
-  // Where a block has much to do it must be alone: of two that share a multiprocessor while another has none,
-  // the launch waits for both.
+  // Of two blocks that share a multiprocessor while another has none, the launch waits for both.
   config.dynamicSmemBytes = size_t(kDepth >= kFewDeep ? max(l.bytes, kFewAlone) : l.bytes);
   config.stream = stream;
   config.attrs = &attribute;
