@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from serve_client import Connection, Server, call, completion, events, get, post
+from serve_client import Connection, Server, call, completion, events, exit_code, get, post
 
 LOWEST = 1_000_000  # priority
 PROMPT_TOKENS, NEW_TOKENS = 64, 32
@@ -159,9 +159,7 @@ async def run(options):
     await background.end()
     print(json.dumps({"answers_of_the_lowest_priority": background.answers, "exit_code": server.stop()}))
     wrong = judge(lines, outcomes)
-    for what in wrong:
-        print(f"FAILED  {what}")
-    return 1 if wrong else 0
+    return exit_code(wrong)
 
 
 def main():

@@ -43,6 +43,13 @@ class Server:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
+def exit_code(wrong):
+    """Prints what was found wrong; 1 where there was something."""
+    for what in wrong:
+        print(f"FAILED  {what}")
+    return 1 if wrong else 0
+
+
 def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

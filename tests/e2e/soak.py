@@ -12,7 +12,7 @@ import random
 import sys
 import time
 
-from serve_client import Connection, Server, call, completion, get, idle, post, text_of
+from serve_client import Connection, Server, call, completion, exit_code, get, idle, post, text_of
 
 GROWTH = 1.05
 PROMPTS = ["It was a dark and stormy night", "Chapter I", "The rain fell", "\"My dear Watson,\" said he,"]
@@ -101,9 +101,7 @@ async def run(options):
         wrong.append(f"{after['kv_cache_pages_used']} pages in use")
     if left > descriptors:
         wrong.append(f"{left} descriptors, {descriptors} at the beginning")
-    for what in wrong:
-        print(f"FAILED  {what}")
-    return 1 if wrong else 0
+    return exit_code(wrong)
 
 
 def main():
