@@ -94,9 +94,10 @@ struct Problem {
   Problem(const Problem&) = delete;  // args points into it
   Problem& operator=(const Problem&) = delete;
 
-  std::vector<double> Reference(AttentionCounters* counters = nullptr) const {
+  std::vector<double> Reference(AttentionCounters* counters = nullptr,
+                                ref::CodePages codes = ref::CodePages::kIntegers) const {
     std::vector<double> want(out.size());
-    ref::Attention(args, want.data(), counters);
+    ref::Attention(args, want.data(), counters, codes);
     return want;
   }
   Error ErrorAgainst(const std::vector<double>& want) const {

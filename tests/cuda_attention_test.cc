@@ -159,10 +159,11 @@ class CudaAttention : public test::OnGpu {
 
 // What outputs may differ by: `tolerance`, or what the CPU's rounding of queries and weights to 16 bits
 // explains where codes meet integers there.
-double BoundOf(const std::string& recipe, double tolerance) {
+double BoundOf(const std::string& recipe, int head_dim, double tolerance) {
   const AttentionRecipe parsed = *ParseRecipe(recipe, DType::kF32);
-  return test::MeetsIntegers(parsed.k) || test::MeetsIntegers(parsed.v) ? std::max(tolerance, 1e-3)
-                                                                        : tolerance;
+  return test::MeetsIntegers(parsed.k, head_dim) || test::MeetsIntegers(parsed.v, head_dim)
+             ? std::max(tolerance, 1e-3)
+             : tolerance;
 }
 
 constexpr Shape kShapes[] = {{4, 2, 64}, {4, 1, 80}, {2, 2, 128, 100}, {6, 2, 8}, {2, 1, 256}};
@@ -178,10 +179,11 @@ TEST_F(CudaAttention, EveryCodecHasTheBytesOfTheCpu) {
       Outcome gpu = RunMixed(*gpu_, recipe, shape);
       EXPECT_TRUE(gpu.k == cpu.k) << what << ": pages of K";
       EXPECT_TRUE(gpu.v == cpu.v) << what << ": pages of V";
-      EXPECT_LT(Difference(gpu.out, cpu.out), BoundOf(recipe, 5e-6)) << what;
+      EXPECT_LT(Difference(gpu.out, cpu.out), BoundOf(recipe, shape.head_dim, 5e-6)) << what;
       ExpectCounters(gpu.counters, cpu.counters, what);
       gpu.out[5] += 1.0f;
-      EXPECT_GT(Difference(gpu.out, cpu.out), BoundOf(recipe, 5e-6)) << "a value that is off is seen";
+      EXPECT_GT(Difference(gpu.out, cpu.out), BoundOf(recipe, shape.head_dim, 5e-6))
+          << "a value that is off is seen";
     }
   }
 }
@@ -212,7 +214,7 @@ TEST_F(CudaAttention, EveryArithmetic) {
       const Outcome cpu = RunMixed(*cpu_, recipe, shape), gpu = RunMixed(*gpu_, recipe, shape);
       EXPECT_TRUE(gpu.k == cpu.k && gpu.v == cpu.v) << what << ": pages";
       const double difference = Difference(gpu.out, cpu.out);
-      EXPECT_LT(difference, BoundOf(recipe, tolerance)) << what;
+      EXPECT_LT(difference, BoundOf(recipe, shape.head_dim, tolerance)) << what;
       RecordProperty(what, std::to_string(difference));
       ExpectCounters(gpu.counters, cpu.counters, what);
     }
@@ -233,7 +235,8 @@ TEST_F(CudaAttention, EverySelection) {
       const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
       const Outcome cpu = RunMixed(*cpu_, recipe, shape), gpu = RunMixed(*gpu_, recipe, shape);
       EXPECT_TRUE(gpu.k == cpu.k && gpu.v == cpu.v) << what << ": pages";
-      EXPECT_LT(Difference(gpu.out, cpu.out), BoundOf(recipe, recipe.starts_with("turbo+") ? 1e-3 : 1e-5))
+      EXPECT_LT(Difference(gpu.out, cpu.out),
+                BoundOf(recipe, shape.head_dim, recipe.starts_with("turbo+") ? 1e-3 : 1e-5))
           << what;
       ExpectCounters(gpu.counters, cpu.counters, what);
     }

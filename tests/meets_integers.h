@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
-#include <initializer_list>
-
-#include "quant/kv/codec.h"
+#include "quant/kv/code_pages.h"
+#include "quant/kv/registry.h"
 
 namespace nibble::test {
 
-// Codecs whose pages attention reads as integers, for which it rounds queries and weights to 16 bits
-// (docs/decisions/0017-codes-meet-integers.md).
-inline bool MeetsIntegers(kv::CodecId codec) {
-  using kv::CodecId;
-  for (const CodecId id :
-       {CodecId::kInt8Token, CodecId::kInt4Token, CodecId::kFlashQ4, CodecId::kFlashQ2,
-        CodecId::kFlashQ4Search, CodecId::kFlashQ2Search, CodecId::kFlashQ2Literal, CodecId::kFlashQMixed})
-    if (codec == id) return true;
-  return false;
+// Does attention on the CPU read such pages as integers, and round queries and weights to 16 bits
+// (docs/decisions/0017-codes-meet-integers.md)?
+inline bool MeetsIntegers(kv::CodecId codec, int head_dim) {
+  int bits = 0;
+  kv::Visit(kv::Codecs{}, codec,
+            [&]<class C>() { bits = kv::CodeBits<C>({.head_dim = head_dim, .tokens = kv::kPageTokens}); });
+  return bits != 0;
 }
 
 }  // namespace nibble::test

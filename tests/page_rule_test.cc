@@ -218,7 +218,7 @@ TEST_P(PageRule, AgreesWithTheRuleInDouble) {
   const auto truth = Truth(seqs[0], Recipe(), true), broken = Truth(seqs[0], Recipe(), false);
   // f32 sums of up to 300 products of order 1; where codes meet integers, queries and weights have 16 bits.
   constexpr double kTolerance = 2e-5, kIntegerTolerance = 1e-3;
-  const double tolerance = test::MeetsIntegers(GetParam().id) ? kIntegerTolerance : kTolerance;
+  const double tolerance = test::MeetsIntegers(GetParam().id, kHeadDim) ? kIntegerTolerance : kTolerance;
   for (const cpu::CpuKernels* isa : Isas()) {
     const auto out = Outputs({.isa = isa, .recipe = Recipe()}, seqs, InChunks(77));
     EXPECT_LT(WorstDifference(out, truth), tolerance) << isa->isa;

@@ -121,7 +121,7 @@ TEST(Select, EverythingSelectedIsDense) {
         const std::vector<double> want(dense.begin(), dense.end());
         const int seen = int(s.position - s.first) + 1;
         // A selection is computed in f32, dense rows of some codecs with queries and weights of 16 bits.
-        const bool integers = test::MeetsIntegers(codec.id);
+        const bool integers = test::MeetsIntegers(codec.id, s.head_dim);
         const double difference = integers ? 5e-7 : 1e-11, most = integers ? 2e-3 : 2e-6;
         isa->sparq(p.Sparq({.r = 80, .k = seen}));
         EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(want), difference, most)) << isa->isa << " " << codec.name;

@@ -119,8 +119,8 @@ void DecodeProblem::ReferenceOf(int entry, int head, double* out, double* lse) c
   a.page = {dim, kPage};
   a.k_codec = a.v_codec = shape.codec;
   a.scale = scale;
-  ref::Attention(a, out);
-  const std::vector<ref::Tile> tiles = ref::MakeTiles(a);
+  ref::Attention(a, out, nullptr, ref::CodePages::kDecoded);
+  const std::vector<ref::Tile> tiles = ref::MakeTiles(a, ref::CodePages::kDecoded);
   for (int i = 0; i < rows * group; ++i) {
     const int64_t last = a.position + i / group, first = a.window > 0 ? last - a.window + 1 : 0;
     double sum = 0;  // scores of these problems are far from the range of exp

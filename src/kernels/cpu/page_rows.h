@@ -53,39 +53,23 @@ static NIBBLE_HD PageRows FloatRows(const float* rows) {
   return {.rows = reinterpret_cast<const std::byte*>(rows)};
 }
 
-// Columns are made of 16 bytes of a row, and 16 channels of floats are loaded at a time.
-static NIBBLE_HD bool FitsElements(int bits, int head_dim) {
-  return head_dim % 16 == 0 && head_dim * bits % 128 == 0;
-}
-
-// Of 8-bit codes, so that their products with 16 bits stay inside int32.
-static constexpr int kMaxCodes8Channels = 256;
-
-template <class C>
-static constexpr bool kIsTokenAffine = C::kId == kv::CodecId::kInt8Token || C::kId == kv::CodecId::kInt4Token;
-
-template <class C>
-concept HasFlashCodes = kv::HasInt8Codes<C> &&(C::kBits == 4 || C::kBits == 2) && !C::kKeepsOutlier &&
-                        !C::Channel::kLeavesInt8;
-
 // The page itself where its codec allows that, else decoded into `tile`, f32 [tokens, head_dim].
 template <class C>
 static NIBBLE_HD PageRows RowsOf(kv::PageShape s, const std::byte* page, float* tile) {
   if constexpr (C::kId == kv::CodecId::kF16 || C::kId == kv::CodecId::kBF16) {
-    if (FitsElements(16, s.head_dim))
+    if (kv::FitsColumns(16, s.head_dim))
       return {.rows = page, .elements = C::kRaw == DType::kF16 ? Elements::kF16 : Elements::kBF16};
-  } else if constexpr (kIsTokenAffine<C>) {
-    constexpr int kBits = C::kLevels == 15 ? 4 : 8;
-    if (FitsElements(kBits, s.head_dim) && (kBits == 4 || s.head_dim <= kMaxCodes8Channels))
+  } else if constexpr (kv::kHasTokenCodes<C>) {
+    if (const int bits = kv::CodeBits<C>(s); bits != 0)
       return {.rows = page,
-              .elements = kBits == 4 ? Elements::kCodes4 : Elements::kCodes8,
+              .elements = bits == 4 ? Elements::kCodes4 : Elements::kCodes8,
               .affine = Affine::kToken,
               .scale = page + C::ScaleOffset(s),
               .offset = page + C::MinOffset(s)};
-  } else if constexpr (HasFlashCodes<C>) {
-    if (FitsElements(C::kBits, s.head_dim))
+  } else if constexpr (kv::HasChannelCodes<C>) {
+    if (const int bits = kv::CodeBits<C>(s); bits != 0)
       return {.rows = page,
-              .elements = C::kBits == 4 ? Elements::kCodes4 : Elements::kCodes2,
+              .elements = bits == 4 ? Elements::kCodes4 : Elements::kCodes2,
               .affine = Affine::kChannel,
               .grid = C::Channel::kGrid,
               .page_scale = kv::Int8Scale<C>(s, page),
@@ -104,7 +88,7 @@ static PageRows SealedRows(kv::CodecId codec, kv::PageShape s, const std::byte* 
 // The open page. All its rows may be read; only the first n hold tokens.
 static PageRows OpenPageRows(kv::Tail tail, DType type, kv::PageShape s, const std::byte* raw, int n,
                              float* tile) {
-  if (tail == kv::Tail::kFloat && type != DType::kF32 && FitsElements(16, s.head_dim))
+  if (tail == kv::Tail::kFloat && type != DType::kF32 && kv::FitsColumns(16, s.head_dim))
     return {.rows = raw, .elements = type == DType::kF16 ? Elements::kF16 : Elements::kBF16};
   return FloatRows(OpenRows(tail, type, s, raw, 0, n, tile));
 }

@@ -49,9 +49,9 @@ struct Row {
 
 }  // namespace
 
-void Attention(const AttentionArgs& a, double* out, AttentionCounters* counters) {
+void Attention(const AttentionArgs& a, double* out, AttentionCounters* counters, CodePages codes) {
   const int dim = a.page.head_dim;
-  const std::vector<Tile> tiles = MakeTiles(a);
+  const std::vector<Tile> tiles = MakeTiles(a, codes);
   for (int i = 0; i < a.rows * a.group; ++i) {
     const float* q = a.q + i / a.group * a.q_stride + int64_t{i % a.group} * dim;
     const int64_t last = a.position + i / a.group, first = a.window > 0 ? last - a.window + 1 : 0;

@@ -147,7 +147,7 @@ double RoundWeight(PvArith pv, double p) {
 
 }  // namespace
 
-std::vector<Tile> MakeTiles(const AttentionArgs& a) {
+std::vector<Tile> MakeTiles(const AttentionArgs& a, CodePages codes) {
   std::vector<Tile> tiles;
   const int dim = a.page.head_dim;
   const kv::CodecInfo &k_codec = kv::Get(a.k_codec), &v_codec = kv::Get(a.v_codec);
@@ -158,6 +158,10 @@ std::vector<Tile> MakeTiles(const AttentionArgs& a) {
     t.v = DecodePage(v_codec, a.page, a.v_pages[page]);
     if (IsInteger(a.arithmetic.qk)) t.k_codes = QuantizeKeys(a, t.k, a.k_pages[page]);
     if (!IsFloat(a.arithmetic.pv)) RoundValues(a, a.v_pages[page], t);
+    if (codes == CodePages::kIntegers && !IsInteger(a.arithmetic.qk))
+      t.k_page = ReadCodePage(a.k_codec, a.page, a.k_pages[page]);
+    if (codes == CodePages::kIntegers && IsFloat(a.arithmetic.pv))
+      t.v_page = ReadCodePage(a.v_codec, a.page, a.v_pages[page]);
     tiles.push_back(std::move(t));
   }
   Tile raw{.start = a.position - a.position % a.page.tokens};
@@ -172,6 +176,11 @@ std::vector<Tile> MakeTiles(const AttentionArgs& a) {
 
 std::vector<double> TileScores(const AttentionArgs& a, const Tile& tile, const float* q, int group_head) {
   const int dim = a.page.head_dim;
+  if (tile.k_page.bits != 0) {
+    std::vector<double> scores = CodeScores(tile.k_page, q, dim);
+    for (double& s : scores) s *= double(a.scale);
+    return scores;
+  }
   const bool integer = tile.sealed && IsInteger(a.arithmetic.qk);
   const float* mean = integer && a.q_mean != nullptr ? a.q_mean + group_head * dim : nullptr;
   const RowCodes codes = integer ? QuantizeQuery(a, q, mean) : RowCodes{};
@@ -198,6 +207,7 @@ std::vector<double> TileScores(const AttentionArgs& a, const Tile& tile, const f
 std::vector<double> WeighTile(const AttentionArgs& a, const Tile& tile, const std::vector<double>& p) {
   const int dim = a.page.head_dim;
   const PvArith pv = a.arithmetic.pv;
+  if (tile.v_page.bits != 0) return WeighCodes(tile.v_page, p, dim);
   std::vector<double> out(size_t(dim), 0.0);
   if (!tile.sealed || IsFloat(pv)) {
     for (int t = 0; t < tile.tokens; ++t)

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "kernels/args.h"
+#include "kernels/ref/attention.h"
+#include "kernels/ref/code_page.h"
 
 namespace nibble::ref {
 
@@ -21,12 +23,13 @@ struct Tile {
   bool sealed = false;
   std::vector<float> k, v;  // [tokens, head_dim], decoded
   RowCodes k_codes;         // of a sealed page under integer qk: of k - k_mean
+  CodePage k_page, v_page;  // of a sealed page under float qk, float pv
   // Of a sealed page under a rounded pv: v ~ v_code * v_factor, by channel.
   std::vector<double> v_code, v_factor;
 };
 
 // The tiles of a call in order: the listed sealed pages, then the raw page.
-std::vector<Tile> MakeTiles(const AttentionArgs& a);
+std::vector<Tile> MakeTiles(const AttentionArgs& a, CodePages codes);
 
 // Scores of one query against the tile, `scale` included. group_head: which row of q_mean.
 std::vector<double> TileScores(const AttentionArgs& a, const Tile& tile, const float* q, int group_head);

@@ -3,7 +3,7 @@
 
 #include "kernels/cpu/table.h"
 #include "quant/kv/all.h"
-#include "quant/kv/int8_codes.h"
+#include "quant/kv/code_pages.h"
 #include "quant/kv/int8_tail.h"
 #define NIBBLE_ISA avx2
 // F16C is older than AVX2 in every family of processors, and clang 14 cannot ask for it.

@@ -12,7 +12,7 @@
 
 #include "kernels/cpu/table.h"
 #include "quant/kv/all.h"
-#include "quant/kv/int8_codes.h"
+#include "quant/kv/code_pages.h"
 #include "quant/kv/int8_tail.h"
 #define NIBBLE_ISA avx512
 #define NIBBLE_RUNS_HERE                                                       \

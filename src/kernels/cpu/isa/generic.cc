@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cpu/table.h"
 #include "quant/kv/all.h"
-#include "quant/kv/int8_codes.h"
+#include "quant/kv/code_pages.h"
 #include "quant/kv/int8_tail.h"
 #define NIBBLE_ISA generic
 #define NIBBLE_RUNS_HERE true
