@@ -9,8 +9,8 @@ namespace nibble::test {
 // (docs/decisions/0017-codes-meet-integers.md)?
 inline bool MeetsIntegers(kv::CodecId codec, int head_dim) {
   int bits = 0;
-  kv::Visit(kv::Codecs{}, codec,
-            [&]<class C>() { bits = kv::CodeBits<C>({.head_dim = head_dim, .tokens = kv::kPageTokens}); });
+  Visit(kv::Codecs{}, codec,
+        [&]<class C>() { bits = kv::CodeBits<C>({.head_dim = head_dim, .tokens = kv::kPageTokens}); });
   return bits != 0;
 }
 

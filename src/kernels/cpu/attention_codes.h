@@ -157,20 +157,11 @@ static void CodeScores16(const AttentionWork& w, const CodeKeys& k, int e, int t
   }
 }
 
-template <Elements kX, int E>
-static NIBBLE_HD void CodeScoreEntries(const AttentionWork& w, const CodeKeys& k, int64_t start, int e) {
-  constexpr int kWide = kAttentionVectors / E < 4 ? kAttentionVectors / E : 4;
-  for (; e + E <= w.entries; e += E) {
-    const int begin = w.Range(e, start).begin, end = w.Range(e + E - 1, start).end;
-    for (int t = begin / (16 * kWide) * (16 * kWide); t < end; t += 16 * kWide)
-      CodeScores16<kX, E, kWide>(w, k, e, t);
-  }
-  if constexpr (E > 1) CodeScoreEntries<kX, E / 2>(w, k, start, e);
-}
-
 template <Elements kX>
 static void CodeScores(const AttentionWork& w, const PageRows& k, int64_t start, bool prepared) {
-  CodeScoreEntries<kX, kAttentionEntries>(w, MakeCodeKeys<kX>(w, k, prepared), start, 0);
+  const CodeKeys keys = MakeCodeKeys<kX>(w, k, prepared);
+  ForScoreTiles<kAttentionEntries>(
+      w, start, 0, [&]<int E, int T>(int e, int t) { CodeScores16<kX, E, T>(w, keys, e, t); });
 }
 
 // ---- values: lanes are words of 16 bits of a row, pairs are tokens t and t + 1 ----

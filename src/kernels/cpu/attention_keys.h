@@ -70,19 +70,6 @@ static void ScoreTokens(const AttentionWork& w, const std::byte* columns, int e,
       Vec16::Mul(total[i][j], scale).Store(w.scores + (e + i) * tokens + t + 16 * j);
 }
 
-// Ranges grow with the entry, so a block needs the tokens from its first entry's begin to its last entry's
-// end.
-template <Elements kX, int E>
-static NIBBLE_HD void ScoreEntries(const AttentionWork& w, const std::byte* columns, int64_t start, int e) {
-  constexpr int kWide = kAttentionVectors / E < 4 ? kAttentionVectors / E : 4;
-  for (; e + E <= w.entries; e += E) {
-    const int begin = w.Range(e, start).begin, end = w.Range(e + E - 1, start).end;
-    for (int t = begin / (16 * kWide) * (16 * kWide); t < end; t += 16 * kWide)
-      ScoreTokens<kX, E, kWide>(w, columns, e, t);
-  }
-  if constexpr (E > 1) ScoreEntries<kX, E / 2>(w, columns, start, e);
-}
-
 // Scores of all entries against the tile that starts at position `start`. `prepared`: queries of the page
 // before serve this one where their form does not depend on the page.
 static void Scores(const AttentionWork& w, const PageRows& k, int64_t start, bool prepared = false) {
@@ -92,7 +79,8 @@ static void Scores(const AttentionWork& w, const PageRows& k, int64_t start, boo
     } else {
       std::byte* columns = reinterpret_cast<std::byte*>(w.columns);
       MakeColumns<kX>(k, w.a.page, columns);
-      ScoreEntries<kX, kAttentionEntries>(w, columns, start, 0);
+      ForScoreTiles<kAttentionEntries>(
+          w, start, 0, [&]<int E, int T>(int e, int t) { ScoreTokens<kX, E, T>(w, columns, e, t); });
     }
   });
 }

@@ -80,6 +80,20 @@ static constexpr int kAttentionEntries = kAccumulators >= 4 ? 4 : 2;  // that sh
 // Vectors of sums in a block: what hides the latency of a multiply-add, and fits.
 static constexpr int kAttentionVectors = kAccumulators >= 16 ? 16 : kAccumulators >= 4 ? 4 : 2;
 
+// Calls score.operator()<E, T>(e, t) for blocks of E entries and 16 T tokens from t on that hold all that the
+// entries see of the tile at `start`. Ranges grow with the entry: a block reaches from its first entry's
+// begin to its last one's end.
+template <int E, class F>
+static NIBBLE_HD void ForScoreTiles(const AttentionWork& w, int64_t start, int e, F&& score) {
+  constexpr int kWide = kAttentionVectors / E < 4 ? kAttentionVectors / E : 4;
+  for (; e + E <= w.entries; e += E) {
+    const int begin = w.Range(e, start).begin, end = w.Range(e + E - 1, start).end;
+    for (int t = begin / (16 * kWide) * (16 * kWide); t < end; t += 16 * kWide)
+      score.template operator()<E, kWide>(e, t);
+  }
+  if constexpr (E > 1) ForScoreTiles<E / 2>(w, start, e, score);
+}
+
 // Sets the scores of one entry that lie outside its range to -infinity, as far as blocks of 16 reach, and
 // returns the greatest of all that it has seen.
 static NIBBLE_HD float MaskScores(const AttentionWork& w, int e, TokenRange range) {
