@@ -389,6 +389,26 @@ TEST(Calibrate, HeadsShareTheRecipesBudget) {
   }
 }
 
+// The balance of K alone, r and k as the recipe has them.
+TEST(Calibrate, BalancedKeysRankBetter) {
+  const TempDir dir;
+  const std::string path = dir.path() + "/plan.json", recipe = "sparq:r=8,k=64";
+  CalibrateOptions o{.model = kModel, .recipe = recipe, .tokens = 1024, .window = 1024, .threads = 2};
+  const auto report = Calibrate(o, FirstHalf());
+  ASSERT_TRUE(report.ok()) << report.status().message();
+  Plan plan = report->plan;
+  for (LayerPlan& l : plan.layers) l.sparq_r.clear(), l.sparq_k.clear();
+  ASSERT_TRUE(WritePlan(path, plan).ok());
+  const double plain = Measure(recipe, "", SecondHalf()).kld,
+               planned = Measure(recipe, path, SecondHalf()).kld;
+  EXPECT_LT(planned, 0.9 * plain);
+  for (LayerPlan& l : plan.layers)
+    for (float& x : l.k_scale) x = 1 / x;
+  ASSERT_TRUE(WritePlan(path, plan).ok());
+  EXPECT_GT(Measure(recipe, path, SecondHalf()).kld, planned) << "scales upside down";
+  std::printf("[ figures  ] kld %.4f, with balanced keys %.4f\n", plain, planned);
+}
+
 TEST(Calibrate, AGreaterBudgetIsSpent) {
   double error[2] = {};
   int most_k[2] = {};

@@ -16,13 +16,17 @@ namespace {
 constexpr double kGain = 0.03;
 
 bool IsFloatCodec(kv::CodecId id) { return id <= kv::CodecId::kBF16; }
-bool KMatters(const AttentionRecipe& r) { return !IsFloatCodec(r.k) || IsInteger(r.arithmetic.qk); }
+// SparQ takes a query's greatest channels for those that matter: with keys of like size in all channels they
+// are.
+bool KMatters(const AttentionRecipe& r) {
+  return !IsFloatCodec(r.k) || IsInteger(r.arithmetic.qk) || r.select.kind == SelectKind::kSparq;
+}
 bool VMatters(const AttentionRecipe& r) { return !IsFloatCodec(r.v) || !IsFloat(r.arithmetic.pv); }
 
 }  // namespace
 
 Status PlanSearch::Check(const AttentionRecipe& r) {
-  if (KMatters(r) || VMatters(r) || r.select.kind == SelectKind::kSparq) return {};
+  if (KMatters(r) || VMatters(r)) return {};
   return Error(
       Code::kInvalidArgument,
       "recipe '{}' leaves nothing to choose; calibrate is for quantized caches, integer arithmetic and "
