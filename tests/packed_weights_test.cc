@@ -288,7 +288,7 @@ const std::vector<Damage>& Damages() {
        [](std::string* b) { (*b)[kData] ^= 1; },
        {"weight model.embed_tokens.weight is damaged"}},
       {"a bit of the last weight",
-       [](std::string* b) { (*b)[Entry(*b) - 4096] ^= 0x80; },
+       [](std::string* b) { (*b)[Entry(*b) - 4096] ^= 0x40; },
        {"weight lm_head.weight is damaged"}},
   };
   return kDamages;
