@@ -35,10 +35,12 @@ struct I32x16 {
     return {_mm256_madd_epi16(x.a, v), _mm256_madd_epi16(x.b, v)};
   }
   NIBBLE_HD void AddDotPairs(const I32x16& x, int32_t y) {
-    *this = Add(*this, DotPairs(x, y));
+    __m256i low = _mm256_add_epi32(a, _mm256_madd_epi16(x.a, _mm256_set1_epi32(y)));
+    __m256i high = _mm256_add_epi32(b, _mm256_madd_epi16(x.b, _mm256_set1_epi32(y)));
     // g++ 12 would add up the products of a whole word first: of 157 instructions around 32 products of a
     // page of int4-token 42 moved products and sums to the stack and back.
-    asm("" : "+x"(a), "+x"(b));
+    asm("" : "+x"(low), "+x"(high));
+    a = low, b = high;
   }
   template <int kBits, int kIndex>
   NIBBLE_HD I32x16 CodePairs() const {
