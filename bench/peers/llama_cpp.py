@@ -96,16 +96,16 @@ def write_gguf(path, shape):
 
 def deep_state(state, depth, cache_type, random):
     """The saved state of a sequence of a few tokens, made `depth` tokens long with random keys and values. Its parts, as
-    llama.cpp's cache writes them: streams and cells u32; of each cell position i32, sequences u32, sequence i32; transposed
-    and layers u32; of each layer type i32, bytes of a row u64 and the rows, first of all K, then of all V."""
+    llama.cpp's cache writes them: magic u32, sequence i32; streams and cells u32; of each cell position i32, sequences u32,
+    sequence i32; transposed and layers u32; of each layer type i32, bytes of a row u64 and the rows, of all K, then of all V."""
     import numpy
-    streams, cells = struct.unpack_from("<II", state)
-    transposed, layers = struct.unpack_from("<II", state, 8 + 12 * cells)
+    streams, cells = struct.unpack_from("<II", state, 8)
+    transposed, layers = struct.unpack_from("<II", state, 16 + 12 * cells)
     assert streams == 1 and transposed == 0, "one sequence, with flash attention"
     positions = numpy.ones((depth, 3), numpy.int32)
     positions[:, 0], positions[:, 2] = numpy.arange(depth), 0
-    parts = [struct.pack("<II", 1, depth), positions.tobytes(), struct.pack("<II", 0, layers)]
-    at = 16 + 12 * cells
+    parts = [state[:8], struct.pack("<II", 1, depth), positions.tobytes(), struct.pack("<II", 0, layers)]
+    at = 24 + 12 * cells
     for _ in range(2 * layers):
         kind, row = struct.unpack_from("<iQ", state, at)
         at += 12 + cells * row
