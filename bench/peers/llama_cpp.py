@@ -6,7 +6,8 @@
 
 The first call installs llama-cpp-python from PyPI, built for this machine, into out/peers/llama-cpp (some minutes), and
 writes a GGUF of the same shape beside it: Q4_0 with a Q6_K head, which is what llama-quantize makes of "Q4_0". Of nibble it
-takes W4A8-g128 with a head in 8 bits. Both get the same number of threads, prompts in steps of 512, and flash attention.
+takes W4A8-g128 with a head in 8 bits. Both get the same number of threads, prompts in steps of 512, and flash attention. Where
+there is a depth, both get random keys and values of their own cache types up to it.
 """
 import argparse
 import json
@@ -14,6 +15,7 @@ import os
 import pathlib
 import platform
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -92,11 +94,37 @@ def write_gguf(path, shape):
     writer.close()
 
 
-def worker(gguf_file, threads, context, cache_type, states):
-    """Reads lines "pp N DEPTH" and "tg N DEPTH", answers each with the seconds it took; "fill 0 DEPTH" only fills.
-    `states`: a folder that keeps filled contexts, or empty."""
+def deep_state(state, depth, cache_type, random):
+    """The saved state of a sequence of a few tokens, made `depth` tokens long with random keys and values. Its parts, as
+    llama.cpp's cache writes them: magic u32, sequence i32; streams and cells u32; of each cell position i32, sequences u32,
+    sequence i32; transposed and layers u32; of each layer type i32, bytes of a row u64 and the rows, of all K, then of all V."""
+    import numpy
+    streams, cells = struct.unpack_from("<II", state, 8)
+    transposed, layers = struct.unpack_from("<II", state, 16 + 12 * cells)
+    assert streams == 1 and transposed == 0, "one sequence, with flash attention"
+    positions = numpy.ones((depth, 3), numpy.int32)
+    positions[:, 0], positions[:, 2] = numpy.arange(depth), 0
+    parts = [state[:8], struct.pack("<II", 1, depth), positions.tobytes(), struct.pack("<II", 0, layers)]
+    at = 24 + 12 * cells
+    for _ in range(2 * layers):
+        kind, row = struct.unpack_from("<iQ", state, at)
+        at += 12 + cells * row
+        if cache_type == "f16":
+            rows = random.standard_normal((depth, row // 2), numpy.float32).astype(numpy.float16)
+        else:  # blocks of an f16 scale and 32 codes of 4 or 8 bits
+            block = 18 if cache_type == "q4_0" else 34
+            rows = random.integers(0, 256, (depth, row // block, block), numpy.uint8)
+            spread = 4.6 if cache_type == "q4_0" else 73.9  # of the codes
+            rows[:, :, :2] = numpy.frombuffer(numpy.float16(1 / spread).tobytes(), numpy.uint8)
+        parts += [struct.pack("<iQ", kind, row), rows.tobytes()]
+    assert at == len(state), "the state of another version of llama.cpp"
+    return b"".join(parts)
+
+
+def worker(gguf_file, threads, context, cache_type):
+    """Reads lines "pp N DEPTH" and "tg N DEPTH", answers each with the seconds it took. The depth is random keys and values,
+    as it is in `nibble bench -d`."""
     import ctypes
-    import os
     import llama_cpp as lib
     import numpy
     silent = lib.llama_log_callback(lambda level, text, data: None)
@@ -126,17 +154,17 @@ def worker(gguf_file, threads, context, cache_type, states):
             lib.llama_memory_clear(memory, True)
             depth_now = 0
         lib.llama_memory_seq_rm(memory, 0, depth_now, -1)
-        state = os.path.join(states, f"{os.path.basename(gguf_file)}-{cache_type}-{depth}.state").encode()
-        count_read = ctypes.c_size_t(0)
-        if states and depth_now < depth and os.path.exists(state):
-            assert lib.llama_state_load_file(ctx, state, (ctypes.c_int32 * 1)(), 1, ctypes.byref(count_read))
+        if depth_now < depth:
+            lib.llama_memory_clear(memory, True)
+            feed(8)
+            size = lib.llama_state_seq_get_size(ctx, 0)
+            short = (ctypes.c_uint8 * size)()
+            assert lib.llama_state_seq_get_data(ctx, short, size, 0) == size
+            deep = deep_state(bytes(short), depth, cache_type, random)
+            buffer = (ctypes.c_uint8 * len(deep)).from_buffer_copy(deep)
+            assert lib.llama_state_seq_set_data(ctx, buffer, len(deep), 0) == len(deep), "llama.cpp refused the state"
+            assert lib.llama_memory_seq_pos_max(memory, 0) == depth - 1
             depth_now = depth
-        while depth_now < depth:
-            step = min(BATCH, depth - depth_now)
-            feed(step)
-            depth_now += step
-            if states and depth_now == depth:
-                assert lib.llama_state_save_file(ctx, state, (ctypes.c_int32 * 1)(), 0)
         start = time.perf_counter()
         if kind == "pp":
             for first in range(0, count, BATCH):
@@ -150,8 +178,8 @@ def worker(gguf_file, threads, context, cache_type, states):
 # ---- outside ----
 
 class Peer:
-    def __init__(self, python, gguf_file, threads, context, cache_type, states):
-        self.process = subprocess.Popen([python, __file__, "--worker", gguf_file, str(threads), str(context), cache_type, states],
+    def __init__(self, python, gguf_file, threads, context, cache_type):
+        self.process = subprocess.Popen([python, __file__, "--worker", gguf_file, str(threads), str(context), cache_type],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def rate(self, kind, count, depth):
@@ -186,7 +214,6 @@ def main():
     parser.add_argument("--depth", default="0", help="comma-separated list")
     parser.add_argument("--nibble", default=str(ROOT / "out/release/nibble"))
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "out/peers")
-    parser.add_argument("--states", default="", help="a folder that keeps llama.cpp's filled contexts: long ones take minutes")
     parser.add_argument("--python", help="an interpreter that has llama_cpp and gguf; nothing is installed then")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
@@ -198,7 +225,7 @@ def main():
         subprocess.run([python, __file__, "--write-gguf", gguf_file, args.shape], check=True)
     depths = [int(d) for d in args.depth.split(",")]
     context = max(depths) + max(args.prompt, args.generate) + 64
-    peer = Peer(python, str(gguf_file), args.threads, context, args.cache, args.states)
+    peer = Peer(python, str(gguf_file), args.threads, context, args.cache)
     rows = []
     print(f"{'test':16} {'nibble':>9} {'llama.cpp':>9} ratio   (tokens/s, medians of {args.pairs} pairs)")
     for depth in depths:
@@ -240,6 +267,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--write-gguf"]:
         write_gguf(*sys.argv[2:4])
     elif sys.argv[1:2] == ["--worker"]:
-        worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6])
+        worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
     else:
         main()

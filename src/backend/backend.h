@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/numa.h"
 #include "base/result.h"
 #include "kernels/args.h"
 #include "quant/kv/head_mix.h"
@@ -150,6 +151,11 @@ class Backend {
   // them out as one matrix, which one launch multiplies when the outputs are columns of one matrix too.
   virtual Result<std::vector<weight::PackedWeight>> PackTogether(std::span<const weight::WeightView>,
                                                                  MatmulArith);
+  // Weights that lie packed in memory of the caller, as Pack lays them out: as they are, or, where the
+  // backend places memory, copies of its own. Of the CPU.
+  virtual Result<std::vector<weight::PackedWeight>> Adopt(std::span<const weight::PackedWeight> packed) {
+    return std::vector<weight::PackedWeight>(packed.begin(), packed.end());
+  }
   // Sizes the work buffers that ops need, so that no op allocates: widest input k, rows a step, and heads.
   virtual Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) = 0;
 
@@ -188,16 +194,20 @@ class Backend {
   // Which kernel an op gets, for --explain.
   virtual std::string ExplainLinear(const weight::PackedWeight&, MatmulArith) const = 0;
   virtual std::string ExplainAttention(const AttentionRecipe&) const = 0;
+  // Where threads and memory are, and how much of it the system keeps in huge pages now: one line each.
+  virtual std::vector<std::string> ExplainMemory() const { return {}; }
 };
 
-// threads <= 0: all available. Fails when NIBBLE_CPU names an ISA that is unknown or that this machine lacks.
-Result<std::unique_ptr<Backend>> MakeCpuBackend(int threads);
+// threads <= 0: all available. Fails when NIBBLE_CPU names an ISA that is unknown or that this machine lacks,
+// and where the machine has not what `numa` asks for (base/numa.h).
+Result<std::unique_ptr<Backend>> MakeCpuBackend(int threads, NumaMode numa = NumaMode::kOff);
 
 // The first CUDA device. kUnsupported where the build has no CUDA or the machine no driver or device.
 Result<std::unique_ptr<Backend>> MakeCudaBackend();
 
-// kAuto: a GPU where MakeCudaBackend finds one, else the CPU. `threads` is of the CPU.
+// kAuto: a GPU where MakeCudaBackend finds one, else the CPU. `threads` is of the CPU, and so is `numa`: with
+// a GPU it is refused.
 enum class DeviceChoice : uint8_t { kCpu, kCuda, kAuto };
-Result<std::unique_ptr<Backend>> MakeBackend(DeviceChoice, int threads);
+Result<std::unique_ptr<Backend>> MakeBackend(DeviceChoice, int threads, NumaMode numa = NumaMode::kOff);
 
 }  // namespace nibble

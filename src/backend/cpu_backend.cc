@@ -2,11 +2,9 @@
 // Floor 5. CPU backend: memory, and the ops that are split by rows.
 #include "backend/cpu_backend.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstring>
 
+#include "backend/cpu_memory.h"
 #include "base/arg_max.h"
 #include "base/check.h"
 #include "kernels/cpu/kernels.h"
@@ -15,26 +13,7 @@ namespace nibble {
 namespace {
 
 constexpr size_t kAlign = 64;
-// From here on memory is asked for in huge pages: activations and KV pages are read and written in short
-// pieces far apart, each of which would need an address translation of its own.
-constexpr size_t kHugeFrom = 4 << 20;
 size_t AlignUp(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-
-size_t MachineMemory() {
-  const long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
-  return pages > 0 && page_bytes > 0 ? size_t(pages) * size_t(page_bytes) : 0;
-}
-
-Result<Buffer> Map(size_t bytes) {
-  if (bytes == 0) return Buffer{};
-  const size_t machine = MachineMemory();
-  // Pages come on first touch, so the system would promise more than there is and end the process later.
-  if (machine != 0 && bytes > machine)
-    return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes: this machine has {}", bytes, machine);
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) return Error(Code::kOutOfMemory, "cpu: cannot allocate {} bytes", bytes);
-  return Buffer{static_cast<std::byte*>(p), bytes};
-}
 
 void CheckRows(const Tensor& t, const char* what) {
   NIBBLE_CHECK(t.dtype == DType::kF32 && t.device == Device::kCpu, what);
@@ -43,13 +22,21 @@ void CheckRows(const Tensor& t, const char* what) {
 
 }  // namespace
 
-Result<std::unique_ptr<Backend>> MakeCpuBackend(int threads) {
+Result<std::unique_ptr<Backend>> MakeCpuBackend(int threads, NumaMode numa) {
   NIBBLE_ASSIGN(const cpu::CpuKernels* kernels, cpu::ChooseIsa());
-  return std::unique_ptr<Backend>(
-      std::make_unique<CpuBackend>(*kernels, threads > 0 ? threads : AvailableCpus()));
+  if (numa == NumaMode::kOff)
+    return std::unique_ptr<Backend>(
+        std::make_unique<CpuBackend>(*kernels, threads > 0 ? threads : AvailableCpus()));
+  NIBBLE_ASSIGN(NumaPlan plan, PlanNumaHere(numa, std::max(0, threads)));
+  NIBBLE_RETURN_IF_ERROR(NumaMemory(plan).Probe());
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(*kernels, std::move(plan)));
 }
 
-CpuBackend::CpuBackend(const cpu::CpuKernels& kernels, int threads) : kernels_(kernels), pool_(threads) {}
+CpuBackend::CpuBackend(const cpu::CpuKernels& kernels, int threads)
+    : kernels_(kernels), node_memory_(numa_), pool_(threads) {}
+
+CpuBackend::CpuBackend(const cpu::CpuKernels& kernels, NumaPlan plan, NumaMemory::Mbind mbind)
+    : kernels_(kernels), numa_(std::move(plan)), node_memory_(numa_, mbind), pool_(numa_) {}
 
 CpuBackend::~CpuBackend() {
   for (const Buffer& b : weights_) Free(b);
@@ -61,17 +48,6 @@ DeviceInfo CpuBackend::Info() const {
   const int n = pool_.threads();
   return {fmt::format("cpu {}, {} thread{}", kernels_.isa, n, n == 1 ? "" : "s"), Device::kCpu, n,
           MachineMemory()};
-}
-
-Result<Buffer> CpuBackend::Alloc(size_t bytes) {
-  NIBBLE_ASSIGN(Buffer b, Map(bytes));
-  // A refusal, where the system has no huge pages to give, only costs speed.
-  if (bytes >= kHugeFrom) (void)madvise(b.data, bytes, MADV_HUGEPAGE);
-  return b;
-}
-
-void CpuBackend::Free(Buffer b) {
-  if (b.data != nullptr) NIBBLE_CHECK(munmap(b.data, b.bytes) == 0, "Free of what Alloc did not give");
 }
 
 void CpuBackend::Upload(const void* host, std::byte* device, size_t bytes) {
@@ -100,7 +76,8 @@ Status CpuBackend::Reserve(int max_rows, int max_k, int heads, int kv_heads, int
       AlignUp(size_t(AttentionStateFloats(1, group, {.head_dim = dim, .tokens = kv::kPageTokens})) *
               sizeof(float) * size_t(kMaxSharedBlocks));
   // Little of it is ever touched: not Alloc, whose huge pages would be.
-  NIBBLE_ASSIGN(Buffer work, Map(xq + scale + sums + threads * (tiles + means + pages + scores + states)));
+  NIBBLE_ASSIGN(Buffer work,
+                MapMemory(xq + scale + sums + threads * (tiles + means + pages + scores + states)));
   Free(work_);
   work_ = work;
   wave_.reserve(size_t(rows));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "base/numa.h"
 #include "base/thread_pool.h"
 #include "kernels/cpu/table.h"
 
@@ -15,6 +16,8 @@ namespace nibble {
 class CpuBackend final : public Backend {
  public:
   CpuBackend(const cpu::CpuKernels& kernels, int threads);
+  // Threads and memory as the plan says. `mbind`: null: the system's.
+  CpuBackend(const cpu::CpuKernels& kernels, NumaPlan plan, NumaMemory::Mbind mbind = nullptr);
   ~CpuBackend() override;
 
   DeviceInfo Info() const override;
@@ -25,6 +28,9 @@ class CpuBackend final : public Backend {
   void Sync() override {}
   ThreadPool* HostThreads() override { return &pool_; }
   Result<weight::PackedWeight> Pack(const weight::WeightView&, MatmulArith) override;
+  Result<std::vector<weight::PackedWeight>> PackTogether(std::span<const weight::WeightView>,
+                                                         MatmulArith) override;
+  Result<std::vector<weight::PackedWeight>> Adopt(std::span<const weight::PackedWeight>) override;
   Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) override;
   Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) override;
   Status CheckRecipe(const AttentionRecipe&, int) const override { return {}; }
@@ -45,6 +51,7 @@ class CpuBackend final : public Backend {
 
   std::string ExplainLinear(const weight::PackedWeight&, MatmulArith) const override;
   std::string ExplainAttention(const AttentionRecipe&) const override;
+  std::vector<std::string> ExplainMemory() const override;
 
  private:
   // Work below this many elements (a microsecond or two) is not worth waking a thread for.
@@ -73,7 +80,8 @@ class CpuBackend final : public Backend {
   static constexpr int64_t kMaxContextPages = 1 << 18;
   static constexpr int64_t kMaxSharedBlocks = 1024;  // a million tokens: beyond, a context is not shared
 
-  Result<std::byte*> TakeWeights(size_t bytes);
+  Result<std::byte*> TakeWeights(size_t bytes);  // cpu_memory.cc
+  Status PlaceShares(const weight::PackedWeight& w, int64_t first, int64_t total) const;
   void QuantizeRows(const float* x, int64_t x_stride, int rows, int k);
   void CopyOpenRows(const KvView&);
   void AppendSegment(const KvAppendArgs&, const KvSegment&, int head, bool is_v);
@@ -104,7 +112,10 @@ class CpuBackend final : public Backend {
   void WeighRows(const AttendArgs&, const KvSegment&, int head, Scratch&);
 
   const cpu::CpuKernels& kernels_;
+  const NumaPlan numa_;  // kOff without
+  const NumaMemory node_memory_;
   ThreadPool pool_;
+  std::vector<Buffer> large_;          // of Alloc, from kHugeFrom bytes on
   std::vector<Buffer> weights_;        // slabs that hold Pack's results
   std::byte* weights_next_ = nullptr;  // what is left of the last slab
   size_t weights_left_ = 0;

@@ -4,7 +4,6 @@
 // the gaps of a large Q.
 #include "backend/cpu_backend.h"
 #include "base/check.h"
-#include "quant/weight/pack.h"
 
 namespace nibble {
 namespace {
@@ -12,9 +11,6 @@ namespace {
 // Rows of one work item. Their input block stays in the second-level cache while the item walks its panels;
 // inputs of integer products are a quarter as large.
 constexpr int kRowBlock = 64, kIntRowBlock = 256;
-// Weights lie in slabs, which Alloc takes from huge pages: with small ones a stream of weights waits for an
-// address translation every 4 KiB, where the processor's prefetching stops, too.
-constexpr size_t kHugePage = 2 << 20, kSlab = 64 << 20;
 // Multiply-adds below which an item is not worth handing out: a microsecond or so.
 constexpr int64_t kMinMacs = 65536;
 // Kernels take panels in pairs or fours.
@@ -22,32 +18,9 @@ constexpr int64_t kPanelStep = 4;
 // Work items a thread: enough that one slow thread does not leave the others waiting for long.
 constexpr int64_t kItemsPerThread = 6;
 
-int Panels(const weight::PackedWeight& w) { return (w.n + weight::kPanel - 1) / weight::kPanel; }
+int Panels(const weight::PackedWeight& w) { return weight::Panels(w.n); }
 
 }  // namespace
-
-Result<weight::PackedWeight> CpuBackend::Pack(const weight::WeightView& view, MatmulArith arith) {
-  NIBBLE_RETURN_IF_ERROR(weight::CheckShape(view.storage, view.n, view.k));
-  const weight::Layout layout = weight::LayoutFor(view.storage, arith == MatmulArith::kBF16);
-  NIBBLE_ASSIGN(std::byte * memory, TakeWeights(weight::PackedBytes(view, layout)));
-  return weight::Pack(view, layout, memory);
-}
-
-// 64-byte aligned, from the last slab or a new one. What a slab has left over is never touched and takes no
-// memory.
-Result<std::byte*> CpuBackend::TakeWeights(size_t bytes) {
-  bytes = (bytes + 63) / 64 * 64;
-  if (bytes > weights_left_) {
-    const size_t slab = std::max(bytes, kSlab) + kHugePage;
-    NIBBLE_ASSIGN(Buffer memory, Alloc(slab));
-    weights_.push_back(memory);
-    const size_t skip = -reinterpret_cast<uintptr_t>(memory.data) % kHugePage;
-    weights_next_ = memory.data + skip;
-    weights_left_ = slab - skip;
-  }
-  weights_left_ -= bytes;
-  return std::exchange(weights_next_, weights_next_ + bytes);
-}
 
 void CpuBackend::QuantizeRows(const float* x, int64_t x_stride, int rows, int k) {
   NIBBLE_CHECK(rows <= max_rows_ && k <= max_k_, "Linear: more rows or inputs than Reserve was told");

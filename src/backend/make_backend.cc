@@ -22,12 +22,15 @@ Result<std::unique_ptr<Backend>> MakeCudaBackend() {
 }
 #endif
 
-Result<std::unique_ptr<Backend>> MakeBackend(DeviceChoice choice, int threads) {
-  if (choice == DeviceChoice::kCpu) return MakeCpuBackend(threads);
+Result<std::unique_ptr<Backend>> MakeBackend(DeviceChoice choice, int threads, NumaMode numa) {
+  if (choice == DeviceChoice::kCpu) return MakeCpuBackend(threads, numa);
   auto cuda = MakeCudaBackend();
   // kAuto takes the CPU where there is no device to use; one that is there and fails is an error.
   const bool absent = !cuda.ok() && cuda.status().code() == Code::kUnsupported;
-  if (choice == DeviceChoice::kAuto && absent) return MakeCpuBackend(threads);
+  if (choice == DeviceChoice::kAuto && absent) return MakeCpuBackend(threads, numa);
+  if (cuda.ok() && numa != NumaMode::kOff)
+    return Error(Code::kUnsupported, "--numa {}: places threads and memory of the CPU, the device is {}",
+                 ToString(numa), (*cuda)->Info().name);
   return cuda;
 }
 

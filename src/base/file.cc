@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -142,10 +143,25 @@ Result<FileWriter> FileWriter::Create(const std::string& path) {
   for (int attempt = 0; attempt < 100; ++attempt) {
     std::string temporary = fmt::format("{}.tmp-{}-{}", path, getpid(), attempt);
     const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd >= 0) return FileWriter(path, std::move(temporary), fd);
+    if (fd >= 0) {
+      (void)flock(fd, LOCK_EX | LOCK_NB);  // where there are no locks RemoveUnfinished gets none either
+      return FileWriter(path, std::move(temporary), fd);
+    }
     if (errno != EEXIST) return SystemError(path, "cannot create");
   }
   return Error(Code::kIo, "{}: too many unfinished files {}.tmp-*", path, path);
+}
+
+void FileWriter::RemoveUnfinished(const std::string& path) {
+  const std::string prefix = path.substr(path.rfind('/') + 1) + ".tmp-", folder = ParentOf(path);
+  const auto names = NamesIn(folder);
+  if (!names.ok()) return;
+  for (const std::string& name : *names) {
+    if (!name.starts_with(prefix)) continue;
+    const std::string unfinished = folder + "/" + name;
+    const auto file = File::Open(unfinished, File::Links::kRefuse);
+    if (file.ok() && flock(file->fd(), LOCK_EX | LOCK_NB) == 0) unlink(unfinished.c_str());
+  }
 }
 
 FileWriter::FileWriter(FileWriter&& other) noexcept

@@ -58,6 +58,9 @@ Result<std::string> CanonicalPath(const std::string& path);
 class FileWriter {
  public:
   static Result<FileWriter> Create(const std::string& path);
+  // Removes the unfinished files of runs for this path that are no more: a lock tells the dead from the
+  // living.
+  static void RemoveUnfinished(const std::string& path);
   FileWriter(FileWriter&& other) noexcept;
   FileWriter& operator=(FileWriter&& other) = delete;
   ~FileWriter();

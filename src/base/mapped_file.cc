@@ -82,8 +82,7 @@ struct MappedFile::Impl {
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
   ~Impl() {
-    if (!slot) return;
-    slot->begin.store(0, std::memory_order_release);
+    if (slot) slot->begin.store(0, std::memory_order_release);
     if (data) munmap(data, file.size());
   }
 
@@ -142,6 +141,17 @@ void MappedFile::Release(std::span<const std::byte> range) const {
   const uintptr_t tail = (address + range.size()) % page_bytes;
   if (begin + tail >= range.size()) return;
   madvise(const_cast<std::byte*>(range.data()) + begin, range.size() - begin - tail, MADV_DONTNEED);
+}
+
+void MappedFile::WillNeed() const {
+  if (!impl_->data) return;
+  // Refusals cost speed alone.
+  (void)madvise(impl_->data, impl_->file.size(), MADV_HUGEPAGE);
+  (void)madvise(impl_->data, impl_->file.size(), MADV_WILLNEED);
+}
+
+void MappedFile::StopCovering() {
+  if (Slot* slot = std::exchange(impl_->slot, nullptr)) slot->begin.store(0, std::memory_order_release);
 }
 
 }  // namespace nibble

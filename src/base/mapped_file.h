@@ -27,6 +27,11 @@ class MappedFile {
   Status CheckUnchanged() const;
   // Gives whole pages inside the range back to the system; they are read again if they are touched again.
   void Release(std::span<const std::byte> range) const;
+  // Starts to read the whole file, into huge pages where its file system has them.
+  void WillNeed() const;
+  // From now on reading a lost part ends the process with SIGBUS: for what is read long after it was checked,
+  // where zeros would be taken for the file's.
+  void StopCovering();
 
  private:
   struct Impl;

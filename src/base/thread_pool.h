@@ -6,8 +6,11 @@
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 namespace nibble {
+
+struct NumaPlan;  // numa.h
 
 class ThreadPool {
  public:
@@ -15,6 +18,10 @@ class ThreadPool {
   // to CPUs of the process's affinity mask when there are at least as many of those as threads. Where the
   // system refuses a thread, the pool is smaller: see threads().
   explicit ThreadPool(int threads);
+  // Threads where the plan says, the caller of Run on the processors of the first one's node. The items of a
+  // Run are cut into one range a node, in order; a thread starts with its own node's and helps the others
+  // then.
+  explicit ThreadPool(const NumaPlan& plan);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -22,7 +29,8 @@ class ThreadPool {
   int threads() const;
 
   // Calls f(item, worker) for every item in [0, items), worker in [0, threads()); returns when all are done.
-  // Items start in ascending order. Allocates nothing. Not reentrant; one caller at a time; items < 2^32.
+  // Items of a node start in ascending order. Allocates nothing. Not reentrant; one caller at a time; items <
+  // 2^32.
   template <class F>
   void Run(int64_t items, F&& f) {
     RunErased(
@@ -36,9 +44,13 @@ class ThreadPool {
  private:
   using Fn = void (*)(void* ctx, int64_t item, int worker);
   void RunErased(int64_t items, Fn fn, void* ctx);
+  void Start(int threads);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// Of the process's affinity mask, ascending.
+std::vector<int> AffinityCpus();
 
 // Processors this process may use: affinity mask and cgroup CPU limit, at least 1.
 int AvailableCpus();

@@ -77,7 +77,8 @@ Status EngineImpl::Init() {
   NIBBLE_RETURN_IF_ERROR(CheckShapes(config));
   ModelOptions model{.arithmetic = options_.dtype,
                      .max_step_rows = options_.prefill_chunk + options_.max_seqs,
-                     .plan = plan_ ? &*plan_ : nullptr};
+                     .plan = plan_ ? &*plan_ : nullptr,
+                     .pack_cache = options_.pack_cache};
   model.max_logit_rows = LogitRows(config.vocab, options_.max_seqs, model.max_step_rows);
   NIBBLE_ASSIGN(model_, Model::Load(options_.model, *backend_, model));
   NIBBLE_ASSIGN(tokenizer_, Tokenizer::Load(options_.model));
@@ -159,6 +160,7 @@ KvSizes EngineImpl::kv_sizes() const {
 std::vector<std::string> EngineImpl::Explain() const {
   std::vector<std::string> lines{"device: " + backend_->Info().name, "recipe: " + ToString(recipe_),
                                  "attention: " + backend_->ExplainAttention(recipe_)};
+  for (std::string& line : backend_->ExplainMemory()) lines.push_back(std::move(line));
   for (std::string& line : ExplainTwoBitHeads(recipe_, config().kv_heads, plan_ ? &*plan_ : nullptr))
     lines.push_back(std::move(line));
   if (plan_) lines.push_back(fmt::format("plan: {} (made for {})", options_.plan, plan_->recipe));
@@ -175,7 +177,7 @@ std::vector<std::string> EngineImpl::Explain() const {
 
 Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options, std::optional<Plan> plan) {
   NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(options.recipe, options.dtype));
-  NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeBackend(options.device, options.threads));
+  NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeBackend(options.device, options.threads, options.numa));
   auto engine = std::make_unique<EngineImpl>(options, recipe, std::move(plan), std::move(backend));
   NIBBLE_RETURN_IF_ERROR(engine->Init());
   return std::unique_ptr<Engine>(std::move(engine));

@@ -27,7 +27,9 @@ struct EngineOptions {
   std::string plan = "";      // file that `nibble calibrate` wrote for this model; "": none
   DType dtype = DType::kF32;  // arithmetic of the exact path
   DeviceChoice device = DeviceChoice::kCpu;
-  int threads = 0;          // of the CPU; 0: all available
+  int threads = 0;  // of the CPU; 0: all available
+  NumaMode numa = NumaMode::kOff;
+  PackCache pack_cache = PackCache::kOff;
   int max_seqs = 8;         // sequences in flight together
   int prefill_chunk = 256;  // prompt tokens a step
   int64_t max_tokens = 0;   // KV tokens over all sequences; 0: what the requests of a call need

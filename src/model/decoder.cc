@@ -27,8 +27,9 @@ Decoder::~Decoder() {
   for (const Buffer& b : buffers_) backend_.Free(b);
 }
 
-Status Decoder::Init(const io::Weights& weights) {
-  Loader load(weights, config_, backend_, arith_);
+Status Decoder::Init(const io::Weights& weights, std::unique_ptr<PackedWeights> packed) {
+  packed_ = std::move(packed);
+  Loader load(weights, config_, backend_, arith_, packed_.get());
   NIBBLE_ASSIGN(embedding_, load.Embedding("model.embed_tokens", config_.vocab, config_.hidden));
   layers_.resize(static_cast<size_t>(config_.layers));
   for (int i = 0; i < config_.layers; ++i) {
@@ -40,6 +41,7 @@ Status Decoder::Init(const io::Weights& weights) {
     NIBBLE_ASSIGN(head_, load.Embedding("lm_head", config_.vocab, config_.hidden));
   }
   NIBBLE_RETURN_IF_ERROR(weights.CheckUnchanged());
+  if (packed_ != nullptr) NIBBLE_RETURN_IF_ERROR(CommitPackedWeights(packed_.get(), &config_.notes));
   if (const auto unused = load.Unused(); !unused.empty()) {
     config_.notes.push_back(
         fmt::format("{} tensors are not used, the first is {}", unused.size(), unused[0]));
@@ -260,6 +262,8 @@ void Decoder::RunLayers(const Step& step) {
 std::vector<std::string> Decoder::Explain() const {
   const LayerWeights& l = layers_.front();
   std::vector<std::string> lines;
+  if (packed_ != nullptr && packed_->reader != nullptr)
+    lines.push_back(fmt::format("weights: mapped from {}", packed_->path));
   lines.push_back("embedding: " + backend_.ExplainLinear(embedding_, arith_));
   const std::array<std::pair<const char*, const LinearWeight*>, 7> parts{{{"q_proj", &l.q},
                                                                           {"k_proj", &l.k},

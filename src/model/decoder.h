@@ -27,7 +27,8 @@ class Decoder : public Model {
   Decoder(ModelConfig config, Backend& backend, const ModelOptions& options);
   ~Decoder() override;
 
-  Status Init(const io::Weights& weights);
+  // `packed`, or null: kept, as the weights may lie in its file.
+  Status Init(const io::Weights& weights, std::unique_ptr<PackedWeights> packed);
   const ModelConfig& config() const override { return config_; }
   size_t weight_bytes() const override { return weight_bytes_; }
   int max_logit_rows() const override { return options_.max_logit_rows; }
@@ -74,6 +75,7 @@ class Decoder : public Model {
   ModelOptions options_;
   MatmulArith arith_;
   size_t weight_bytes_ = 0;
+  std::unique_ptr<PackedWeights> packed_;
   std::vector<Buffer> buffers_;
   std::vector<LayerWeights> layers_;
   weight::PackedWeight embedding_, head_;

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "io/manifest.h"
 #include "io/model_path.h"
+#include "io/packed_file.h"
 
 namespace nibble {
 namespace {
@@ -22,7 +23,7 @@ bool EndsWith(std::string_view text, std::string_view end) {
 // Not carried over: weights in any format, what describes them, and what this run writes itself.
 bool IsReplaced(std::string_view name) {
   for (const char* end : {".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth",
-                          ".gguf", ".onnx", ".h5", ".msgpack"}) {
+                          ".gguf", ".onnx", ".h5", ".msgpack", io::kPackedEnd}) {
     if (EndsWith(name, end)) return true;
   }
   return name == "config.json" || name == io::kManifestName;

@@ -55,7 +55,7 @@ Result<const io::TensorInfo*> Loader::Tensor(const std::string& name, std::initi
 
 // Kernels and packers read whole elements; a header of odd length puts data at odd addresses.
 const std::byte* Loader::Aligned(const io::TensorInfo& t) {
-  if (reinterpret_cast<uintptr_t>(t.data) % 4 == 0) return t.data;
+  if (reads_file() || reinterpret_cast<uintptr_t>(t.data) % 4 == 0) return t.data;  // never read, or aligned
   aligned_copies_.emplace_back(t.data, t.data + t.bytes);
   return aligned_copies_.back().data();
 }
@@ -106,18 +106,39 @@ Result<weight::WeightView> Loader::Int4View(const std::string& name, int n, int 
 }
 
 Result<weight::PackedWeight> Loader::Pack(const std::string& name, const weight::WeightView& view) {
+  if (reads_file()) {
+    NIBBLE_ASSIGN(const std::vector<weight::PackedWeight> one, FromFile({&name, 1}, {&view, 1}));
+    return one[0];
+  }
   NIBBLE_RETURN_IF_ERROR(weight::CheckRanges(view, name));
   auto packed = backend_.Pack(view, arith_);
   if (!packed.ok()) return Error(packed.status().code(), "tensor {}: {}", name, packed.status().message());
-  Packed(*packed);
+  NIBBLE_RETURN_IF_ERROR(Packed(name, *packed));
   return packed;
 }
 
-void Loader::Packed(const weight::PackedWeight& w) {
+// Their ranges were checked before they were written, and the file's sums since.
+Result<std::vector<weight::PackedWeight>> Loader::FromFile(std::span<const std::string> names,
+                                                           std::span<const weight::WeightView> views) {
+  std::vector<weight::PackedWeight> mapped;
+  for (size_t i = 0; i < views.size(); ++i) {
+    const weight::WeightView& view = views[i];
+    NIBBLE_RETURN_IF_ERROR(weight::CheckShape(view.storage, view.n, view.k));
+    const weight::Layout layout = weight::LayoutFor(view.storage, arith_ == MatmulArith::kBF16);
+    NIBBLE_ASSIGN(const weight::PackedWeight w, packed_->reader->Find(names[i], layout, view.n, view.k));
+    mapped.push_back(w);
+    bytes_ += w.bytes;
+  }
+  current_.clear();
+  return backend_.Adopt(mapped);
+}
+
+Status Loader::Packed(const std::string& name, const weight::PackedWeight& w) {
   for (const io::TensorInfo* t : current_) weights_.Release(*t);
   current_.clear();
   aligned_copies_.clear();
   bytes_ += w.bytes;
+  return packed_ != nullptr ? packed_->writer->Add(name, w) : Status{};
 }
 
 Result<weight::WeightView> Loader::View(const std::string& name, int n, int k) {
@@ -136,24 +157,30 @@ Result<LinearWeight> Loader::Linear(const std::string& name, int n, int k, Bias 
 
 Result<std::vector<LinearWeight>> Loader::Linears(std::span<const Part> parts, int k, Bias bias) {
   std::vector<weight::WeightView> views;
-  std::string names;
+  std::vector<std::string> names;
   for (const Part& part : parts) {
     NIBBLE_ASSIGN(const weight::WeightView view, View(part.name, part.n, k));
-    NIBBLE_RETURN_IF_ERROR(weight::CheckRanges(view, part.name + ".weight"));
     views.push_back(view);
-    names += (names.empty() ? "" : ", ") + part.name + ".weight";
+    names.push_back(part.name + ".weight");
   }
-  const auto packed = backend_.PackTogether(views, arith_);
-  if (!packed.ok()) return Error(packed.status().code(), "tensor {}: {}", names, packed.status().message());
+  NIBBLE_ASSIGN(const std::vector<weight::PackedWeight> packed,
+                reads_file() ? FromFile(names, views) : PackTogether(names, views));
   std::vector<LinearWeight> linears;
-  for (const weight::PackedWeight& w : *packed) {
-    Packed(w);
-    linears.push_back({w, nullptr});
-  }
+  for (const weight::PackedWeight& w : packed) linears.push_back({w, nullptr});
   for (size_t i = 0; bias == Bias::kYes && i < parts.size(); ++i) {
     NIBBLE_ASSIGN(linears[i].bias, Vector(parts[i].name + ".bias", parts[i].n));
   }
   return linears;
+}
+
+Result<std::vector<weight::PackedWeight>> Loader::PackTogether(std::span<const std::string> names,
+                                                               std::span<const weight::WeightView> views) {
+  for (size_t i = 0; i < views.size(); ++i) NIBBLE_RETURN_IF_ERROR(weight::CheckRanges(views[i], names[i]));
+  auto packed = backend_.PackTogether(views, arith_);
+  if (!packed.ok())
+    return Error(packed.status().code(), "tensor {}: {}", fmt::join(names, ", "), packed.status().message());
+  for (size_t i = 0; i < views.size(); ++i) NIBBLE_RETURN_IF_ERROR(Packed(names[i], (*packed)[i]));
+  return packed;
 }
 
 Result<weight::PackedWeight> Loader::Embedding(const std::string& name, int n, int k) {

@@ -10,6 +10,7 @@
 #include "backend/backend.h"
 #include "io/weights.h"
 #include "model/config.h"
+#include "model/packed_weights.h"
 
 namespace nibble {
 
@@ -23,8 +24,10 @@ enum class Bias : uint8_t { kNone, kYes };
 
 class Loader {
  public:
-  Loader(const io::Weights& weights, const ModelConfig& config, Backend& backend, MatmulArith arith)
-      : weights_(weights), config_(config), backend_(backend), arith_(arith) {}
+  // `packed`, or null: matrices come from its file, or go into it. Must outlive the Loader.
+  Loader(const io::Weights& weights, const ModelConfig& config, Backend& backend, MatmulArith arith,
+         PackedWeights* packed = nullptr)
+      : weights_(weights), config_(config), backend_(backend), arith_(arith), packed_(packed) {}
 
   // `name`.weight [n, k] in the folder's weight format, and `name`.bias [n] if asked for.
   Result<LinearWeight> Linear(const std::string& name, int n, int k, Bias bias);
@@ -53,13 +56,19 @@ class Loader {
   Result<weight::WeightView> Int4View(const std::string& name, int n, int k, weight::Storage storage);
   Result<weight::WeightView> View(const std::string& name, int n, int k);
   Result<weight::PackedWeight> Pack(const std::string& name, const weight::WeightView& view);
-  void Packed(const weight::PackedWeight& w);
+  Result<std::vector<weight::PackedWeight>> PackTogether(std::span<const std::string> names,
+                                                         std::span<const weight::WeightView> views);
+  Result<std::vector<weight::PackedWeight>> FromFile(std::span<const std::string> names,
+                                                     std::span<const weight::WeightView> views);
+  Status Packed(const std::string& name, const weight::PackedWeight& w);
+  bool reads_file() const { return packed_ != nullptr && packed_->reader != nullptr; }
   const std::byte* Aligned(const io::TensorInfo& tensor);
 
   const io::Weights& weights_;
   const ModelConfig& config_;
   Backend& backend_;
   MatmulArith arith_;
+  PackedWeights* packed_;
   size_t bytes_ = 0;
   std::set<std::string, std::less<>> used_;
   std::vector<const io::TensorInfo*> current_;          // tensors of the weight being packed

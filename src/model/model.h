@@ -15,11 +15,17 @@
 
 namespace nibble {
 
+// A file of packed weights beside the model (docs/formats/packed_weights.md). kOn: mapped, or written where
+// there is none; one that does not fit is an error. kRebuild: written, in place of all that were there for
+// this arithmetic.
+enum class PackCache : uint8_t { kOff, kOn, kRebuild };
+
 struct ModelOptions {
-  DType arithmetic = DType::kF32;  // kF32 or kBF16: of the float path
-  int max_step_rows = 512;         // rows of one forward pass
-  int max_logit_rows = 64;         // rows whose logits one step may ask for
-  const Plan* plan = nullptr;      // its channel balance is applied; or null. Must outlive the model
+  DType arithmetic = DType::kF32;          // kF32 or kBF16: of the float path
+  int max_step_rows = 512;                 // rows of one forward pass
+  int max_logit_rows = 64;                 // rows whose logits one step may ask for
+  const Plan* plan = nullptr;              // its channel balance is applied; or null. Must outlive the model
+  PackCache pack_cache = PackCache::kOff;  // of Load on the CPU
 };
 
 // One forward pass over a ragged batch: rows are the new tokens, sequence after sequence, as in
@@ -32,7 +38,8 @@ struct Step {
 class Model {
  public:
   static Result<std::unique_ptr<Model>> Load(const std::string& dir, Backend&, const ModelOptions&);
-  // The same from weights that are open already, or were never in a file. `weights` is not kept.
+  // The same from weights that are open already, or were never in a file. `weights` is not kept, and
+  // pack_cache not looked at.
   static Result<std::unique_ptr<Model>> FromWeights(ModelConfig config, const io::Weights& weights, Backend&,
                                                     const ModelOptions&);
   virtual ~Model() = default;

@@ -96,6 +96,7 @@ Json ToJson(const Options& o, BenchRun& run, const BenchCase& c, const BenchResu
   json["stddev_ts"] = rates.deviation;
   json["samples_ts"] = rates.samples;
   json["kv_bytes"] = result.kv_bytes;
+  json["load_seconds"] = run.load_seconds();
   json["peak_bytes"] = PeakBytes();
   json["random_weights"] = !o.shape.empty();
   json["random_depth"] = c.depth > 0 && !run.FillsByModel();
@@ -136,8 +137,9 @@ void PrintMarkdown(const Options& o, const Json& row, bool header) {
 }
 
 void PrintFooter(const Options& o, BenchRun& run) {
-  Print(fmt::format("\n{}; median ± standard deviation of {}; {} at most in memory\n",
-                    run.backend().Info().name, o.repetitions, HumanBytes(uint64_t(PeakBytes()))));
+  Print(fmt::format("\n{}; median ± standard deviation of {}; loaded in {:.2f} s; {} at most in memory\n",
+                    run.backend().Info().name, o.repetitions, run.load_seconds(),
+                    HumanBytes(uint64_t(PeakBytes()))));
   if (!o.shape.empty()) Print(std::string(kRandomWeights) + "\n");
   const bool deep = std::any_of(o.depth.begin(), o.depth.end(), [](int d) { return d > 0; });
   if (deep && !run.FillsByModel()) Print(std::string(kRandomDepth) + "\n");
@@ -163,6 +165,8 @@ Result<int> Run(const Options& o) {
                                 .dtype = ToDType(o.common.dtype),
                                 .device = ToDevice(o.common.device),
                                 .threads = o.common.threads,
+                                .numa = ToNumaMode(o.common.numa),
+                                .pack_cache = ToPackCache(o.common.pack_cache),
                                 .batch = o.batch,
                                 .max_seqs = *std::max_element(o.seqs.begin(), o.seqs.end())}));
   const std::vector<BenchCase> cases = Cases(o);
@@ -179,6 +183,8 @@ Result<int> Run(const Options& o) {
     const auto result = run->Run(c, o.repetitions, *guard.flag());
     if (result.status().code() == Code::kCancelled) break;
     if (!result.ok()) return result.status();
+    if (o.common.explain)
+      for (const std::string& line : result->memory) fmt::print(stderr, "{}: {}\n", CaseName(c), line);
     const Json row = ToJson(o, *run, c, *result);
     if (o.output == "md") PrintMarkdown(o, row, all.empty());
     if (o.output == "csv") PrintCsv(row, all.empty());
@@ -195,6 +201,8 @@ void CheckOptions(const Options& o) {
   if (o.weights_given && o.shape.empty())
     throw UsageError("--weights", "belongs to --shape; a folder has its own format");
   if (!o.common.plan.empty()) throw UsageError("--plan", "bench runs without plans");
+  if (o.model.empty() && o.common.pack_cache != "off")
+    throw UsageError("--pack-cache", "random weights of --shape are in no folder that could hold the file");
   if (Cases(o).empty()) throw UsageError("-p, -n", "nothing to measure: both are 0");
   CheckRecipe("--recipe", o.common.recipe, o.common.dtype);
 }
@@ -227,6 +235,7 @@ Command AddBench(Parser app) {
       .Type("N");
   parser.Add("-b,--batch-size", o->batch, "Prompt tokens a step [512]").Range(1, kMaxBatch).Type("N");
   parser.Add("-o,--output", o->output, "md, csv or json [md]").OneOf({"md", "csv", "json"}).Type("FORMAT");
+  AddPlacement(parser, o->common);
   AddCommon(parser, o->common);
   auto serve = std::make_shared<Command>(AddBenchServe(parser));
   parser.Check([o, weights, serve] {

@@ -27,7 +27,7 @@ BenchRun::~BenchRun() {
 
 Result<std::unique_ptr<BenchRun>> BenchRun::Make(const BenchModelOptions& options) {
   NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(options.recipe, options.dtype));
-  NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeBackend(options.device, options.threads));
+  NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeBackend(options.device, options.threads, options.numa));
   std::unique_ptr<BenchRun> run(new BenchRun(options, recipe, std::move(backend)));
   NIBBLE_RETURN_IF_ERROR(run->Init());
   return run;
@@ -36,7 +36,9 @@ Result<std::unique_ptr<BenchRun>> BenchRun::Make(const BenchModelOptions& option
 Status BenchRun::Init() {
   const ModelOptions model{.arithmetic = options_.dtype,
                            .max_step_rows = std::max(options_.batch, options_.max_seqs),
-                           .max_logit_rows = options_.max_seqs};
+                           .max_logit_rows = options_.max_seqs,
+                           .pack_cache = options_.pack_cache};
+  const auto began = Clock::now();
   if (options_.shape.empty()) {
     NIBBLE_ASSIGN(model_, Model::Load(options_.model, *backend_, model));
   } else {
@@ -44,6 +46,7 @@ Status BenchRun::Init() {
     const RandomWeights weights(config, options_.storage);
     NIBBLE_ASSIGN(model_, Model::FromWeights(config, weights, *backend_, model));
   }
+  load_seconds_ = std::chrono::duration<double>(Clock::now() - began).count();
   const ModelConfig& c = config();
   NIBBLE_RETURN_IF_ERROR(CheckHeadSize(recipe_, c.head_dim));
   NIBBLE_RETURN_IF_ERROR(backend_->CheckRecipe(recipe_, c.head_dim));
@@ -160,6 +163,7 @@ Result<BenchResult> BenchRun::Run(const BenchCase& bench, int repetitions, const
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     if (i >= 0) result.seconds.push_back(seconds);
   }
+  result.memory = backend_->ExplainMemory();
   return result;
 }
 

@@ -19,8 +19,11 @@ struct BenchModelOptions {
   std::string recipe = "exact";
   DType dtype = DType::kF32;
   DeviceChoice device = DeviceChoice::kCpu;
-  int threads = 0, batch = 512;  // rows of a step
-  int max_seqs = 1;              // of any case
+  int threads = 0;
+  NumaMode numa = NumaMode::kOff;
+  PackCache pack_cache = PackCache::kOff;
+  int batch = 512;   // rows of a step
+  int max_seqs = 1;  // of any case
 };
 
 // One line of the table: `prompt` tokens processed or `generate` tokens made by each of `seqs` sequences,
@@ -33,8 +36,9 @@ struct BenchCase {
 };
 
 struct BenchResult {
-  std::vector<double> seconds;  // of each repetition
-  int64_t kv_bytes = 0;         // sealed pages and open page of depth + tokens
+  std::vector<double> seconds;      // of each repetition
+  int64_t kv_bytes = 0;             // sealed pages and open page of depth + tokens
+  std::vector<std::string> memory;  // Backend::ExplainMemory at the end, the cache in use
 };
 
 class BenchRun {
@@ -51,6 +55,7 @@ class BenchRun {
   const ModelConfig& config() const { return model_->config(); }
   Backend& backend() { return *backend_; }
   const Model& model() const { return *model_; }
+  double load_seconds() const { return load_seconds_; }  // from opening the folder to packed weights
   const AttentionRecipe& recipe() const { return recipe_; }
   // The depth is filled with random keys and values, which takes seconds where a prefill takes minutes. A
   // recipe whose cache depends on what attention saw gets a real prefill.
@@ -70,6 +75,7 @@ class BenchRun {
   BenchModelOptions options_;
   AttentionRecipe recipe_;
   std::unique_ptr<Backend> backend_;
+  double load_seconds_ = 0;
   std::unique_ptr<Model> model_;
   Buffer kv_rows_;               // [batch, kv_heads, head_dim] random f32, for Fill
   Buffer ids_;                   // [max_seqs] the greedy tokens of a step

@@ -85,6 +85,25 @@ void AddCommon(Parser parser, CommonOptions& options) {
   parser.HelpAndVersion(group);
 }
 
+void AddPlacement(Parser parser, CommonOptions& options) {
+  parser
+      .Add("--pack-cache", options.pack_cache,
+           "Weights in the form that the CPU reads, in a file inside the model folder: on maps it, or writes "
+           "it "
+           "where there is none; rebuild writes it anew [off]")
+      .OneOf({"off", "on", "rebuild"})
+      .Type("MODE")
+      .Group("Common");
+  parser
+      .Add("--numa", options.numa,
+           "On machines with several memory nodes: distribute spreads threads and memory over all, isolate "
+           "keeps "
+           "both on the node where the program starts, numactl takes what numactl set [off]")
+      .OneOf({"off", "distribute", "isolate", "numactl"})
+      .Type("MODE")
+      .Group("Common");
+}
+
 void AddModel(Parser parser, std::string& model) {
   parser.Add("-m,--model", model, "Hugging Face model folder").Required().Type("DIR");
 }
@@ -100,6 +119,16 @@ DeviceChoice ToDevice(const std::string& name) {
   return name == "cuda" ? DeviceChoice::kCuda : name == "auto" ? DeviceChoice::kAuto : DeviceChoice::kCpu;
 }
 
+NumaMode ToNumaMode(const std::string& name) {
+  for (const NumaMode mode : {NumaMode::kDistribute, NumaMode::kIsolate, NumaMode::kNumactl})
+    if (name == ToString(mode)) return mode;
+  return NumaMode::kOff;
+}
+
+PackCache ToPackCache(const std::string& name) {
+  return name == "on" ? PackCache::kOn : name == "rebuild" ? PackCache::kRebuild : PackCache::kOff;
+}
+
 EngineOptions ToEngineOptions(const std::string& model, const CommonOptions& common) {
   EngineOptions options;
   options.model = model;
@@ -108,6 +137,8 @@ EngineOptions ToEngineOptions(const std::string& model, const CommonOptions& com
   options.device = ToDevice(common.device);
   options.threads = common.threads;
   options.plan = common.plan;
+  options.numa = ToNumaMode(common.numa);
+  options.pack_cache = ToPackCache(common.pack_cache);
   return options;
 }
 

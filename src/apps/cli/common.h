@@ -42,15 +42,20 @@ Command AddServe(Parser app);
 struct CommonOptions {
   int threads = 0;  // 0: all available
   std::string device = "cpu", recipe = "exact", dtype = "f32", plan = "";
+  std::string pack_cache = "off", numa = "off";  // of AddPlacement
   bool explain = false, quiet = false;
 };
 void AddCommon(Parser parser, CommonOptions& options);
+// Where weights come from and where threads and memory are: of commands that pass all of CommonOptions on.
+void AddPlacement(Parser parser, CommonOptions& options);
 void AddModel(Parser parser, std::string& model);  // -m, required
 
 // Throws UsageError when `recipe` does not parse.
 void CheckRecipe(const std::string& option, const std::string& recipe, const std::string& dtype);
 DType ToDType(const std::string& name);          // REQUIRES "f32" or "bf16"
 DeviceChoice ToDevice(const std::string& name);  // REQUIRES "cpu", "cuda" or "auto"
+NumaMode ToNumaMode(const std::string& name);    // REQUIRES "off", "distribute", "isolate" or "numactl"
+PackCache ToPackCache(const std::string& name);  // REQUIRES "off", "on" or "rebuild"
 
 // Loads, prints notes ("nibble: note: ...") unless quiet, and the explanation when asked; both to stderr.
 Result<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options, const CommonOptions& common);

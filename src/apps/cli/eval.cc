@@ -113,6 +113,7 @@ Result<std::unique_ptr<Engine>> LoadReference(const Options& o) {
   CommonOptions common;  // its own recipe, dtype and no explanation of its own
   common.device = o.common.device;
   common.threads = o.common.threads;
+  common.numa = o.common.numa;
   common.recipe = o.reference_recipe;
   common.dtype = o.reference_dtype;
   common.quiet = o.common.quiet || o.reference == o.model;  // the same notes once
@@ -175,6 +176,7 @@ Command AddEval(Parser app) {
           .Type("T")
           .Group(group);
   parser.Flag("--json", o->json, "Print one JSON object");
+  AddPlacement(parser, o->common);
   AddCommon(parser, o->common);
   parser.Check([o, reference, recipe, dtype] {
     o->has_reference = reference.given() || recipe.given() || dtype.given();

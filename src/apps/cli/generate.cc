@@ -214,6 +214,7 @@ Command AddGenerate(Parser app) {
   AddConstraint(parser, o->constraint);
   AddSampling(parser, o->sampling);
   AddChat(parser, o->chat);
+  AddPlacement(parser, o->common);
   AddCommon(parser, o->common);
   parser.Check([o] { CheckOptions(*o); });
   parser.Footer(

@@ -88,6 +88,7 @@ void AddServeOptions(Parser parser, ServeOptions& o) {
   AddHttp(parser, o);
   AddEngine(parser, o);
   AddLimits(parser, o);
+  AddPlacement(parser, o.common);
   AddCommon(parser, o.common);
 }
 

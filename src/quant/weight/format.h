@@ -31,6 +31,7 @@ struct WeightView {
 enum class Layout : uint8_t { kF32, kF16, kBF16, kI4Group, kI4Channel, kI8Channel };
 
 inline constexpr int kPanel = 16;
+constexpr int Panels(int n) { return (n + kPanel - 1) / kPanel; }
 
 struct PackedWeight {
   Layout layout = Layout::kF32;

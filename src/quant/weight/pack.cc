@@ -56,8 +56,8 @@ size_t Take(size_t bytes, size_t* total) {
   return at;
 }
 
-Parts PlanParts(const WeightView& w, Layout layout) {
-  const size_t rows = size_t(PaddedRows(w.n)), values = rows * size_t(w.k);
+Parts PlanParts(Layout layout, int n, int k) {
+  const size_t rows = size_t(PaddedRows(n)), values = rows * size_t(k);
   Parts p;
   switch (layout) {
     case Layout::kF32:
@@ -182,38 +182,48 @@ Layout LayoutFor(Storage storage, bool bf16_arithmetic) {
   return Layout::kF32;
 }
 
-size_t PackedBytes(const WeightView& w, Layout layout) { return PlanParts(w, layout).total; }
+size_t PackedBytes(Layout layout, int n, int k) { return PlanParts(layout, n, k).total; }
+
+PackedWeight PackedAt(Layout layout, int n, int k, const std::byte* memory) {
+  NIBBLE_CHECK(reinterpret_cast<uintptr_t>(memory) % 64 == 0, "packed weights are 64-byte aligned");
+  const Parts parts = PlanParts(layout, n, k);
+  PackedWeight p;
+  p.layout = layout;
+  p.n = n;
+  p.k = k;
+  p.bytes = parts.total;
+  p.codes = memory + parts.codes;
+  if (!IsInteger(layout)) return p;
+  p.scale = reinterpret_cast<const float*>(memory + parts.scale);
+  if (layout == Layout::kI8Channel) {
+    p.row_sum = reinterpret_cast<const int32_t*>(memory + parts.row_sum);
+    return p;
+  }
+  p.zero = reinterpret_cast<const uint8_t*>(memory + parts.zero);
+  if (layout == Layout::kI4Group)
+    p.group_scale = reinterpret_cast<const uint8_t*>(memory + parts.group_scale);
+  return p;
+}
 
 PackedWeight Pack(const WeightView& w, Layout layout, std::byte* memory) {
   NIBBLE_CHECK(IsQuantized(w.storage) ? layout == LayoutFor(w.storage, false) : !IsInteger(layout),
                "this storage does not pack into this layout");
-  NIBBLE_CHECK(reinterpret_cast<uintptr_t>(memory) % 64 == 0, "packed weights are 64-byte aligned");
-  const Parts parts = PlanParts(w, layout);
+  const PackedWeight p = PackedAt(layout, w.n, w.k, memory);
+  const Parts parts = PlanParts(layout, w.n, w.k);
   memset(memory, 0, parts.total);  // padding rows, and the gaps between parts
-  PackedWeight p;
-  p.layout = layout;
-  p.n = w.n;
-  p.k = w.k;
-  p.bytes = parts.total;
   std::byte* codes = memory + parts.codes;
-  p.codes = codes;
   if (w.storage == Storage::kF32) PackFloatsFrom<F32>(w, layout, codes);
   if (w.storage == Storage::kF16) PackFloatsFrom<F16>(w, layout, codes);
   if (w.storage == Storage::kBF16) PackFloatsFrom<BF16>(w, layout, codes);
   if (!IsInteger(layout)) return p;
 
-  auto* scale = reinterpret_cast<float*>(memory + parts.scale);
-  PackScales(w, scale);
-  p.scale = scale;
+  PackScales(w, reinterpret_cast<float*>(memory + parts.scale));
   if (layout == Layout::kI8Channel) {
-    auto* row_sum = reinterpret_cast<int32_t*>(memory + parts.row_sum);
-    PackBytes(w, codes, row_sum);
-    p.row_sum = row_sum;
+    PackBytes(w, codes, reinterpret_cast<int32_t*>(memory + parts.row_sum));
     return p;
   }
   PackNibbles(w, codes);
   auto* zero = reinterpret_cast<uint8_t*>(memory + parts.zero);
-  p.zero = zero;
   if (layout == Layout::kI4Channel) {
     memcpy(zero, w.zero, size_t(w.n));
     return p;
@@ -221,7 +231,6 @@ PackedWeight Pack(const WeightView& w, Layout layout, std::byte* memory) {
   auto* group_scale = reinterpret_cast<uint8_t*>(memory + parts.group_scale);
   PackGroups(w.group_scale, w.n, w.k / kGroup, group_scale);
   PackGroups(w.zero, w.n, w.k / kGroup, zero);
-  p.group_scale = group_scale;
   return p;
 }
 

@@ -21,8 +21,12 @@ Layout LayoutFor(Storage, bool bf16_arithmetic);
 // (kUnsupported for shapes) naming `name` and the row.
 Status CheckRanges(const WeightView&, std::string_view name);
 
-// Bytes Pack() needs: every part rounded up to 64.
-size_t PackedBytes(const WeightView&, Layout);
+// Bytes Pack() needs of a weight [n, k]: every part rounded up to 64.
+size_t PackedBytes(Layout, int n, int k);
+inline size_t PackedBytes(const WeightView& w, Layout layout) { return PackedBytes(layout, w.n, w.k); }
+
+// Where the parts of such a weight lie in memory that Pack() has filled. REQUIRES: `memory` 64-byte aligned.
+PackedWeight PackedAt(Layout, int n, int k, const std::byte* memory);
 
 // REQUIRES: CheckRanges(view) passed; float storage with a float layout, or LayoutFor's integer layout;
 // `memory` 64-byte aligned with PackedBytes bytes, all of which are written. The result points into `memory`.
