@@ -316,6 +316,35 @@ TEST(Serving, SharingWhatMayNotBeSharedIsSeen) {
   }
 }
 
+// Two recipes over one copy of the weights, at work at once: the bytes of each alone, and its own figures.
+TEST(Serving, RecipesTakeTurnsOverOneModel) {
+  const std::vector<std::string> recipes{"qserve", "qaq", "sparq:r=16,k=32"};
+  ServingOptions o;
+  o.engine.model = kModel, o.engine.threads = 2, o.max_num_seqs = 4, o.max_num_batched_tokens = 64;
+  FairTurns turns;
+  auto engines = ServingEngine::StartAll(o, recipes, &turns);
+  ASSERT_TRUE(engines.ok()) << engines.status().message();
+  const auto needles = Needles();
+  std::vector<std::vector<Outcome>> together(recipes.size(), std::vector<Outcome>(needles.size()));
+  for (size_t i = 0; i < needles.size(); ++i)
+    for (size_t e = 0; e < recipes.size(); ++e)
+      ASSERT_TRUE((*engines)[e]->Submit(Into(needles[i], &together[e][i])).ok());
+  for (const auto& engine : *engines) EXPECT_TRUE(engine->WaitIdle(kLimit));
+  for (size_t e = 0; e < recipes.size(); ++e) {
+    ServingOptions own = o;
+    own.engine.recipe = recipes[e];
+    const auto alone = Start(own);
+    ASSERT_TRUE(alone);
+    EXPECT_EQ(Different(together[e], ServeEachAlone(*alone, needles)), 0) << recipes[e];
+    EXPECT_EQ((*engines)[e]->weight_bytes(), alone->weight_bytes());
+    EXPECT_EQ((*engines)[e]->Stats().attended_fraction, alone->Stats().attended_fraction) << recipes[e];
+  }
+  EXPECT_EQ(&(*engines)[0]->config(), &(*engines)[1]->config()) << "one model";
+  EXPECT_GT((*engines)[1]->kv_sizes().k_usage.values, 0) << "qaq's pages";
+  EXPECT_EQ((*engines)[0]->kv_sizes().k_usage.values, 0) << "are not qserve's";
+  EXPECT_FALSE(ServingEngine::StartAll(o, std::vector<std::string>{"exact", "nonsense"}, &turns).ok());
+}
+
 TEST(Serving, CancellingLeaksNoPage) {
   ServingOptions o;
   o.engine.recipe = "qserve", o.max_num_seqs = 6, o.max_num_batched_tokens = 40, o.kv_tokens = 12 * 64;

@@ -252,12 +252,7 @@ void CpuBackend::WeighRows(const AttendArgs& a, const KvSegment& s, int head, Sc
 
 KvUsage CpuBackend::Usage(KvSide side) const {
   KvUsage sum;
-  for (const Scratch& s : scratch_) {
-    const KvUsage& u = s.usage[size_t(side)];
-    sum.values += u.values, sum.bits += u.bits, sum.paper_bits += u.paper_bits;
-    sum.narrowings += u.narrowings, sum.widenings += u.widenings, sum.starved += u.starved;
-    sum.host_bytes += u.host_bytes;
-  }
+  for (const Scratch& s : scratch_) sum += s.usage[size_t(side)];
   return sum;
 }
 

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/fair_turns.h"
 #include "engine/engine.h"
 
 namespace nibble {
@@ -148,6 +149,12 @@ class ServingEngine {
  public:
   // Loads the model and starts the engine thread. `plan` as in Engine::Load.
   static Result<std::unique_ptr<ServingEngine>> Start(const ServingOptions&, std::optional<Plan> plan = {});
+  // An engine for each of `recipes` (in the place of the options' recipe) over one copy of the weights, each
+  // with an engine thread, a queue and a pool of pages as the options say. Their steps take turns, by time:
+  // also with those of other models that were started with the same `turns`, which outlives them all.
+  static Result<std::vector<std::unique_ptr<ServingEngine>>> StartAll(const ServingOptions&,
+                                                                      std::span<const std::string> recipes,
+                                                                      FairTurns* turns);
   virtual ~ServingEngine() = default;  // as Stop
 
   // All or none: what one API call asks for (n choices, many prompts) takes its places in the queue together.

@@ -27,11 +27,10 @@ std::string WhyNotAnywhere(Engine& engine, std::string_view (*why_not)(const Att
 }
 
 // Tokens of whole pages that fit beside the open pages.
-Result<int64_t> TokensIn(int64_t bytes, const Engine& engine, int seqs) {
-  const ModelConfig& c = engine.config();
+Result<int64_t> TokensIn(int64_t bytes, const ModelConfig& c, const AttentionRecipe& recipe, int seqs) {
   const KvShape shape{c.layers, c.kv_heads, c.head_dim};
-  const int64_t open = PlanKv(shape, c.heads, engine.recipe(), seqs, 0).pool_bytes;
-  const int64_t page = PlanKv(shape, c.heads, engine.recipe(), seqs, kPageTokens).pool_bytes - open;
+  const int64_t open = PlanKv(shape, c.heads, recipe, seqs, 0).pool_bytes;
+  const int64_t page = PlanKv(shape, c.heads, recipe, seqs, kPageTokens).pool_bytes - open;
   if (bytes < open + page)
     return Error(Code::kInvalidArgument,
                  "kv_bytes is {}, but the open pages of {} sequences take {} and one page of {} tokens {}",
@@ -70,14 +69,18 @@ Result<ServingPlan> PlanServing(const ServingOptions& options) {
   return plan;
 }
 
+Result<int64_t> PoolTokens(const ServingOptions& o, const ModelConfig& config,
+                           const AttentionRecipe& recipe) {
+  if (o.kv_bytes > 0) return TokensIn(o.kv_bytes, config, recipe, o.max_num_seqs);
+  const int64_t tokens = o.kv_tokens > 0
+                             ? o.kv_tokens
+                             : o.max_num_seqs * std::min<int64_t>(config.max_position, kDefaultContext);
+  return (tokens + kPageTokens - 1) / kPageTokens * kPageTokens;
+}
+
 Status FitPlan(Engine& engine, ServingPlan* plan) {
   ServingOptions& o = plan->options;
-  if (o.kv_bytes > 0) {
-    NIBBLE_ASSIGN(o.kv_tokens, TokensIn(o.kv_bytes, engine, o.max_num_seqs));
-  } else if (o.kv_tokens == 0) {
-    o.kv_tokens = o.max_num_seqs * std::min<int64_t>(engine.config().max_position, kDefaultContext);
-  }
-  o.kv_tokens = (o.kv_tokens + kPageTokens - 1) / kPageTokens * kPageTokens;
+  NIBBLE_ASSIGN(o.kv_tokens, PoolTokens(o, engine.config(), engine.recipe()));
   plan->why_no_prefixes = o.prefix_cache ? WhyNotAnywhere(engine, WhyNotShared) : "not asked for";
   plan->why_no_guesses = o.ngram.max_draft > 0 ? WhyNotAnywhere(engine, WhyNotUndone) : "not asked for";
   if (!plan->why_no_prefixes.empty()) return {};

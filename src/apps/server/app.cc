@@ -29,9 +29,9 @@ std::string NewAnswerId(std::string_view prefix) {
   return fmt::format("{}{:016x}", prefix, random());
 }
 
-App::App(AppOptions options, const ServedModel* model)
+App::App(AppOptions options, const ServedModels* models)
     : options_(std::move(options)),
-      model_(model),
+      models_(models),
       queue_(options_.threads, static_cast<size_t>(options_.limits.max_parsing)) {}
 
 const std::vector<App::Route>& App::Routes() {
