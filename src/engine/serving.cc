@@ -95,6 +95,8 @@ Status ServingImpl::Init() {
                                                          .max_num_batched_tokens = o.max_num_batched_tokens,
                                                          .kv_tokens = o.kv_tokens,
                                                          .admission = o.admission,
+                                                         .preemption = o.preemption,
+                                                         .swap_bytes = o.swap_bytes,
                                                          .prefix_scope = plan_.prefix_scope,
                                                          .undo = plan_.why_no_guesses.empty(),
                                                          .ngram = o.ngram}));
@@ -257,6 +259,7 @@ void ServingImpl::Publish() {
   s.running = loop_->running(), s.waiting = loop_->waiting(), s.waiting_tokens = loop_->waiting_tokens();
   s.pages_total = pages.total, s.pages_used = pages.used, s.pages_cached = pages.idle;
   s.finished = c.finished, s.preemptions = c.preemptions;
+  s.swapped = c.swapped, s.swap_full = c.swap_full, s.swap_bytes = loop_->swap_bytes();
   s.prompt_tokens = c.prompt_tokens, s.new_tokens = c.new_tokens;
   s.prefix_queried_tokens = c.prefix_queried_tokens, s.prefix_hit_tokens = c.prefix_hit_tokens;
   s.drafted = c.drafted, s.accepted = c.accepted;

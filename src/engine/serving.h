@@ -25,6 +25,12 @@ namespace nibble {
 // for the prompt and all of max_tokens; nothing is ever preempted.
 enum class Admission : uint8_t { kPrompt, kWhole };
 
+// What becomes of a request that loses its pages. kRecompute: its tokens are run again when it comes back.
+// kSwap: what it has is copied to host memory and back. kAuto: swapped, but for one that has not completed a
+// page yet, which is computed sooner than copied. All give the same bytes. A request that finds no room in
+// the swap space is recomputed, and counted.
+enum class Preemption : uint8_t { kRecompute, kSwap, kAuto };
+
 // Prompt lookup: what followed the last time that the newest tokens occurred is guessed to follow again, and
 // the guess is checked in the step that would have run anyway. The output is the same without.
 struct NgramOptions {
@@ -42,6 +48,8 @@ struct ServingOptions {
   int64_t kv_tokens = 0;
   int64_t kv_bytes = 0;
   Admission admission = Admission::kPrompt;
+  Preemption preemption = Preemption::kRecompute;
+  int64_t swap_bytes = int64_t{4} << 30;  // host memory for those that were swapped out, at most
   bool prefix_cache = true;   // share pages of equal prefixes where the recipe allows it: Explain says
   std::string prefix_salt{};  // part of every key of the prefix cache
   int max_waiting = 256;      // requests that wait
@@ -132,7 +140,10 @@ struct ServingStats {
   int64_t pages_cached = 0;  // held by nobody, kept for a prefix; given away when needed
   uint64_t submitted = 0, refused = 0;
   std::array<uint64_t, kFinishReasons> finished{};  // by FinishReason
-  uint64_t preemptions = 0;
+  uint64_t preemptions = 0;                         // swapped or recomputed
+  uint64_t swapped = 0;                             // of these, copied to host memory
+  uint64_t swap_full = 0;                           // recomputed for want of room there
+  int64_t swap_bytes = 0;                           // that are taken now
   uint64_t prompt_tokens = 0, new_tokens = 0;
   uint64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;  // prompt tokens looked up, and found
   uint64_t drafted = 0, accepted = 0;

@@ -52,6 +52,7 @@ Status CheckServing(const ServingOptions& o) {
   NIBBLE_RETURN_IF_ERROR(check("kv_bytes", o.kv_bytes, int64_t{0}, INT64_MAX));
   if (o.kv_tokens > 0 && o.kv_bytes > 0)
     return Error(Code::kInvalidArgument, "kv_tokens and kv_bytes both give the size of the KV pool");
+  NIBBLE_RETURN_IF_ERROR(check("swap_bytes", o.swap_bytes, int64_t{0}, INT64_MAX));
   NIBBLE_RETURN_IF_ERROR(check("max_waiting", o.max_waiting, 1, 1 << 20));
   NIBBLE_RETURN_IF_ERROR(check("max_waiting_tokens", o.max_waiting_tokens, int64_t{1}, int64_t{1} << 40));
   NIBBLE_RETURN_IF_ERROR(check("priority_seconds", o.priority_seconds, 0.001, 1e6));
@@ -93,6 +94,25 @@ Status FitPlan(Engine& engine, ServingPlan* plan) {
   return {};
 }
 
+namespace {
+
+std::string ExplainPreemption(const ServingOptions& o) {
+  const double mib = double(o.swap_bytes) / (1 << 20);
+  switch (o.preemption) {
+    case Preemption::kRecompute:
+      return "who loses its pages runs its tokens again";
+    case Preemption::kSwap:
+      return fmt::format("who loses its pages is copied to {:.0f} MiB of host memory", mib);
+    case Preemption::kAuto:
+      return fmt::format(
+          "who loses its pages is copied to {:.0f} MiB of host memory, below {} tokens runs them again", mib,
+          kPageTokens);
+  }
+  return "";
+}
+
+}  // namespace
+
 std::vector<std::string> ExplainServing(const ServingPlan& p) {
   const ServingOptions& o = p.options;
   std::vector<std::string> lines{
@@ -100,7 +120,7 @@ std::vector<std::string> ExplainServing(const ServingPlan& p) {
       fmt::format("KV pool: {} pages of {} tokens", o.kv_tokens / kPageTokens, kPageTokens)};
   lines.push_back(o.admission == Admission::kWhole
                       ? "admission: with all pages that a request may need; none is preempted"
-                      : "admission: with the pages of the prompt; who loses its pages runs its tokens again");
+                      : "admission: with the pages of the prompt; " + ExplainPreemption(o));
   lines.push_back(p.why_no_prefixes.empty() ? "prefix cache: pages of equal prefixes are shared"
                                             : "prefix cache: off: " + p.why_no_prefixes);
   lines.push_back(p.why_no_guesses.empty()

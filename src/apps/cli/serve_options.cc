@@ -67,6 +67,15 @@ void AddEngine(Parser parser, ServeOptions& o) {
       "When a request starts: with pages for its prompt, or for the whole of it [prompt]", "prompt|whole",
       kEngine)
       .OneOf({"prompt", "whole"});
+  Add(parser, "--preempt", o.preempt,
+      "Who loses its pages to an earlier request: run its tokens again, copy what it has to host memory, or "
+      "the "
+      "latter from 64 tokens on [recompute]",
+      "recompute|swap|auto", kEngine)
+      .OneOf({"recompute", "swap", "auto"});
+  Add(parser, "--swap-space", o.swap_gib,
+      "GiB of host memory a recipe for those copies; when full, recompute [4]", "GIB", kEngine)
+      .Range(0.0, 1048576.0);
   parser.Flag("--no-prefix-cache", o.no_prefix_cache, "Share no pages between requests").Group(kEngine);
   Add(parser, "--prefix-salt", e.prefix_salt, "Part of every key of the prefix cache", "TEXT", kEngine);
   Add(parser, "--ngram", e.ngram.max_draft, "Tokens guessed a step by prompt lookup; 0 is off [0]", "N",
@@ -140,6 +149,10 @@ void CheckServeOptions(Parser parser, ServeOptions& o) {
     if (name.empty()) throw UsageError("--served-model-name", "empty, expected a name");
   for (const std::string& key : o.api_keys)
     if (key.empty()) throw UsageError("--api-key", "empty, expected a key");
+  if (parser.Given("--swap-space") && o.preempt == "recompute")
+    throw UsageError("--swap-space", "is of no use with --preempt recompute");
+  if (o.preempt != "recompute" && o.admission == "whole")
+    throw UsageError("--preempt", fmt::format("{}: nothing is preempted with --admission whole", o.preempt));
   TakeRecipes(parser, o);
   if (const Status status = CheckServing(ToServingOptions(o, o.models[0])); !status.ok())
     throw UsageError("serve", status.message());
@@ -150,6 +163,10 @@ ServingOptions ToServingOptions(const ServeOptions& o, const std::string& model)
   options.engine = ToEngineOptions(model, o.common);
   options.prefix_cache = !o.no_prefix_cache;
   options.admission = o.admission == "whole" ? Admission::kWhole : Admission::kPrompt;
+  options.preemption = o.preempt == "swap"   ? Preemption::kSwap
+                       : o.preempt == "auto" ? Preemption::kAuto
+                                             : Preemption::kRecompute;
+  options.swap_bytes = static_cast<int64_t>(o.swap_gib * (1 << 30));
   options.max_waiting = o.http.limits.max_queued_requests;
   options.max_waiting_tokens = o.http.limits.max_queued_tokens;
   return options;

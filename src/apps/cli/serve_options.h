@@ -21,7 +21,8 @@ struct ServeOptions {
   std::string tls_certificate_file, tls_key_file;
   server::HttpServerOptions http;
   ServingOptions engine;
-  std::string admission = "prompt";
+  std::string admission = "prompt", preempt = "recompute";
+  double swap_gib = 4;
   bool no_prefix_cache = false, print_limits = false, no_log = false;
   std::vector<std::string> api_keys, cors_origins;
   double watchdog_seconds = 120;

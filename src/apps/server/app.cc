@@ -43,6 +43,7 @@ const std::vector<App::Route>& App::Routes() {
       {"GET", "/version", &App::Version, Where::kInline},
       {"GET", "/metrics", &App::MetricsRoute, Where::kInline},
       {"GET", "/v1/models", &App::Models, Where::kInline},
+      {"GET", "/tokenizer_info", &App::TokenizerInfo, Where::kInline},
       {"POST", "/v1/completions", &App::Completions, Where::kQueue},
       {"POST", "/v1/chat/completions", &App::Chat, Where::kQueue},
       {"POST", "/v1/embeddings", &App::Embeddings, Where::kQueue},

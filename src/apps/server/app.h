@@ -77,6 +77,7 @@ class App final : public HttpService {
   void Tokenize(const HttpRequest&, const ReplyPtr&);
   void Detokenize(const HttpRequest&, const ReplyPtr&);
   void ApplyTemplate(const HttpRequest&, const ReplyPtr&);
+  void TokenizerInfo(const HttpRequest&, const ReplyPtr&);
   // app_openai.cc
   void Completions(const HttpRequest&, const ReplyPtr&);
   void Chat(const HttpRequest&, const ReplyPtr&);

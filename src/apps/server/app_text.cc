@@ -96,4 +96,11 @@ void App::ApplyTemplate(const HttpRequest& request, const ReplyPtr& reply) {
   SendBody(std::move(body), reply);
 }
 
+// Of the first model: the request names none.
+void App::TokenizerInfo(const HttpRequest&, const ReplyPtr& reply) {
+  const std::string& config = models_->first().tokenizer_config();
+  if (config.empty()) return reply->Send(ErrorResponse(404, "the model has no tokenizer_config.json"));
+  reply->Send({.body = config});
+}
+
 }  // namespace nibble::server

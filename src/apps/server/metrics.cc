@@ -100,6 +100,8 @@ void WriteGauges(Writer* w) {
   w->Gauge("kv_cache_pages_used", "KV pages that requests hold.", [](S s) { return double(s.pages_used); });
   w->Gauge("kv_cache_pages_cached", "KV pages kept for prefixes alone.",
            [](S s) { return double(s.pages_cached); });
+  w->Gauge("swap_space_bytes_used", "Host memory that holds requests which lost their pages.",
+           [](S s) { return double(s.swap_bytes); });
   w->Gauge("kv_quant_bits", "Bits a cached value.", [](S s) { return s.kv_bits; });
   w->Gauge("sparse_attended_fraction", "Of the tokens that decode rows could see, what they read.",
            [](S s) { return s.attended_fraction; });
@@ -119,6 +121,10 @@ void WriteCounters(std::span<const EngineMetrics> engines, Writer* w) {
              [](S s) { return s.refused; });
   w->Counter("num_preemptions_total", "Times that a request lost its pages and came back.",
              [](S s) { return s.preemptions; });
+  w->Counter("num_preemptions_swapped_total", "Of these, those that were copied to host memory.",
+             [](S s) { return s.swapped; });
+  w->Counter("swap_space_full_total", "Those that were to be copied and found no room: recomputed.",
+             [](S s) { return s.swap_full; });
   w->Counter("prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.",
              [](S s) { return s.prefix_queried_tokens; });
   w->Counter("prefix_cache_hits_total", "Prompt tokens found there.",

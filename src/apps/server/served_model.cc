@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <ctime>
 
+#include "base/file.h"
+#include "base/json.h"
 #include "base/printable.h"
 
 namespace nibble::server {
@@ -23,6 +25,16 @@ Result<std::optional<ChatTemplate>> LoadTemplate(const std::string& dir, const s
   return chat.status();
 }
 
+// For clients that want to know the names of the special tokens. One that is there is JSON.
+Result<std::string> ReadTokenizerConfig(const std::string& dir) {
+  const std::string path = dir + "/tokenizer_config.json";
+  auto text = ReadWholeFile(path, JsonLimits{}.max_bytes);
+  if (!text.ok()) return text.status().code() == Code::kNotFound ? Result<std::string>(std::string()) : text;
+  NIBBLE_ASSIGN(const Json json, Json::Parse(*text, {}, path));
+  if (!json.root().is_object()) return Error(Code::kCorrupt, "{}: wanted an object", path);
+  return text;
+}
+
 }  // namespace
 
 ServedModel::ServedModel(ServingEngine* engine, std::string name, std::shared_ptr<const Text> text)
@@ -40,6 +52,7 @@ Result<std::unique_ptr<ServedModel>> ServedModel::Make(ServingEngine* engine, co
   const Tokenizer& tokenizer = engine->tokenizer();
   text->trie = TokenTrie::Make(tokenizer, engine->config().vocab, engine->config().eos_tokens);
   text->words.emplace(tokenizer);
+  NIBBLE_ASSIGN(text->tokenizer_config, ReadTokenizerConfig(dir));
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)
     text->longest_token = std::max(text->longest_token, text->words->Bytes(id).size());
   return std::unique_ptr<ServedModel>(

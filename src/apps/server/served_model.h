@@ -36,6 +36,8 @@ class ServedModel {
   int64_t created() const { return created_; }
   bool has_chat() const { return text_->chat.has_value(); }
   ToolSyntax tool_syntax() const { return text_->tool_syntax; }
+  // The folder's tokenizer_config.json; "": it has none.
+  const std::string& tokenizer_config() const { return text_->tokenizer_config; }
   Metrics& metrics() const { return *metrics_; }  // of its requests
 
   // kInvalidArgument for a prompt that cannot fit, before it is cut into tokens where its length shows it.
@@ -55,6 +57,7 @@ class ServedModel {
     std::optional<Result<std::shared_ptr<const TokenTrie>>> trie;
     std::optional<TokenWords> words;
     size_t longest_token = 1;  // bytes
+    std::string tokenizer_config;
   };
   ServedModel(ServingEngine* engine, std::string name, std::shared_ptr<const Text> text);
 
