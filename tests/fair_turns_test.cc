@@ -23,9 +23,7 @@ std::array<int, N> TurnsOf(const std::array<double, N>& seconds, int turns) {
   std::vector<std::thread> threads;
   for (size_t i = 0; i < N; ++i) {
     threads.emplace_back([&, member = int(i)] {
-      fair.Take(member);  // all are there before the first turn counts
-      ++ready;
-      fair.Give(member, 0, true);
+      ++ready;  // all are there before the first turn
       while (ready < int(N)) std::this_thread::yield();
       while (true) {
         fair.Take(member);
