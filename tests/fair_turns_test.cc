@@ -18,13 +18,13 @@ template <size_t N>
 std::array<int, N> TurnsOf(const std::array<double, N>& seconds, int turns) {
   FairTurns fair;
   std::array<int, N> count{};
-  std::atomic<int> left{turns}, ready{0};
+  std::atomic<int> left{turns};
   for (size_t i = 0; i < N; ++i) fair.Join();
+  const auto gate = fair.Join();  // holds the turn until all wait for it
+  fair.Take(gate);
   std::vector<std::thread> threads;
   for (size_t i = 0; i < N; ++i) {
     threads.emplace_back([&, member = int(i)] {
-      ++ready;  // all are there before the first turn
-      while (ready < int(N)) std::this_thread::yield();
       while (true) {
         fair.Take(member);
         const bool on = left > 0;
@@ -34,6 +34,8 @@ std::array<int, N> TurnsOf(const std::array<double, N>& seconds, int turns) {
       }
     });
   }
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  fair.Give(gate, 0, false);
   for (std::thread& thread : threads) thread.join();
   return count;
 }

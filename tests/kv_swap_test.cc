@@ -89,7 +89,7 @@ TEST_P(KvSwap, GoesOnWithTheSameBytes) {
   for (const SeqId seq : others) cache_->Close(seq);
   EXPECT_EQ(cache_->Pages().used, 0);
 
-  for (size_t i = 0; i < 64; ++i) host[i] ^= std::byte{0x35};  // rows of the open page
+  for (size_t i = 0; i < 6144; ++i) host[i] ^= std::byte{0x35};  // rows of the open page, the newest too
   const SeqId broken = Open();
   cache_->SwapIn(broken, kCut, host);
   EXPECT_NE(Feed(broken, kCut, kTokens), expected);
@@ -98,11 +98,12 @@ TEST_P(KvSwap, GoesOnWithTheSameBytes) {
 // Sealed pages of every layout, open pages of floats and of INT8, records beside pages and sequences, heads
 // of two widths, planes in arenas with and without the copy that restores them.
 INSTANTIATE_TEST_SUITE_P(Recipes, KvSwap,
-                         testing::Values("exact", "qserve", "flashq4", "kivi2", "flashq-mixed", "turbo",
-                                         "turbo-mixed", "sage2-8b", "sparq:r=16,k=32", "h2o:k=32",
-                                         "window:n=40", "qaq", "k=int8-token v=qaq:pick=cost,source=host"),
-                         [](const auto& info) {
-                           std::string name = info.param;
+                         testing::Values("exact", "qserve", "flashq4", "kivi2",
+                                         "k=flashq-mixed:2bit=0.5 v=int4-token", "turbo", "turbo-mixed",
+                                         "sage2-8b", "sparq:r=16,k=32", "h2o:k=32", "window:k=40", "qaq",
+                                         "k=int8-token v=qaq:pick=cost,source=host"),
+                         [](const auto& param) {
+                           std::string name = param.param;
                            for (char& c : name) c = isalnum(c) != 0 ? c : '_';
                            return name;
                          });

@@ -105,8 +105,8 @@ TEST_P(Preempted, TheBytesAreThoseOfARequestAlone) {
 INSTANTIATE_TEST_SUITE_P(Recipes, Preempted,
                          testing::Combine(testing::ValuesIn(kRecipes),
                                           testing::Values(kRecomputed, kSwapped)),
-                         [](const auto& info) {
-                           std::string name = std::get<0>(info.param) + "_" + std::get<1>(info.param).name;
+                         [](const auto& param) {
+                           std::string name = std::get<0>(param.param) + "_" + std::get<1>(param.param).name;
                            for (char& c : name) c = isalnum(c) != 0 ? c : '_';
                            return name;
                          });
