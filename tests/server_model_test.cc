@@ -10,6 +10,7 @@
 #include "apps/server/http_client.h"
 #include "base/utf8.h"
 #include "tests/support/run_nibble.h"
+#include "tests/support/temp_dir.h"
 
 namespace nibble::server {
 namespace {
@@ -183,6 +184,19 @@ TEST(ServeModel, DrainAndSecondSignal) {
   ASSERT_TRUE(rest.ok()) << rest.status().message();
   EXPECT_NE(rest->body.find("\"abort\""), std::string::npos);  // told, not just cut off
   EXPECT_EQ(cut.Wait().exit_code, 128 + SIGTERM);
+}
+
+TEST(ServeModel, PrintedSettingsOfRecipesAreSettingsAgain) {
+  const RunResult printed =
+      test::RunNibble({"serve", "-m", test::Model10m(), "--recipes", "qserve,sparq:r=16,k=32", "--preempt",
+                       "auto", "--print-config"});
+  ASSERT_EQ(printed.exit_code, 0) << printed.err;
+  EXPECT_NE(printed.out.find("\n# recipe: not set"), std::string::npos) << printed.out;
+  TempDir dir;
+  WriteTestFile(dir / "again.yaml", printed.out);
+  const RunResult again = test::RunNibble({"serve", "--config", dir / "again.yaml", "--print-config"});
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_NE(again.out.find("recipes: [\"qserve,sparq:r=16,k=32\"]"), std::string::npos) << again.out;
 }
 
 TEST(ServeModel, WhatCannotBeIsOneLine) {

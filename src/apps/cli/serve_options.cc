@@ -128,7 +128,10 @@ void TakeRecipes(Parser parser, ServeOptions& o) {
     o.recipes.insert(o.recipes.end(), split->begin(), split->end());
   }
   const char* option = o.recipes.empty() ? "--recipe" : "--recipes";
-  if (o.recipes.empty()) o.recipes.push_back(o.common.recipe);
+  if (o.recipes.empty())
+    o.recipes.push_back(o.common.recipe);
+  else
+    o.common.recipe.clear();  // --print-config would set both
   for (size_t i = 0; i < o.recipes.size(); ++i) {
     CheckRecipe(option, o.recipes[i], o.common.dtype);
     if (std::find(o.recipes.begin(), o.recipes.begin() + ptrdiff_t(i), o.recipes[i]) !=
