@@ -22,7 +22,7 @@ PROMPT_TOKENS, NEW_TOKENS = 64, 32
 MIN_GOODPUT, MAX_HEALTH_MS, MAX_HEAP_MB = 0.9, 50, 48
 
 
-def probe_health(port, stop, times):
+def probe_health(port, pause, stop, times):
     """Appends the milliseconds of each GET /health/live, a connection each, to what `times` gets in the end."""
     async def run():
         found = []
@@ -30,23 +30,24 @@ def probe_health(port, stop, times):
             began = time.monotonic()
             status, _ = await call(port, get("/health/live"))
             found.append((time.monotonic() - began) * 1e3 if status == 200 else 1e9)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(pause)
         times.put(found)
 
     asyncio.run(run())
 
 
 class Probe:
-    def __init__(self, port):
+    def __init__(self, port, pause=0.02):
         self.stop, self.times = multiprocessing.Event(), multiprocessing.Queue()
-        self.process = multiprocessing.Process(target=probe_health, args=(port, self.stop, self.times), daemon=True)
+        self.process = multiprocessing.Process(target=probe_health, args=(port, pause, self.stop, self.times), daemon=True)
         self.process.start()
 
-    def p99(self):
+    def end(self):
+        """p99, the slowest, how many."""
         self.stop.set()
         times = sorted(self.times.get())
         self.process.join()
-        return times[int(len(times) * 0.99)]
+        return round(times[int(len(times) * 0.99)], 1), round(times[-1], 1), len(times)
 
 
 class Background:
@@ -122,7 +123,7 @@ async def run_load(options, server, background, load, capacity):
         asyncio.to_thread(bench, options, server.port, "--request-rate", f"{rate:.3f}", "--num-prompts",
                           str(max(1, round(rate * options.seconds))), "--seed", str(round(load * 10))),
         background.watch(options.seconds))
-    line = {"load": load, "rate": round(rate, 1), "p99_health_ms": round(probe.p99(), 1), "fewest_streams_open": least,
+    line = {"load": load, "rate": round(rate, 1), "p99_health_ms": probe.end()[0], "fewest_streams_open": least,
             "rss_mb": [round(before), round(server.rss_mb())], "memory_mb": server.memory_mb()}
     line |= {key: round(result[key], 2) for key in
              ("completed", "refused_429", "failed", "request_throughput", "request_goodput", "median_ttft_ms", "p99_ttft_ms")}
@@ -155,10 +156,11 @@ async def run(options):
     for load in [float(load) for load in options.loads.split(",") if load]:
         lines.append(await run_load(options, server, background, load, capacity))
     if options.burst:
-        probe = Probe(server.port)
+        probe = Probe(server.port, pause=0.002)  # it takes two seconds: at 50 a second, p99 would be the slowest of a hundred
         outcomes = await burst(server.port, options.burst)
-        health = round(probe.p99(), 1)
-        print(json.dumps({"connections_at_once": options.burst, "outcomes": outcomes, "p99_health_ms": health, "memory_mb": server.memory_mb()}))
+        health, slowest, asked = probe.end()
+        print(json.dumps({"connections_at_once": options.burst, "outcomes": outcomes, "p99_health_ms": health, "slowest_health_ms": slowest,
+                          "asked": asked, "memory_mb": server.memory_mb()}))
     await background.end()
     print(json.dumps({"answers_of_the_lowest_priority": background.answers, "exit_code": server.stop()}))
     wrong = judge(lines, outcomes)
