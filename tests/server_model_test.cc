@@ -214,6 +214,10 @@ TEST(ServeModel, WhatCannotBeIsOneLine) {
   expect({"serve", "-m", model, "--api-key-file", "/nonexistent"}, 1, "/nonexistent");
   expect({"serve", "-m", "/nonexistent"}, 1, "/nonexistent");
   expect({"serve", "-m", model, "--recipes", "exact,nonsense"}, 2, "--recipes: ");
+  expect({"serve", "-m", model, "--swap-space", "1"}, 2,
+         "--swap-space: is of no use with --preempt recompute");
+  expect({"serve", "-m", model, "--preempt", "swap", "--admission", "whole"}, 2,
+         "--preempt: swap: nothing is preempted");
   expect({"serve", "-m", model, "--recipes", "exact,qserve,exact"}, 2, "--recipes: exact is given twice");
   expect({"serve", "-m", model, "--recipes", "exact", "--recipe", "qserve"}, 2, "not both");
   expect({"serve", "-m", model, "-m", model, "-a", "a", "-a", "b", "-a", "c"}, 2, "3 names for 2 models");

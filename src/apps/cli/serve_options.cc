@@ -152,7 +152,7 @@ void CheckServeOptions(Parser parser, ServeOptions& o) {
     if (name.empty()) throw UsageError("--served-model-name", "empty, expected a name");
   for (const std::string& key : o.api_keys)
     if (key.empty()) throw UsageError("--api-key", "empty, expected a key");
-  if (parser.Given("--swap-space") && o.preempt == "recompute")
+  if (o.swap_gib != ServeOptions{}.swap_gib && o.preempt == "recompute")  // --print-config prints the default
     throw UsageError("--swap-space", "is of no use with --preempt recompute");
   if (o.preempt != "recompute" && o.admission == "whole")
     throw UsageError("--preempt", fmt::format("{}: nothing is preempted with --admission whole", o.preempt));

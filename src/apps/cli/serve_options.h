@@ -22,7 +22,7 @@ struct ServeOptions {
   server::HttpServerOptions http;
   ServingOptions engine;
   std::string admission = "prompt", preempt = "recompute";
-  double swap_gib = 4;
+  double swap_gib = 4;  // --swap-space
   bool no_prefix_cache = false, print_limits = false, no_log = false;
   std::vector<std::string> api_keys, cors_origins;
   double watchdog_seconds = 120;
