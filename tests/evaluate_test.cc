@@ -155,6 +155,7 @@ class SineEngine final : public Engine {
   Result<std::vector<Completion>> Generate(std::span<const Request>, const std::atomic<bool>*) override {
     return Error(Code::kUnsupported, "this engine only scores");
   }
+  Result<std::unique_ptr<Engine>> WithRecipe(const std::string&) const override { std::abort(); }
   void Observe(Observer*) override { FAIL() << "not called"; }
   RowReads TakeReads() override { return {}; }
   const ModelConfig& config() const override { return config_; }

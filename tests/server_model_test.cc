@@ -10,6 +10,7 @@
 #include "apps/server/http_client.h"
 #include "base/utf8.h"
 #include "tests/support/run_nibble.h"
+#include "tests/support/temp_dir.h"
 
 namespace nibble::server {
 namespace {
@@ -97,6 +98,45 @@ TEST(ServeModel, AnswersAreThoseOfGenerateAloneAndTogether) {
   EXPECT_EQ(serve.Wait().exit_code, 0);
 }
 
+// Recipes over one copy of the weights, asked at once: each answers as it does alone.
+TEST(ServeModel, SeveralRecipesAnswerAsAlone) {
+  const std::vector<std::string> recipes{"exact", "qserve", "sparq:r=16,k=32"};
+  Serve serve({"--recipes", "exact,qserve,sparq:r=16,k=32"});
+  const json list = json::parse(serve.Call("GET", "/v1/models").body)["data"];
+  ASSERT_EQ(list.size(), recipes.size());
+  EXPECT_EQ(list[0]["id"], "novelist-10m");
+  EXPECT_EQ(list[2]["id"], "novelist-10m:sparq:r=16,k=32");
+  EXPECT_EQ(list[1]["recipe"], "qserve");
+  EXPECT_EQ(list[0]["kv_bits"], 32.0);
+  EXPECT_LT(list[1]["kv_bits"], 6.0);
+  const auto body = [](const std::string& model) {
+    json b = json::parse(Body(90, false));
+    b["model"] = model;
+    return b.dump();
+  };
+  std::vector<std::string> texts(recipes.size());
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < recipes.size(); ++i)
+    threads.emplace_back([&, i] {
+      for (int round = 0; round < 3; ++round)
+        texts[i] = json::parse(serve.Call("POST", "/v1/completions", body("novelist-10m:" + recipes[i])).body)
+                       .at("choices")[0]
+                       .at("text");
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (size_t i = 0; i < recipes.size(); ++i) {
+    const RunResult alone =
+        test::RunNibble({"generate", "-m", test::Model10m(), "-p", "It was a dark and stormy night", "-n",
+                         "90", "--ignore-eos", "--json", "-t", "1", "--recipe", recipes[i]});
+    EXPECT_EQ(json::parse(alone.out)["text"], texts[i]) << recipes[i];
+  }
+  serve.Signal(SIGTERM);
+  const RunResult end = serve.Wait();
+  EXPECT_EQ(end.exit_code, 0);
+  EXPECT_NE(end.err.find("weights "), std::string::npos) << end.err;
+  EXPECT_NE(end.err.find(" qserve: "), std::string::npos) << end.err;
+}
+
 TEST(ServeModel, CancelledRequestsLeaveNoPage) {
   Serve serve({"--no-prefix-cache"});
   constexpr int kCancels = 60;
@@ -146,6 +186,19 @@ TEST(ServeModel, DrainAndSecondSignal) {
   EXPECT_EQ(cut.Wait().exit_code, 128 + SIGTERM);
 }
 
+TEST(ServeModel, PrintedSettingsOfRecipesAreSettingsAgain) {
+  const RunResult printed =
+      test::RunNibble({"serve", "-m", test::Model10m(), "--recipes", "qserve,sparq:r=16,k=32", "--preempt",
+                       "auto", "--print-config"});
+  ASSERT_EQ(printed.exit_code, 0) << printed.err;
+  EXPECT_NE(printed.out.find("\n# recipe: not set"), std::string::npos) << printed.out;
+  TempDir dir;
+  WriteTestFile(dir / "again.yaml", printed.out);
+  const RunResult again = test::RunNibble({"serve", "--config", dir / "again.yaml", "--print-config"});
+  EXPECT_EQ(again.exit_code, 0) << again.err;
+  EXPECT_NE(again.out.find("recipes: [\"qserve,sparq:r=16,k=32\"]"), std::string::npos) << again.out;
+}
+
 TEST(ServeModel, WhatCannotBeIsOneLine) {
   const auto expect = [](const test::Args& args, int code, const std::string& says) {
     const RunResult r = test::RunNibble(args);
@@ -160,6 +213,15 @@ TEST(ServeModel, WhatCannotBeIsOneLine) {
   expect({"serve", "-m", model, "--max-num-seqs", "0"}, 2, "max_num_seqs");
   expect({"serve", "-m", model, "--api-key-file", "/nonexistent"}, 1, "/nonexistent");
   expect({"serve", "-m", "/nonexistent"}, 1, "/nonexistent");
+  expect({"serve", "-m", model, "--recipes", "exact,nonsense"}, 2, "--recipes: ");
+  expect({"serve", "-m", model, "--swap-space", "1"}, 2,
+         "--swap-space: is of no use with --preempt recompute");
+  expect({"serve", "-m", model, "--preempt", "swap", "--admission", "whole"}, 2,
+         "--preempt: swap: nothing is preempted");
+  expect({"serve", "-m", model, "--recipes", "exact,qserve,exact"}, 2, "--recipes: exact is given twice");
+  expect({"serve", "-m", model, "--recipes", "exact", "--recipe", "qserve"}, 2, "not both");
+  expect({"serve", "-m", model, "-m", model, "-a", "a", "-a", "b", "-a", "c"}, 2, "3 names for 2 models");
+  expect({"serve", "-m", model, "-m", model, "--quiet"}, 1, "two models would be called \"novelist-10m\"");
   EXPECT_NE(test::RunNibble({"serve", "--print-limits"}).out.find("max_connections 4096\n"),
             std::string::npos);
 }

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "base/utf8.h"
@@ -98,12 +99,84 @@ TEST(Server, OtherRoutes) {
   EXPECT_FLOAT_EQ(embedding["data"][1]["embedding"][1].get<float>(), 0.8f);
   server.Call("POST", "/v1/completions", Completion(4));
   const std::string metrics = server.Call("GET", "/metrics").body;
-  EXPECT_NE(metrics.find("nibble:num_requests_running{model_name=\"fake\"}"), std::string::npos) << metrics;
-  EXPECT_NE(metrics.find("nibble:time_to_first_token_seconds_count{model_name=\"fake\"} 1\n"),
+  EXPECT_NE(metrics.find("nibble:num_requests_running{model_name=\"fake\",recipe=\"exact\"} 0\n"),
             std::string::npos)
       << metrics;
+  EXPECT_NE(
+      metrics.find("nibble:time_to_first_token_seconds_count{model_name=\"fake\",recipe=\"exact\"} 1\n"),
+      std::string::npos)
+      << metrics;
+  EXPECT_NE(metrics.find("nibble:http_answers_total{status=\"4xx\"} 1\n"), std::string::npos) << metrics;
   HttpClient head = server.Connect();
   ASSERT_TRUE(head.SendRequest("HEAD", "/version", "").ok());
+}
+
+// Every route asks the engine that the request names; figures are kept apart.
+TEST(Server, SeveralModels) {
+  Running server({.more_models = {"fake:two", "fake:three, \"quoted\""}});
+  const json list = json::parse(server.Call("GET", "/v1/models").body)["data"];
+  ASSERT_EQ(list.size(), 3u);
+  EXPECT_EQ(list[0]["id"], "fake");
+  EXPECT_EQ(list[1]["id"], "fake:two");
+  EXPECT_EQ(list[2]["id"], "fake:three, \"quoted\"");
+  EXPECT_EQ(json::parse(server.Call("GET", "/v1/models/fake%3Atwo").body)["id"], "fake:two");
+  EXPECT_EQ(json::parse(server.Call("GET", "/v1/models/fake:two").body)["id"], "fake:two");
+  EXPECT_EQ(server.Call("GET", "/v1/models/fake%3").status, 404);
+  const std::string named = R"("model":"fake:two")";
+  const json answer = json::parse(server.Call("POST", "/v1/completions", Completion(4, named)).body);
+  EXPECT_EQ(answer["model"], "fake:two");
+  const std::string messages = R"(,"messages":[{"role":"user","content":"hi"}],"max_tokens":3})";
+  for (const char* route : {"/v1/chat/completions", "/v1/messages"})
+    EXPECT_EQ(json::parse(server.Call("POST", route, "{" + named + messages).body)["model"], "fake:two")
+        << route;
+  EXPECT_EQ(json::parse(
+                server.Call("POST", "/v1/responses", "{" + named + R"(,"input":"hi","max_output_tokens":3})")
+                    .body)["model"],
+            "fake:two");
+  EXPECT_EQ(
+      json::parse(server.Call("POST", "/v1/embeddings", "{" + named + R"(,"input":"hi"})").body)["model"],
+      "fake:two");
+  EXPECT_EQ(json::parse(server.Call("POST", "/v1/completions", Completion(4)).body)["model"], "fake");
+  for (const char* route :
+       {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/messages",
+        "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/apply-template"}) {
+    const auto refused = server.Call(
+        "POST", route,
+        R"({"model":"other","prompt":"a","input":"a","tokens":[1],"max_tokens":1,"messages":[{"role":"user","content":"a"}]})");
+    EXPECT_EQ(refused.status, 404) << route << refused.body;
+    EXPECT_NE(refused.body.find("\\\"other\\\" is not served here, \\\"fake\\\", \\\"fake:two\\\""),
+              std::string::npos)
+        << refused.body;
+  }
+  const std::string metrics = server.Call("GET", "/metrics").body;
+  const auto count = [&](const std::string& line) {
+    return metrics.find("\n" + line + "\n") != metrics.npos;
+  };
+  EXPECT_TRUE(count(R"(nibble:e2e_request_latency_seconds_count{model_name="fake",recipe="exact"} 1)"))
+      << metrics;
+  EXPECT_TRUE(count(R"(nibble:e2e_request_latency_seconds_count{model_name="fake:two",recipe="exact"} 5)"))
+      << metrics;
+  EXPECT_TRUE(count(R"(nibble:num_requests_running{model_name="fake:three, \"quoted\"",recipe="exact"} 0)"))
+      << metrics;
+  // One group of lines a metric, as the text format wants it.
+  std::set<std::string> seen;
+  for (size_t at = 0; at < metrics.size(); at = metrics.find('\n', at) + 1) {
+    if (metrics.compare(at, 7, "# TYPE ") != 0) continue;
+    EXPECT_TRUE(seen.insert(metrics.substr(at, metrics.find('\n', at) - at)).second)
+        << metrics.substr(at, 60);
+  }
+  EXPECT_GT(seen.size(), 30u);
+}
+
+TEST(Server, NamesAreTakenOnce) {
+  test::FakeServing engine;
+  ServedModels models;
+  auto first = *ServedModel::Make(&engine, test::Model10m(), "a", "");
+  const ServedModel& model = *first;
+  ASSERT_TRUE(models.Add(std::move(first), std::vector<std::string>{"b"}).ok());
+  EXPECT_EQ(*models.Find("b"), &models.first());
+  EXPECT_EQ(models.Add(model.WithEngine(&engine, "b")).message(),
+            "--served-model-name: two models would be called \"b\"");
 }
 
 TEST(Server, BadRequestsHaveTheirStatus) {

@@ -1,125 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 // Serving on the embedded model: tokens and log probabilities are the same bytes alone and in a batch, cold
-// and with a prefix that is cached, however prompts are cut, after losing pages, with guesses and without;
-// cancelling leaks nothing; the queue is bounded.
+// and with a prefix that is cached, however prompts are cut, with guesses and without (after losing pages:
+// preemption_test.cc); cancelling leaks nothing; the queue is bounded.
 #include "engine/serving.h"
 
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <map>
 #include <random>
 
 #include "engine/step_loop.h"
 #include "recipe/page_rules.h"
+#include "tests/support/serving_bytes.h"
 
 namespace nibble {
 namespace {
 
-using std::chrono::milliseconds;
-
-const std::string kModel = NIBBLE_SOURCE_DIR "/models/novelist-10m";
-const std::vector<std::string> kRecipes{"exact", "qserve", "flashq4", "qaq", "sparq:r=16,k=32"};
-constexpr milliseconds kLimit{120000};
-constexpr int kNew = 24;  // tokens of a needle: three of four complete a page with them
-
-// NIBBLE_TEST_DEVICE=cuda: the same on the GPU, in the arithmetic that NIBBLE_TEST_DTYPE names.
-bool OnCuda() {
-  const char* device = std::getenv("NIBBLE_TEST_DEVICE");
-  return device != nullptr && std::string(device) == "cuda";
-}
-
-bool Full() { return std::getenv("NIBBLE_TEST_FULL") != nullptr; }
-
-std::unique_ptr<ServingEngine> Start(ServingOptions options) {
-  options.engine.model = kModel;
-  if (options.engine.threads == 0) options.engine.threads = 2;
-  if (OnCuda()) options.engine.device = DeviceChoice::kCuda;
-  if (const char* dtype = std::getenv("NIBBLE_TEST_DTYPE"); dtype != nullptr && std::string(dtype) == "bf16")
-    options.engine.dtype = DType::kBF16;
-  auto engine = ServingEngine::Start(options);
-  EXPECT_TRUE(engine.ok()) << engine.status().message();
-  return engine.ok() ? *std::move(engine) : nullptr;
-}
-
-// What a request returned. Log probabilities depend on every logit of their row.
-struct Outcome {
-  std::vector<int32_t> tokens;
-  std::string text;
-  std::vector<float> logprobs;
-  std::optional<FinishReason> finish;
-  ServingUsage usage;
-  bool SameBytes(const Outcome& o) const {
-    return tokens == o.tokens && text == o.text && logprobs.size() == o.logprobs.size() &&
-           (logprobs.empty() ||
-            memcmp(logprobs.data(), o.logprobs.data(), logprobs.size() * sizeof(float)) == 0);
-  }
-};
-
-ServingRequest Into(ServingRequest r, Outcome* out) {
-  r.on_event = [out](const ServingEvent& e) {
-    EXPECT_FALSE(out->finish) << "an event after the last one";
-    out->tokens.insert(out->tokens.end(), e.tokens.begin(), e.tokens.end());
-    out->text += e.text;
-    for (const TokenLogprobs& l : e.prompt_logprobs) out->logprobs.push_back(l.token.logprob);
-    for (const TokenLogprobs& l : e.logprobs) {
-      out->logprobs.push_back(l.token.logprob);
-      for (const TokenLogprob& t : l.top) out->logprobs.push_back(t.logprob);
-    }
-    if (e.finish) out->finish = e.finish, out->usage = e.usage;
-  };
-  return r;
-}
-
-// All together.
-std::vector<Outcome> Serve(ServingEngine& engine, std::span<const ServingRequest> requests) {
-  std::vector<Outcome> outcomes(requests.size());
-  std::vector<ServingRequest> submitted;
-  for (size_t i = 0; i < requests.size(); ++i) submitted.push_back(Into(requests[i], &outcomes[i]));
-  const auto ids = engine.Submit(std::move(submitted));
-  EXPECT_TRUE(ids.ok()) << ids.status().message();
-  EXPECT_TRUE(engine.WaitIdle(kLimit));
-  return outcomes;
-}
-std::vector<Outcome> ServeEachAlone(ServingEngine& engine, std::span<const ServingRequest> requests) {
-  std::vector<Outcome> outcomes;
-  for (const ServingRequest& r : requests) outcomes.push_back(Serve(engine, {&r, 1})[0]);
-  return outcomes;
-}
-
-int Different(const std::vector<Outcome>& a, const std::vector<Outcome>& b) {
-  int different = 0;
-  for (size_t i = 0; i < a.size(); ++i) different += !a[i].SameBytes(b[i]);
-  return different;
-}
-
-std::vector<int32_t> RandomIds(std::mt19937& rng, size_t count) {
-  std::vector<int32_t> ids(count);
-  for (int32_t& id : ids) id = int32_t(rng() % 4000);
-  return ids;
-}
-
-// Greedy and drawn, short and over several pages; the last repeats itself, so that lookup finds something.
-std::vector<ServingRequest> Needles() {
-  std::mt19937 rng(1);
-  std::vector<ServingRequest> needles;
-  for (const size_t length : {5, 63, 120, 180}) {
-    ServingRequest r;
-    r.prompt = RandomIds(rng, length);
-    r.max_tokens = kNew;
-    r.ignore_eos = true;
-    r.logprobs = 2;
-    if (needles.size() % 2 == 1)
-      r.sampling = {.temperature = 0.8f, .top_p = 0.9f, .frequency_penalty = 0.2f, .seed = 7};
-    needles.push_back(r);
-  }
-  std::vector<int32_t>& last = needles.back().prompt;
-  for (size_t i = 20; i < last.size(); ++i) last[i] = last[i - 20];
-  needles.back().sampling = {};
-  return needles;
-}
+using namespace test;  // NOLINT(google-build-using-namespace)
 
 std::vector<ServingRequest> WithFillers(std::vector<ServingRequest> requests, int fillers, unsigned seed) {
   std::mt19937 rng(seed);
@@ -209,57 +107,6 @@ TEST_P(ServingBytes, HoweverPromptsAreCut) {
   }
 }
 
-// Short prompts with long answers: all are admitted, and their pages do not suffice for long.
-std::vector<ServingRequest> Growing(int count) {
-  std::mt19937 rng(2);
-  std::vector<ServingRequest> growing;
-  for (int i = 0; i < count; ++i) {
-    ServingRequest r;
-    r.prompt = RandomIds(rng, 40 + rng() % 20);
-    r.max_tokens = Full() ? 140 : 90, r.ignore_eos = true;
-    r.logprobs = 1;
-    if (i % 2 == 1) r.sampling = {.temperature = 0.8f, .top_k = 40, .seed = rng()};
-    growing.push_back(r);
-  }
-  return growing;
-}
-
-// Each fits alone; together they need 12 pages or more.
-TEST_P(ServingBytes, AfterLosingPages) {
-  const uint64_t wanted = Full() ? 250 : 1;  // of each recipe, size of pool and prefix cache
-  const std::vector<ServingRequest> growing = Growing(Full() ? 16 : 6);
-  ServingOptions roomy = Plain();
-  roomy.max_num_seqs = Full() ? 1 : 6;
-  const auto plain = Start(roomy);
-  ASSERT_TRUE(plain);
-  const std::vector<Outcome> alone = Serve(*plain, growing);
-  EXPECT_EQ(plain->Stats().preemptions, 0u);
-  const auto quarter = int64_t(growing.size()) * 3 / 4;
-  for (const int64_t pages : Full() ? std::vector<int64_t>{7, quarter} : std::vector<int64_t>{7}) {
-    for (const bool prefixes : {false, true}) {
-      if (!Full() && prefixes != Shares()) continue;
-      ServingOptions o = Plain();
-      o.max_num_seqs = int(growing.size()), o.max_num_batched_tokens = 64;
-      o.kv_tokens = pages * 64, o.prefix_cache = prefixes;
-      const auto engine = Start(o);
-      ASSERT_TRUE(engine);
-      int wrong = 0, rounds = 0;
-      for (; engine->Stats().preemptions < wanted && rounds < 1000; ++rounds) {
-        wrong += Different(Serve(*engine, growing), alone);
-        EXPECT_EQ(engine->Stats().pages_used, 0);
-        ASSERT_TRUE(rounds > 0 || engine->Stats().preemptions > 0);
-      }
-      EXPECT_EQ(wrong, 0) << pages << " pages";
-      EXPECT_GE(engine->Stats().preemptions, wanted);
-      if (Full())
-        printf("%s, %d pages, prefix cache %s: %d rounds of %zu, %d preemptions, %d answers differ\n",
-               GetParam().c_str(), int(pages), prefixes ? "on" : "off", rounds, growing.size(),
-               int(engine->Stats().preemptions), wrong),
-            fflush(stdout);
-    }
-  }
-}
-
 TEST_P(ServingBytes, WithGuesses) {
   ServingOptions o = Plain();
   o.max_num_seqs = 4, o.ngram = {.max_draft = 8, .longest = 3, .shortest = 1};
@@ -314,6 +161,35 @@ TEST(Serving, SharingWhatMayNotBeSharedIsSeen) {
     }
     EXPECT_EQ(outcomes[0].SameBytes(outcomes[1]), scope.empty()) << scope;
   }
+}
+
+// Two recipes over one copy of the weights, at work at once: the bytes of each alone, and its own figures.
+TEST(Serving, RecipesTakeTurnsOverOneModel) {
+  const std::vector<std::string> recipes{"qserve", "qaq", "sparq:r=16,k=32"};
+  ServingOptions o;
+  o.engine.model = kModel, o.engine.threads = 2, o.max_num_seqs = 4, o.max_num_batched_tokens = 64;
+  FairTurns turns;
+  auto engines = ServingEngine::StartAll(o, recipes, &turns);
+  ASSERT_TRUE(engines.ok()) << engines.status().message();
+  const auto needles = Needles();
+  std::vector<std::vector<Outcome>> together(recipes.size(), std::vector<Outcome>(needles.size()));
+  for (size_t i = 0; i < needles.size(); ++i)
+    for (size_t e = 0; e < recipes.size(); ++e)
+      ASSERT_TRUE((*engines)[e]->Submit(Into(needles[i], &together[e][i])).ok());
+  for (const auto& engine : *engines) EXPECT_TRUE(engine->WaitIdle(kLimit));
+  for (size_t e = 0; e < recipes.size(); ++e) {
+    ServingOptions own = o;
+    own.engine.recipe = recipes[e];
+    const auto alone = Start(own);
+    ASSERT_TRUE(alone);
+    EXPECT_EQ(Different(together[e], ServeEachAlone(*alone, needles)), 0) << recipes[e];
+    EXPECT_EQ((*engines)[e]->weight_bytes(), alone->weight_bytes());
+    EXPECT_EQ((*engines)[e]->Stats().attended_fraction, alone->Stats().attended_fraction) << recipes[e];
+  }
+  EXPECT_EQ(&(*engines)[0]->config(), &(*engines)[1]->config()) << "one model";
+  EXPECT_GT((*engines)[1]->kv_sizes().k_usage.values, 0) << "qaq's pages";
+  EXPECT_EQ((*engines)[0]->kv_sizes().k_usage.values, 0) << "are not qserve's";
+  EXPECT_FALSE(ServingEngine::StartAll(o, std::vector<std::string>{"exact", "nonsense"}, &turns).ok());
 }
 
 TEST(Serving, CancellingLeaksNoPage) {

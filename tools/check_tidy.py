@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""tools/check_tidy.py PRESET [FOLDER...]: clang-tidy over every source of src, tests and bench, or of some of them, as that
+"""tools/check_tidy.py PRESET [FOLDER or SOURCE...]: clang-tidy over every source of src, tests and bench, or of some of them, as that
 build compiles it.
 
 Most of clang-tidy's time goes over the headers of the libraries, again for each source. So sources with the same flags are
@@ -101,7 +101,7 @@ def main():
         sys.exit(__doc__)
     os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
     build = f"out/{sys.argv[1]}"
-    folders = tuple(f.rstrip("/") + "/" for f in sys.argv[2:]) or ("src/", "tests/", "bench/")
+    folders = tuple(f if f.endswith(".cc") else f.rstrip("/") + "/" for f in sys.argv[2:]) or ("src/", "tests/", "bench/")
     sources = read_sources(build, folders)
     if not sources:
         sys.exit(f"{build}/compile_commands.json names no source below {' '.join(folders)}")

@@ -127,6 +127,17 @@ struct KvUsage {
   int64_t narrowings = 0, widenings = 0;  // of pages
   int64_t starved = 0;                    // widenings that found fewer planes than they wanted
   int64_t host_bytes = 0;                 // moved from the full-precision copy
+
+  KvUsage& operator+=(const KvUsage& o) { return Add(o, 1); }
+  friend KvUsage operator-(KvUsage a, const KvUsage& b) { return a.Add(b, -1); }
+
+ private:
+  KvUsage& Add(const KvUsage& o, int64_t sign) {
+    values += sign * o.values, bits += sign * o.bits, paper_bits += sign * o.paper_bits;
+    narrowings += sign * o.narrowings, widenings += sign * o.widenings;
+    starved += sign * o.starved, host_bytes += sign * o.host_bytes;
+    return *this;
+  }
 };
 
 class Backend {

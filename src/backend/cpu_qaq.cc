@@ -19,17 +19,6 @@ namespace {
 
 const QaqStore& StoreOf(const KvView& kv, KvSide side) { return side == KvSide::kK ? kv.k_qaq : kv.v_qaq; }
 
-QaqPages PagesOf(const KvView& kv, KvSide side, int head) {
-  const QaqStore& store = StoreOf(kv, side);
-  const int plane_bytes = kv::QaqPlaneBytes(kv.page);
-  kv::ArenaState* arenas = store.arenas + 2 * head;
-  return {kv.page, store.params[head],
-          kv::PlaneArena(arenas, store.planes + head * store.plane_capacity * plane_bytes, plane_bytes,
-                         store.plane_capacity),
-          kv::PlaneArena(arenas + 1, store.cells + head * store.cell_capacity * kv::kQaqCellBytes,
-                         kv::kQaqCellBytes, store.cell_capacity)};
-}
-
 // One page's place in a completed sequence, K or V of one KV head.
 class Requantizer {
  public:
@@ -41,7 +30,7 @@ class Requantizer {
         store_(StoreOf(a.kv, side)),
         params_(store_.params[head]),
         sealed_(SealedPagesOf(a.kv, side == KvSide::kV, s.seq, head)),
-        pages_(PagesOf(a.kv, side, head)),
+        pages_(QaqPagesOf(a.kv, side, head)),
         rows_(rows),
         usage_(usage) {
     const int64_t tokens = s.position + s.rows;
@@ -252,12 +241,7 @@ void CpuBackend::WeighRows(const AttendArgs& a, const KvSegment& s, int head, Sc
 
 KvUsage CpuBackend::Usage(KvSide side) const {
   KvUsage sum;
-  for (const Scratch& s : scratch_) {
-    const KvUsage& u = s.usage[size_t(side)];
-    sum.values += u.values, sum.bits += u.bits, sum.paper_bits += u.paper_bits;
-    sum.narrowings += u.narrowings, sum.widenings += u.widenings, sum.starved += u.starved;
-    sum.host_bytes += u.host_bytes;
-  }
+  for (const Scratch& s : scratch_) sum += s.usage[size_t(side)];
   return sum;
 }
 

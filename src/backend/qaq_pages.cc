@@ -76,6 +76,61 @@ void QaqPages::Restore(std::byte* page, const float* rows, int planes) {
   kv::StoreQaqHeader(page, h);
 }
 
+std::byte* QaqPages::Save(const std::byte* page, std::byte* to) const {
+  const kv::QaqHeader h = kv::LoadQaqHeader(page);
+  const auto write = [&to](const std::byte* from, int64_t bytes) {
+    memcpy(to, from, size_t(bytes));
+    to += bytes;
+  };
+  write(page, kv::QaqRecordBytes(shape_));
+  for (int b = 0; b < h.resident; ++b) write(planes_.Cell(h.plane[b]), kv::QaqPlaneBytes(shape_));
+  uint32_t cell = h.first_cell;
+  for (int left = kv::QaqCells(h.outliers); left > 0; --left) {
+    write(cells_.Cell(cell), kv::kQaqCellBytes);
+    memcpy(&cell, cells_.Cell(cell) + kv::kQaqCellBytes - 4, 4);
+  }
+  return to;
+}
+
+const std::byte* QaqPages::Load(const std::byte* from, std::byte* page) {
+  Release(page);
+  const auto read = [&from](std::byte* to, int64_t bytes) {
+    memcpy(to, from, size_t(bytes));
+    from += bytes;
+  };
+  read(page, kv::QaqRecordBytes(shape_));
+  kv::QaqHeader h = kv::LoadQaqHeader(page);
+  h.planes_at = planes_.base() - page, h.cells_at = cells_.base() - page;
+  for (int b = 0; b < h.resident; ++b) {
+    h.plane[b] = planes_.Take();
+    read(planes_.Cell(h.plane[b]), kv::QaqPlaneBytes(shape_));
+  }
+  uint32_t before = 0;
+  const int cells = kv::QaqCells(h.outliers);
+  for (int i = 0; i < cells; ++i) {
+    const uint32_t cell = cells_.Take();
+    read(cells_.Cell(cell), kv::kQaqCellBytes);
+    if (i == 0)
+      h.first_cell = cell;
+    else
+      memcpy(cells_.Cell(before) + kv::kQaqCellBytes - 4, &cell, 4);
+    before = cell;
+  }
+  kv::StoreQaqHeader(page, h);
+  return from;
+}
+
+QaqPages QaqPagesOf(const KvView& kv, KvSide side, int head) {
+  const QaqStore& store = side == KvSide::kK ? kv.k_qaq : kv.v_qaq;
+  const int plane_bytes = kv::QaqPlaneBytes(kv.page);
+  kv::ArenaState* arenas = store.arenas + 2 * head;
+  return {kv.page, store.params[head],
+          kv::PlaneArena(arenas, store.planes + head * store.plane_capacity * plane_bytes, plane_bytes,
+                         store.plane_capacity),
+          kv::PlaneArena(arenas + 1, store.cells + head * store.cell_capacity * kv::kQaqCellBytes,
+                         kv::kQaqCellBytes, store.cell_capacity)};
+}
+
 int64_t QaqPages::Bytes(const std::byte* page) const {
   const kv::QaqHeader h = kv::LoadQaqHeader(page);
   return kv::QaqRecordBytes(shape_) + int64_t{h.resident} * kv::QaqPlaneBytes(shape_) +

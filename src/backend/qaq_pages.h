@@ -4,6 +4,7 @@
 #pragma once
 #include <cstdint>
 
+#include "backend/backend.h"
 #include "quant/kv/plane_arena.h"
 #include "quant/kv/qaq.h"
 #include "quant/kv/qaq_rules.h"
@@ -27,6 +28,10 @@ class QaqPages {
 
   // Bytes that a page occupies: record, resident planes, outlier cells.
   int64_t Bytes(const std::byte* page) const;
+  // Writes these bytes one behind the other, and makes another page of them, whose former planes are
+  // released. Both give the end of what they wrote or read.
+  std::byte* Save(const std::byte* page, std::byte* to) const;
+  const std::byte* Load(const std::byte* from, std::byte* page);
 
  private:
   kv::OutlierCounts CountOutliers(const float* x, double sigma) const;
@@ -35,5 +40,8 @@ class QaqPages {
   const kv::QaqParams& params_;
   kv::PlaneArena planes_, cells_;
 };
+
+// K or V of one KV head of the layer. REQUIRES that it is QAQ's.
+QaqPages QaqPagesOf(const KvView& kv, KvSide side, int head);
 
 }  // namespace nibble

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "cache/kv_sizes.h"
+#include "cache/kv_swap.h"
 #include "cache/page_pool.h"
 #include "cache/qaq_storage.h"
 #include "quant/kv/registry.h"
@@ -42,8 +43,11 @@ class PagedKvCache final : public KvCache {
   int64_t TakePrefix(SeqId, std::span<const int32_t> tokens, std::string_view salt) override;
   void Keep(SeqId, std::span<const int32_t> tokens) override;
   void RollBack(SeqId, int64_t length) override;
+  int64_t SwapBytes(SeqId) const override;
+  void SwapOut(SeqId, std::span<std::byte> to) const override;
+  void SwapIn(SeqId, int64_t length, std::span<const std::byte> from) override;
   Status BeginStep(std::span<const SeqId> seqs, std::span<const int32_t> counts) override;
-  KvView View(int layer) override;
+  KvView View(int layer) const override;
   std::span<const int32_t> Positions() const override { return positions_; }
 
  private:
@@ -77,6 +81,7 @@ class PagedKvCache final : public KvCache {
   Status CheckStep(std::span<const SeqId> seqs, std::span<const int32_t> counts);
   void AddSegments(SeqId id, int32_t count);
   int32_t AddPage(Sequence& seq);
+  std::vector<int32_t> PagesOf(const Sequence& seq) const;  // oldest first
   bool KeepsPrefixes() const { return !options_.prefix_scope.empty(); }
 
   Backend& backend_;
@@ -299,6 +304,42 @@ void PagedKvCache::RollBack(SeqId id, int64_t length) {
   seq.length = length;
 }
 
+std::vector<int32_t> PagedKvCache::PagesOf(const Sequence& seq) const {
+  std::vector<int32_t> pages;
+  for (int32_t page = seq.newest_page; page >= 0; page = pool_.before(page)) pages.push_back(page);
+  std::reverse(pages.begin(), pages.end());
+  return pages;
+}
+
+int64_t PagedKvCache::SwapBytes(SeqId id) const {
+  const std::vector<int32_t> pages = PagesOf(At(id));
+  int64_t bytes = 0;
+  for (int i = 0; i < options_.shape.layers; ++i) bytes += nibble::SwapBytes({backend_, View(i), id, pages});
+  return bytes;
+}
+
+void PagedKvCache::SwapOut(SeqId id, std::span<std::byte> to) const {
+  const std::vector<int32_t> pages = PagesOf(At(id));
+  std::byte* at = to.data();
+  for (int i = 0; i < options_.shape.layers; ++i) at = nibble::SwapOut({backend_, View(i), id, pages}, at);
+  backend_.Sync();
+  NIBBLE_CHECK(at == to.data() + to.size(), "SwapOut: not SwapBytes");
+}
+
+void PagedKvCache::SwapIn(SeqId id, int64_t length, std::span<const std::byte> from) {
+  Sequence& seq = At(id);
+  const int64_t there = seq.length / kPageTokens;
+  NIBBLE_CHECK(seq.length % kPageTokens == 0 && seq.length <= length, "SwapIn: a sequence of other tokens");
+  for (int64_t page = there; page < length / kPageTokens; ++page) AddPage(seq);
+  seq.length = length;
+  const std::vector<int32_t> pages = PagesOf(seq);
+  const std::byte* at = from.data();
+  for (int i = 0; i < options_.shape.layers; ++i)
+    at = nibble::SwapIn({backend_, View(i), id, pages}, there, at);
+  backend_.Sync();
+  NIBBLE_CHECK(at == from.data() + from.size(), "SwapIn: not what SwapOut wrote");
+}
+
 void PagedKvCache::AddSegments(SeqId id, int32_t count) {
   Sequence& seq = At(id);
   const int32_t table = int32_t(page_table_.size());
@@ -337,7 +378,7 @@ Status PagedKvCache::BeginStep(std::span<const SeqId> seqs, std::span<const int3
   return {};
 }
 
-KvView PagedKvCache::View(int layer) {
+KvView PagedKvCache::View(int layer) const {
   const KvShape& shape = options_.shape;
   NIBBLE_CHECK(layer >= 0 && layer < shape.layers, "View: layer");
   const auto pool = [&](const Side& s) { return s.pool.data + layer * pages_ * s.row_bytes; };

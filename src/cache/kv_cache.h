@@ -87,12 +87,21 @@ class KvCache {
   // completed by these rows and that the recipe allows it (recipe/page_rules.h).
   virtual void RollBack(SeqId, int64_t length) = 0;
 
+  // To host memory and back. What a sequence holds between steps, pages that it shares included, takes
+  // SwapBytes. SwapOut copies it and changes nothing; its memory is read until it returns.
+  virtual int64_t SwapBytes(SeqId) const = 0;
+  virtual void SwapOut(SeqId, std::span<std::byte> to) const = 0;
+  // Makes a sequence that was just opened, or got a prefix of the same tokens by TakePrefix, the one of
+  // `length` tokens that was copied: every byte that a query sees is the same. REQUIRES free pages for those
+  // behind the prefix.
+  virtual void SwapIn(SeqId, int64_t length, std::span<const std::byte> from) = 0;
+
   // Plans one step: seqs[i] receives counts[i] new tokens; rows are sequence after sequence. Takes the pages
   // that will be sealed and advances the lengths. kOutOfMemory (nothing changed) when pages run out.
   // Allocates nothing.
   virtual Status BeginStep(std::span<const SeqId> seqs, std::span<const int32_t> counts) = 0;
   // The views of the current step, valid until the next BeginStep.
-  virtual KvView View(int layer) = 0;
+  virtual KvView View(int layer) const = 0;
   virtual std::span<const int32_t> Positions() const = 0;  // [rows]
 };
 

@@ -10,6 +10,7 @@
 #include "io/fingerprint.h"
 #include "io/weights.h"
 #include "model/plan_file.h"
+#include "quant/kv/registry.h"
 #include "recipe/grammar.h"
 #include "recipe/two_bit_heads.h"
 
@@ -22,14 +23,26 @@ int LogitRows(int vocab, int max_seqs, int step_rows) {
   return std::clamp(fit, std::min(max_seqs, step_rows), step_rows);
 }
 
+// What engines of one model share. The model is built on the backend and reads the plan.
+struct LoadedModel {
+  std::unique_ptr<Backend> backend;
+  std::optional<Plan> plan;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<Tokenizer> tokenizer;
+};
+
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(EngineOptions options, AttentionRecipe recipe, std::optional<Plan> plan,
-             std::unique_ptr<Backend> backend)
-      : options_(std::move(options)), recipe_(recipe), plan_(std::move(plan)), backend_(std::move(backend)) {}
+  EngineImpl(EngineOptions options, AttentionRecipe recipe, std::shared_ptr<LoadedModel> loaded)
+      : options_(std::move(options)),
+        recipe_(recipe),
+        loaded_(std::move(loaded)),
+        backend_(loaded_->backend.get()),
+        plan_(loaded_->plan) {}
 
-  Status Init();
+  Status LoadModel();
   Status CheckShapes(const ModelConfig& config) const;
+  Result<std::unique_ptr<Engine>> WithRecipe(const std::string& recipe) const override;
   Result<std::vector<Completion>> Generate(std::span<const Request> requests,
                                            const std::atomic<bool>* cancel) override {
     return RunGeneration(parts(), requests, cancel);
@@ -37,42 +50,41 @@ class EngineImpl final : public Engine {
   using Engine::Score;
   Status Score(std::span<const int32_t> tokens, int64_t prefill_tokens, const OnLogits& on_logits) override;
 
-  void Observe(Observer* observer) override { model_->Observe(observer); }
+  void Observe(Observer* observer) override { loaded_->model->Observe(observer); }
 
-  const ModelConfig& config() const override { return model_->config(); }
-  const Tokenizer& tokenizer() const override { return *tokenizer_; }
+  const ModelConfig& config() const override { return loaded_->model->config(); }
+  const Tokenizer& tokenizer() const override { return *loaded_->tokenizer; }
   const AttentionRecipe& recipe() const override { return recipe_; }
   Backend& backend() override { return *backend_; }
   EngineParts parts() override {
-    return {*model_, *tokenizer_, *backend_, recipe_, options_, plan_ ? &*plan_ : nullptr};
+    return {*loaded_->model, *loaded_->tokenizer, *backend_, recipe_, options_, plan_ ? &*plan_ : nullptr};
   }
   RowReads TakeReads() override { return PerRow(backend_->TakeCounters(), config()); }
-  size_t weight_bytes() const override { return model_->weight_bytes(); }
+  size_t weight_bytes() const override { return loaded_->model->weight_bytes(); }
   KvSizes kv_sizes() const override;
   std::vector<std::string> Explain() const override;
   std::vector<std::string> Notes() const override;
 
  private:
   KvShape Shape() const {
-    const ModelConfig& c = model_->config();
+    const ModelConfig& c = config();
     return {c.layers, c.kv_heads, c.head_dim};
   }
 
   EngineOptions options_;
   AttentionRecipe recipe_;
-  std::optional<Plan> plan_;
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Model> model_;
-  std::unique_ptr<Tokenizer> tokenizer_;
+  const std::shared_ptr<LoadedModel> loaded_;
+  Backend* const backend_;
+  const std::optional<Plan>& plan_;
 };
 
-Status EngineImpl::Init() {
+Status EngineImpl::LoadModel() {
   // The config is read first for the vocabulary, which bounds the logit buffer.
   NIBBLE_ASSIGN(const ModelConfig config, ReadModelConfig(options_.model));
   if (!plan_ && !options_.plan.empty()) {
     NIBBLE_ASSIGN(const std::unique_ptr<io::Weights> weights, io::Weights::Open(options_.model));
     NIBBLE_ASSIGN(const std::string fingerprint, io::Fingerprint(*weights));
-    NIBBLE_ASSIGN(plan_, ReadPlan(options_.plan, config, fingerprint));
+    NIBBLE_ASSIGN(loaded_->plan, ReadPlan(options_.plan, config, fingerprint));
   }
   NIBBLE_RETURN_IF_ERROR(CheckShapes(config));
   ModelOptions model{.arithmetic = options_.dtype,
@@ -80,13 +92,21 @@ Status EngineImpl::Init() {
                      .plan = plan_ ? &*plan_ : nullptr,
                      .pack_cache = options_.pack_cache};
   model.max_logit_rows = LogitRows(config.vocab, options_.max_seqs, model.max_step_rows);
-  NIBBLE_ASSIGN(model_, Model::Load(options_.model, *backend_, model));
-  NIBBLE_ASSIGN(tokenizer_, Tokenizer::Load(options_.model));
-  if (tokenizer_->vocab_size() > config.vocab) {
+  NIBBLE_ASSIGN(loaded_->model, Model::Load(options_.model, *backend_, model));
+  NIBBLE_ASSIGN(loaded_->tokenizer, Tokenizer::Load(options_.model));
+  if (const int size = loaded_->tokenizer->vocab_size(); size > config.vocab)
     return Error(Code::kCorrupt, "{}: tokenizer.json has ids up to {}, but vocab_size is {}", options_.model,
-                 tokenizer_->vocab_size() - 1, config.vocab);
-  }
+                 size - 1, config.vocab);
   return {};
+}
+
+Result<std::unique_ptr<Engine>> EngineImpl::WithRecipe(const std::string& recipe) const {
+  NIBBLE_ASSIGN(const AttentionRecipe parsed, ParseRecipe(recipe, options_.dtype));
+  EngineOptions options = options_;
+  options.recipe = recipe;
+  auto engine = std::make_unique<EngineImpl>(std::move(options), parsed, loaded_);
+  NIBBLE_RETURN_IF_ERROR(engine->CheckShapes(config()));
+  return std::unique_ptr<Engine>(std::move(engine));
 }
 
 // What the recipe, and each layer's where a plan changes it, needs of the heads.
@@ -104,9 +124,9 @@ Status EngineImpl::CheckShapes(const ModelConfig& config) const {
 }
 
 Status EngineImpl::Score(std::span<const int32_t> tokens, int64_t prefill_tokens, const OnLogits& on_logits) {
-  NIBBLE_RETURN_IF_ERROR(CheckPrompt(tokens, model_->config(), 0));
+  NIBBLE_RETURN_IF_ERROR(CheckPrompt(tokens, config(), 0));
   NIBBLE_CHECK(prefill_tokens >= 0 && prefill_tokens <= int64_t(tokens.size()), "prefill of a scored text");
-  const int chunk = std::min(model_->max_logit_rows(), options_.prefill_chunk);
+  const int chunk = std::min(loaded_->model->max_logit_rows(), options_.prefill_chunk);
   NIBBLE_ASSIGN(std::unique_ptr<KvCache> cache,
                 KvCache::Make(*backend_, {.shape = Shape(),
                                           .heads = config().heads,
@@ -126,7 +146,7 @@ Status EngineImpl::Score(std::span<const int32_t> tokens, int64_t prefill_tokens
     const size_t skip = std::min(wanted > first ? wanted - first : 0, part.size());
     NIBBLE_RETURN_IF_ERROR(cache->BeginStep({&seq, 1}, {&count, 1}));
     const auto logit_rows = std::span(rows).subspan(skip, part.size() - skip);
-    const Tensor logits = model_->Forward({part, logit_rows}, *cache);
+    const Tensor logits = loaded_->model->Forward({part, logit_rows}, *cache);
     backend_->Sync();
     if (!logit_rows.empty()) NIBBLE_RETURN_IF_ERROR(on_logits(static_cast<int64_t>(first + skip), logits));
   }
@@ -135,7 +155,7 @@ Status EngineImpl::Score(std::span<const int32_t> tokens, int64_t prefill_tokens
 }
 
 std::vector<std::string> EngineImpl::Notes() const {
-  std::vector<std::string> notes = model_->config().notes;
+  std::vector<std::string> notes = config().notes;
   if (plan_ && plan_->recipe != ToString(recipe_))
     notes.push_back(fmt::format("plan {} was made for another recipe: {}", options_.plan, plan_->recipe));
   for (std::string& note : TwoBitNotes(recipe_, config().kv_heads)) notes.push_back(std::move(note));
@@ -144,16 +164,11 @@ std::vector<std::string> EngineImpl::Notes() const {
 
 KvSizes EngineImpl::kv_sizes() const {
   KvSizes sizes = PlanKv(Shape(), config().heads, recipe_, options_.max_seqs, config().max_position);
-  const double most = sizes.bits_per_value;
-  sizes.k_usage = backend_->Usage(KvSide::kK), sizes.v_usage = backend_->Usage(KvSide::kV);
-  const auto use = [&sizes](const KvUsage& usage, double& bits) {
-    if (usage.values == 0) return;
-    const double used = double(usage.bits) / double(usage.values);
-    sizes.bits_per_value -= (bits - used) / 2;
-    bits = used;
+  // The device counts for all engines of the model: pages of another recipe say nothing of this one's.
+  const auto usage = [this](KvSide side, kv::CodecId codec) {
+    return kv::Get(codec).requantizes ? backend_->Usage(side) : KvUsage{};
   };
-  use(sizes.k_usage, sizes.k_bits), use(sizes.v_usage, sizes.v_bits);
-  sizes.bytes_per_token = int64_t(std::ceil(double(sizes.bytes_per_token) * sizes.bits_per_value / most));
+  TakeUsage(usage(KvSide::kK, recipe_.k), usage(KvSide::kV, recipe_.v), &sizes);
   return sizes;
 }
 
@@ -169,7 +184,7 @@ std::vector<std::string> EngineImpl::Explain() const {
     if (layer != recipe_)
       lines.push_back(fmt::format("layer {} attention: {}", i, backend_->ExplainAttention(layer)));
   }
-  for (std::string& line : model_->Explain()) lines.push_back(std::move(line));
+  for (std::string& line : loaded_->model->Explain()) lines.push_back(std::move(line));
   return lines;
 }
 
@@ -177,10 +192,25 @@ std::vector<std::string> EngineImpl::Explain() const {
 
 Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options, std::optional<Plan> plan) {
   NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(options.recipe, options.dtype));
-  NIBBLE_ASSIGN(std::unique_ptr<Backend> backend, MakeBackend(options.device, options.threads, options.numa));
-  auto engine = std::make_unique<EngineImpl>(options, recipe, std::move(plan), std::move(backend));
-  NIBBLE_RETURN_IF_ERROR(engine->Init());
+  auto loaded = std::make_shared<LoadedModel>();
+  NIBBLE_ASSIGN(loaded->backend, MakeBackend(options.device, options.threads, options.numa));
+  loaded->plan = std::move(plan);
+  auto engine = std::make_unique<EngineImpl>(options, recipe, std::move(loaded));
+  NIBBLE_RETURN_IF_ERROR(engine->LoadModel());
   return std::unique_ptr<Engine>(std::move(engine));
+}
+
+void TakeUsage(const KvUsage& k, const KvUsage& v, KvSizes* sizes) {
+  const double most = sizes->bits_per_value;
+  sizes->k_usage = k, sizes->v_usage = v;
+  const auto use = [sizes](const KvUsage& usage, double& bits) {
+    if (usage.values == 0) return;
+    const double used = double(usage.bits) / double(usage.values);
+    sizes->bits_per_value -= (bits - used) / 2;
+    bits = used;
+  };
+  use(k, sizes->k_bits), use(v, sizes->v_bits);
+  sizes->bytes_per_token = int64_t(std::ceil(double(sizes->bytes_per_token) * sizes->bits_per_value / most));
 }
 
 const char* ToString(FinishReason reason) {

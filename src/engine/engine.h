@@ -81,6 +81,11 @@ class Engine {
   static Result<std::unique_ptr<Engine>> Load(const EngineOptions&, std::optional<Plan> plan = {});
   virtual ~Engine() = default;
 
+  // An engine with another recipe over the same weights, plan and device: nothing is loaded. Its work memory
+  // is shared too, so calls on engines of one model must not overlap. kInvalidArgument, kUnsupported: what
+  // the model or the device says against the recipe.
+  virtual Result<std::unique_ptr<Engine>> WithRecipe(const std::string& recipe) const = 0;
+
   // Runs all requests as one ragged batch; each gets the bytes it would get alone. `cancel`, when set, ends
   // the call at the next step with what is there. kInvalidArgument for an empty prompt, an id outside the
   // vocabulary or prompt + max_tokens beyond the model's context (names the numbers).
@@ -109,11 +114,14 @@ class Engine {
   // What attention read since the last call: of rows after the prefill, in Generate and Score alike.
   virtual RowReads TakeReads() = 0;
   virtual size_t weight_bytes() const = 0;
-  // Under a recipe that requantizes (QAQ) the bits a value are what the calls so far used on average; before
-  // the first page is complete, the most there can be.
+  // Under a recipe that requantizes (QAQ) the bits a value are what the calls so far used on average, those
+  // on other engines of the model included; before the first page is complete, the most there can be.
   virtual KvSizes kv_sizes() const = 0;
   virtual std::vector<std::string> Explain() const = 0;  // device, recipe, kernels: one line each
   virtual std::vector<std::string> Notes() const = 0;    // warnings from reading the folder
 };
+
+// What a codec that requantizes took, in the place of the most it may take.
+void TakeUsage(const KvUsage& k, const KvUsage& v, KvSizes* sizes);
 
 }  // namespace nibble

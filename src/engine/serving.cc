@@ -24,8 +24,9 @@ double SecondsSince(Clock::time_point from) {
 
 class ServingImpl final : public ServingEngine {
  public:
-  ServingImpl(ServingPlan plan, std::unique_ptr<Engine> engine)
-      : plan_(std::move(plan)), engine_(std::move(engine)) {}
+  // `turns`: null for one that has the machine to itself.
+  ServingImpl(ServingPlan plan, std::unique_ptr<Engine> engine, FairTurns* turns)
+      : plan_(std::move(plan)), engine_(std::move(engine)), turns_(turns != nullptr ? *turns : own_turns_) {}
   ~ServingImpl() override { Stop(); }
   Status Init();
 
@@ -55,12 +56,16 @@ class ServingImpl final : public ServingEngine {
   void Main();
   bool TakeArrivals();
   void RunStep();
+  Status StepInTurn();
   void Publish();
 
   const ServingPlan plan_;
   const std::unique_ptr<Engine> engine_;
   std::unique_ptr<StepLoop> loop_;  // engine thread only, once that runs
   const Clock::time_point start_ = Clock::now();
+  FairTurns own_turns_;
+  FairTurns& turns_;
+  const FairTurns::Member member_ = turns_.Join();
 
   mutable std::mutex mutex_;
   std::condition_variable wake_, idle_;
@@ -71,13 +76,14 @@ class ServingImpl final : public ServingEngine {
   bool stopping_ = false, idle_now_ = true;
   Status health_;
   ServingStats stats_;
-  KvSizes kv_sizes_{};
+  KvSizes planned_{}, kv_sizes_{};      // the latter with what was really used
   std::atomic<int64_t> step_start_{0};  // of the step under way, in ns since start_, at least 1; 0: none
 
   // Engine thread.
   std::vector<Arrival> arrivals_;
   std::vector<RequestId> cancelled_;
-  uint64_t tokens_read_ = 0;  // by decode rows, all layers and KV heads
+  uint64_t tokens_read_ = 0;   // by decode rows, all layers and KV heads
+  KvUsage k_usage_, v_usage_;  // of this engine's steps
   StepHistogram step_seconds_;
 
   std::thread thread_;  // last: it uses all of the above
@@ -89,12 +95,16 @@ Status ServingImpl::Init() {
                                                          .max_num_batched_tokens = o.max_num_batched_tokens,
                                                          .kv_tokens = o.kv_tokens,
                                                          .admission = o.admission,
+                                                         .preemption = o.preemption,
+                                                         .swap_bytes = o.swap_bytes,
                                                          .prefix_scope = plan_.prefix_scope,
                                                          .undo = plan_.why_no_guesses.empty(),
                                                          .ngram = o.ngram}));
   const auto few = size_t(o.max_waiting);
   inbox_.reserve(few), arrivals_.reserve(few), cancels_.reserve(few), cancelled_.reserve(few);
-  kv_sizes_ = engine_->kv_sizes();
+  const ModelConfig& c = engine_->config();
+  planned_ =
+      PlanKv({c.layers, c.kv_heads, c.head_dim}, c.heads, engine_->recipe(), o.max_num_seqs, o.kv_tokens);
   Publish();
   thread_ = std::thread([this] { Main(); });
   return {};
@@ -184,13 +194,8 @@ Status ServingImpl::Health() const {
 }
 
 KvSizes ServingImpl::kv_sizes() const {
-  const ModelConfig& c = engine_->config();
-  KvSizes sizes = PlanKv({c.layers, c.kv_heads, c.head_dim}, c.heads, engine_->recipe(),
-                         plan_.options.max_num_seqs, plan_.options.kv_tokens);
   const std::lock_guard lock(mutex_);
-  sizes.bits_per_value = kv_sizes_.bits_per_value;
-  sizes.k_usage = kv_sizes_.k_usage, sizes.v_usage = kv_sizes_.v_usage;
-  return sizes;
+  return kv_sizes_;
 }
 
 std::vector<std::string> ServingImpl::Explain() const {
@@ -211,28 +216,42 @@ bool ServingImpl::TakeArrivals() {
   return !stopping_;
 }
 
+// What the device counted is taken before another engine's step can add to it.
+Status ServingImpl::StepInTurn() {
+  Backend& backend = engine_->backend();
+  const KvUsage k = backend.Usage(KvSide::kK), v = backend.Usage(KvSide::kV);
+  NIBBLE_RETURN_IF_ERROR(loop_->Step());
+  tokens_read_ += uint64_t(backend.TakeCounters().tokens_read);
+  k_usage_ += backend.Usage(KvSide::kK) - k, v_usage_ += backend.Usage(KvSide::kV) - v;
+  return {};
+}
+
 void ServingImpl::RunStep() {
+  turns_.Take(member_);
   const Clock::time_point start = Clock::now();
   const auto since = std::chrono::duration_cast<std::chrono::nanoseconds>(start - start_).count();
   step_start_.store(std::max<int64_t>(1, since), std::memory_order_relaxed);
-  const Status status = loop_->Step();
+  const Status status = StepInTurn();
   step_start_.store(0, std::memory_order_relaxed);
-  step_seconds_.Add(SecondsSince(start));
-  if (status.ok()) return;
-  {
-    const std::lock_guard lock(mutex_);
-    health_ = status;
+  const double seconds = SecondsSince(start);
+  step_seconds_.Add(seconds);
+  if (!status.ok()) {
+    {
+      const std::lock_guard lock(mutex_);
+      health_ = status;
+    }
+    loop_->EndAll(FinishReason::kError, status.message());
   }
-  loop_->EndAll(FinishReason::kError, status.message());
+  turns_.Give(member_, seconds, !loop_->idle());
 }
 
 void ServingImpl::Publish() {
   const StepCounters& c = loop_->counters();
   const KvPages pages = loop_->pages();
-  tokens_read_ += uint64_t(engine_->backend().TakeCounters().tokens_read);
   const ModelConfig& m = engine_->config();
   const double heads = double(m.layers) * m.kv_heads;
-  const KvSizes sizes = engine_->kv_sizes();
+  KvSizes sizes = planned_;
+  TakeUsage(k_usage_, v_usage_, &sizes);
 
   const std::lock_guard lock(mutex_);
   kv_sizes_ = sizes;
@@ -240,6 +259,7 @@ void ServingImpl::Publish() {
   s.running = loop_->running(), s.waiting = loop_->waiting(), s.waiting_tokens = loop_->waiting_tokens();
   s.pages_total = pages.total, s.pages_used = pages.used, s.pages_cached = pages.idle;
   s.finished = c.finished, s.preemptions = c.preemptions;
+  s.swapped = c.swapped, s.swap_full = c.swap_full, s.swap_bytes = loop_->swap_bytes();
   s.prompt_tokens = c.prompt_tokens, s.new_tokens = c.new_tokens;
   s.prefix_queried_tokens = c.prefix_queried_tokens, s.prefix_hit_tokens = c.prefix_hit_tokens;
   s.drafted = c.drafted, s.accepted = c.accepted;
@@ -258,9 +278,24 @@ void ServingImpl::Main() {
     for (const RequestId id : cancelled_) loop_->Cancel(id);
     arrivals_.clear(), cancelled_.clear();
     if (!go_on) loop_->EndAll(FinishReason::kCancelled);
-    if (!loop_->idle()) RunStep();
+    if (loop_->idle())
+      turns_.Forgo(member_);  // of a turn that was meant for what is cancelled now
+    else
+      RunStep();
     Publish();
   }
+}
+
+}  // namespace
+
+namespace {
+
+Result<std::unique_ptr<ServingEngine>> StartOn(std::unique_ptr<Engine> engine, ServingPlan plan,
+                                               FairTurns* turns) {
+  NIBBLE_RETURN_IF_ERROR(FitPlan(*engine, &plan));
+  auto impl = std::make_unique<ServingImpl>(std::move(plan), std::move(engine), turns);
+  NIBBLE_RETURN_IF_ERROR(impl->Init());
+  return std::unique_ptr<ServingEngine>(std::move(impl));
 }
 
 }  // namespace
@@ -269,10 +304,30 @@ Result<std::unique_ptr<ServingEngine>> ServingEngine::Start(const ServingOptions
                                                             std::optional<Plan> plan) {
   NIBBLE_ASSIGN(ServingPlan serving, PlanServing(options));
   NIBBLE_ASSIGN(std::unique_ptr<Engine> engine, Engine::Load(serving.options.engine, std::move(plan)));
-  NIBBLE_RETURN_IF_ERROR(FitPlan(*engine, &serving));
-  auto impl = std::make_unique<ServingImpl>(std::move(serving), std::move(engine));
-  NIBBLE_RETURN_IF_ERROR(impl->Init());
-  return std::unique_ptr<ServingEngine>(std::move(impl));
+  return StartOn(std::move(engine), std::move(serving), /*turns=*/nullptr);
+}
+
+Result<std::vector<std::unique_ptr<ServingEngine>>> ServingEngine::StartAll(
+    const ServingOptions& options, std::span<const std::string> recipes, FairTurns* turns) {
+  NIBBLE_CHECK(!recipes.empty() && turns != nullptr, "StartAll of nothing");
+  std::vector<std::unique_ptr<Engine>> engines;
+  std::vector<ServingPlan> plans;
+  for (const std::string& recipe : recipes) {
+    ServingOptions own = options;
+    own.engine.recipe = recipe;
+    NIBBLE_ASSIGN(ServingPlan plan, PlanServing(own));
+    auto engine = engines.empty() ? Engine::Load(plan.options.engine) : engines[0]->WithRecipe(recipe);
+    if (!engine.ok()) return engine.status();
+    engines.push_back(*std::move(engine));
+    plans.push_back(std::move(plan));
+  }
+  // Memory is taken here: nothing runs yet that uses what the engines share.
+  std::vector<std::unique_ptr<ServingEngine>> serving;
+  for (size_t i = 0; i < engines.size(); ++i) {
+    NIBBLE_ASSIGN(auto one, StartOn(std::move(engines[i]), std::move(plans[i]), turns));
+    serving.push_back(std::move(one));
+  }
+  return serving;
 }
 
 Result<RequestId> ServingEngine::Submit(ServingRequest request) {

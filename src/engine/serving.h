@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/fair_turns.h"
 #include "engine/engine.h"
 
 namespace nibble {
@@ -23,6 +24,12 @@ namespace nibble {
 // work and a request may lose its pages to one before it, which costs time and changes no byte. kWhole: pages
 // for the prompt and all of max_tokens; nothing is ever preempted.
 enum class Admission : uint8_t { kPrompt, kWhole };
+
+// What becomes of a request that loses its pages. kRecompute: its tokens are run again when it comes back.
+// kSwap: what it has is copied to host memory and back. kAuto: swapped, but for one that has not completed a
+// page yet, which is computed sooner than copied. All give the same bytes. A request that finds no room in
+// the swap space is recomputed, and counted.
+enum class Preemption : uint8_t { kRecompute, kSwap, kAuto };
 
 // Prompt lookup: what followed the last time that the newest tokens occurred is guessed to follow again, and
 // the guess is checked in the step that would have run anyway. The output is the same without.
@@ -41,6 +48,8 @@ struct ServingOptions {
   int64_t kv_tokens = 0;
   int64_t kv_bytes = 0;
   Admission admission = Admission::kPrompt;
+  Preemption preemption = Preemption::kRecompute;
+  int64_t swap_bytes = int64_t{4} << 30;  // host memory for those that were swapped out, at most
   bool prefix_cache = true;   // share pages of equal prefixes where the recipe allows it: Explain says
   std::string prefix_salt{};  // part of every key of the prefix cache
   int max_waiting = 256;      // requests that wait
@@ -131,7 +140,10 @@ struct ServingStats {
   int64_t pages_cached = 0;  // held by nobody, kept for a prefix; given away when needed
   uint64_t submitted = 0, refused = 0;
   std::array<uint64_t, kFinishReasons> finished{};  // by FinishReason
-  uint64_t preemptions = 0;
+  uint64_t preemptions = 0;                         // swapped or recomputed
+  uint64_t swapped = 0;                             // of these, copied to host memory
+  uint64_t swap_full = 0;                           // recomputed for want of room there
+  int64_t swap_bytes = 0;                           // that are taken now
   uint64_t prompt_tokens = 0, new_tokens = 0;
   uint64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;  // prompt tokens looked up, and found
   uint64_t drafted = 0, accepted = 0;
@@ -148,6 +160,12 @@ class ServingEngine {
  public:
   // Loads the model and starts the engine thread. `plan` as in Engine::Load.
   static Result<std::unique_ptr<ServingEngine>> Start(const ServingOptions&, std::optional<Plan> plan = {});
+  // An engine for each of `recipes` (in the place of the options' recipe) over one copy of the weights, each
+  // with an engine thread, a queue and a pool of pages as the options say. Their steps take turns, by time:
+  // also with those of other models that were started with the same `turns`, which outlives them all.
+  static Result<std::vector<std::unique_ptr<ServingEngine>>> StartAll(const ServingOptions&,
+                                                                      std::span<const std::string> recipes,
+                                                                      FairTurns* turns);
   virtual ~ServingEngine() = default;  // as Stop
 
   // All or none: what one API call asks for (n choices, many prompts) takes its places in the queue together.

@@ -27,11 +27,10 @@ std::string WhyNotAnywhere(Engine& engine, std::string_view (*why_not)(const Att
 }
 
 // Tokens of whole pages that fit beside the open pages.
-Result<int64_t> TokensIn(int64_t bytes, const Engine& engine, int seqs) {
-  const ModelConfig& c = engine.config();
+Result<int64_t> TokensIn(int64_t bytes, const ModelConfig& c, const AttentionRecipe& recipe, int seqs) {
   const KvShape shape{c.layers, c.kv_heads, c.head_dim};
-  const int64_t open = PlanKv(shape, c.heads, engine.recipe(), seqs, 0).pool_bytes;
-  const int64_t page = PlanKv(shape, c.heads, engine.recipe(), seqs, kPageTokens).pool_bytes - open;
+  const int64_t open = PlanKv(shape, c.heads, recipe, seqs, 0).pool_bytes;
+  const int64_t page = PlanKv(shape, c.heads, recipe, seqs, kPageTokens).pool_bytes - open;
   if (bytes < open + page)
     return Error(Code::kInvalidArgument,
                  "kv_bytes is {}, but the open pages of {} sequences take {} and one page of {} tokens {}",
@@ -53,6 +52,7 @@ Status CheckServing(const ServingOptions& o) {
   NIBBLE_RETURN_IF_ERROR(check("kv_bytes", o.kv_bytes, int64_t{0}, INT64_MAX));
   if (o.kv_tokens > 0 && o.kv_bytes > 0)
     return Error(Code::kInvalidArgument, "kv_tokens and kv_bytes both give the size of the KV pool");
+  NIBBLE_RETURN_IF_ERROR(check("swap_bytes", o.swap_bytes, int64_t{0}, INT64_MAX));
   NIBBLE_RETURN_IF_ERROR(check("max_waiting", o.max_waiting, 1, 1 << 20));
   NIBBLE_RETURN_IF_ERROR(check("max_waiting_tokens", o.max_waiting_tokens, int64_t{1}, int64_t{1} << 40));
   NIBBLE_RETURN_IF_ERROR(check("priority_seconds", o.priority_seconds, 0.001, 1e6));
@@ -70,14 +70,18 @@ Result<ServingPlan> PlanServing(const ServingOptions& options) {
   return plan;
 }
 
+Result<int64_t> PoolTokens(const ServingOptions& o, const ModelConfig& config,
+                           const AttentionRecipe& recipe) {
+  if (o.kv_bytes > 0) return TokensIn(o.kv_bytes, config, recipe, o.max_num_seqs);
+  const int64_t tokens = o.kv_tokens > 0
+                             ? o.kv_tokens
+                             : o.max_num_seqs * std::min<int64_t>(config.max_position, kDefaultContext);
+  return (tokens + kPageTokens - 1) / kPageTokens * kPageTokens;
+}
+
 Status FitPlan(Engine& engine, ServingPlan* plan) {
   ServingOptions& o = plan->options;
-  if (o.kv_bytes > 0) {
-    NIBBLE_ASSIGN(o.kv_tokens, TokensIn(o.kv_bytes, engine, o.max_num_seqs));
-  } else if (o.kv_tokens == 0) {
-    o.kv_tokens = o.max_num_seqs * std::min<int64_t>(engine.config().max_position, kDefaultContext);
-  }
-  o.kv_tokens = (o.kv_tokens + kPageTokens - 1) / kPageTokens * kPageTokens;
+  NIBBLE_ASSIGN(o.kv_tokens, PoolTokens(o, engine.config(), engine.recipe()));
   plan->why_no_prefixes = o.prefix_cache ? WhyNotAnywhere(engine, WhyNotShared) : "not asked for";
   plan->why_no_guesses = o.ngram.max_draft > 0 ? WhyNotAnywhere(engine, WhyNotUndone) : "not asked for";
   if (!plan->why_no_prefixes.empty()) return {};
@@ -90,6 +94,25 @@ Status FitPlan(Engine& engine, ServingPlan* plan) {
   return {};
 }
 
+namespace {
+
+std::string ExplainPreemption(const ServingOptions& o) {
+  const double mib = double(o.swap_bytes) / (1 << 20);
+  switch (o.preemption) {
+    case Preemption::kRecompute:
+      return "who loses its pages runs its tokens again";
+    case Preemption::kSwap:
+      return fmt::format("who loses its pages is copied to {:.0f} MiB of host memory", mib);
+    case Preemption::kAuto:
+      return fmt::format(
+          "who loses its pages is copied to {:.0f} MiB of host memory, below {} tokens runs them again", mib,
+          kPageTokens);
+  }
+  return "";
+}
+
+}  // namespace
+
 std::vector<std::string> ExplainServing(const ServingPlan& p) {
   const ServingOptions& o = p.options;
   std::vector<std::string> lines{
@@ -97,7 +120,7 @@ std::vector<std::string> ExplainServing(const ServingPlan& p) {
       fmt::format("KV pool: {} pages of {} tokens", o.kv_tokens / kPageTokens, kPageTokens)};
   lines.push_back(o.admission == Admission::kWhole
                       ? "admission: with all pages that a request may need; none is preempted"
-                      : "admission: with the pages of the prompt; who loses its pages runs its tokens again");
+                      : "admission: with the pages of the prompt; " + ExplainPreemption(o));
   lines.push_back(p.why_no_prefixes.empty() ? "prefix cache: pages of equal prefixes are shared"
                                             : "prefix cache: off: " + p.why_no_prefixes);
   lines.push_back(p.why_no_guesses.empty()

@@ -16,7 +16,10 @@ struct ServingPlan {
 };
 
 Result<ServingPlan> PlanServing(const ServingOptions& options);  // before the model is loaded
-Status FitPlan(Engine& engine, ServingPlan* plan);               // to the model, its recipe and its plan
+// Tokens that the pool will hold, whole pages: what the options say, or what they leave open.
+Result<int64_t> PoolTokens(const ServingOptions& options, const ModelConfig& config,
+                           const AttentionRecipe& recipe);
+Status FitPlan(Engine& engine, ServingPlan* plan);  // to the model, its recipe and its plan
 std::vector<std::string> ExplainServing(const ServingPlan& plan);
 
 }  // namespace nibble

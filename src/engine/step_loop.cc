@@ -121,8 +121,8 @@ void StepLoop::ListRunning() {
     running_jobs_[i].own_pages = cache_->OwnPages(running_[i]->seq);
 }
 
-// Those that could have a place in this step, with what is cached of them. The last token of a sequence is
-// always run, for its logits.
+// Those that could have a place in this step, with what is cached or swapped out of them. The last token of a
+// sequence is always run, for its logits.
 void StepLoop::ListWaiting() {
   waiting_jobs_.clear();
   int64_t rows = options_.max_num_batched_tokens - int64_t(running_.size());
@@ -130,10 +130,13 @@ void StepLoop::ListWaiting() {
   for (const auto& a : waiting_) {
     if (waiting_jobs_.size() == places || rows <= 0) break;
     Job job = JobOf(*a);
-    if (!job.all_logits) {
-      const PrefixMatch match =
-          cache_->FindPrefix(Shareable(*a->answer, job.tokens - 1), a->answer->request().cache_salt);
-      job.length = match.tokens, job.own_pages = match.idle_pages;
+    const bool swapped = a->swap.data() != nullptr;
+    if (swapped || !job.all_logits) {
+      const PrefixMatch match = cache_->FindPrefix(
+          Shareable(*a->answer, swapped ? job.length : job.tokens - 1), a->answer->request().cache_salt);
+      // Pages that come back from the host are taken from the free ones, as those of a prefix that are idle.
+      job.own_pages = match.idle_pages + (swapped ? (job.length - match.tokens) / kv::kPageTokens : 0);
+      if (!swapped) job.length = match.tokens;
     }
     rows -= job.tokens - job.length;
     waiting_jobs_.push_back(job);
@@ -143,6 +146,29 @@ void StepLoop::ListWaiting() {
 void StepLoop::Release(Active* a) {
   if (a->seq >= 0) cache_->Close(a->seq);
   a->seq = -1, a->length = 0;
+  DropSwap(a);
+}
+
+void StepLoop::DropSwap(Active* a) {
+  swap_bytes_ -= int64_t(a->swap.bytes());
+  a->swap = {};
+}
+
+// False where the request is to be recomputed.
+bool StepLoop::TrySwapOut(Active* a) {
+  const bool wanted = options_.preemption == Preemption::kSwap ||
+                      (options_.preemption == Preemption::kAuto && a->length >= kv::kPageTokens);
+  if (!wanted || a->length == 0) return false;
+  const int64_t bytes = cache_->SwapBytes(a->seq);
+  if (swap_bytes_ + bytes <= options_.swap_bytes) a->swap = HostBlock::Make(size_t(bytes));
+  if (a->swap.data() == nullptr) {
+    ++counters_.swap_full;
+    return false;
+  }
+  cache_->SwapOut(a->seq, {a->swap.data(), a->swap.bytes()});
+  swap_bytes_ += bytes;
+  ++counters_.swapped;
+  return true;
 }
 
 void StepLoop::Preempt() {
@@ -150,29 +176,50 @@ void StepLoop::Preempt() {
     if (!running_[i]->share.preempted) continue;
     std::unique_ptr<Active> a = std::move(running_[i]);
     running_.erase(running_.begin() + ptrdiff_t(i));
-    Release(a.get());
+    if (TrySwapOut(a.get())) {
+      cache_->Close(a->seq);
+      a->seq = -1;
+    } else {
+      Release(a.get());
+    }
     ++a->answer->usage().preemptions, ++counters_.preemptions;
     Insert(&waiting_, std::move(a));
   }
 }
 
+// Gives a job that waited its sequence, with what is kept of its prefix.
+Status StepLoop::Enter(Active* a, const Job& job) {
+  NIBBLE_ASSIGN(a->seq, cache_->Open());
+  Answer& answer = *a->answer;
+  cache_->SetPrefill(a->seq, answer.prefill_tokens());
+  const bool swapped = a->swap.data() != nullptr;
+  const int64_t shared = swapped ? job.length : job.all_logits ? 0 : job.tokens - 1;
+  const auto prefix = Shareable(answer, shared);
+  a->length = cache_->TakePrefix(a->seq, prefix, answer.request().cache_salt);
+  NIBBLE_CHECK(swapped || a->length == job.length, "a prefix that changed while it was planned");
+  if (!a->seen) {
+    answer.Admitted(a->length);
+    counters_.prompt_tokens += uint64_t(answer.prompt_tokens());
+    counters_.prefix_queried_tokens += uint64_t(prefix.size());
+    counters_.prefix_hit_tokens += uint64_t(a->length);
+  }
+  a->seen = true;
+  return {};
+}
+
+void StepLoop::SwapIn(Active* a, int64_t length) {
+  if (a->swap.data() == nullptr) return;
+  cache_->SwapIn(a->seq, length, {a->swap.data(), a->swap.bytes()});
+  a->length = length;
+  DropSwap(a);
+}
+
+// All hold their prefixes before one takes a page, which might be another's.
 Status StepLoop::Admit(size_t count) {
+  for (size_t i = 0; i < count; ++i) NIBBLE_RETURN_IF_ERROR(Enter(waiting_[i].get(), waiting_jobs_[i]));
   for (size_t i = 0; i < count; ++i) {
-    std::unique_ptr<Active> a = std::move(waiting_[i]);
-    NIBBLE_ASSIGN(a->seq, cache_->Open());
-    Answer& answer = *a->answer;
-    cache_->SetPrefill(a->seq, answer.prefill_tokens());
-    const auto prefix = Shareable(answer, waiting_jobs_[i].all_logits ? 0 : waiting_jobs_[i].tokens - 1);
-    a->length = cache_->TakePrefix(a->seq, prefix, answer.request().cache_salt);
-    NIBBLE_CHECK(a->length == waiting_jobs_[i].length, "a prefix that changed while it was planned");
-    if (!a->seen) {
-      answer.Admitted(a->length);
-      counters_.prompt_tokens += uint64_t(answer.prompt_tokens());
-      counters_.prefix_queried_tokens += uint64_t(prefix.size());
-      counters_.prefix_hit_tokens += uint64_t(a->length);
-    }
-    a->seen = true;
-    Insert(&running_, std::move(a));
+    SwapIn(waiting_[i].get(), waiting_jobs_[i].length);
+    Insert(&running_, std::move(waiting_[i]));
   }
   waiting_.erase(waiting_.begin(), waiting_.begin() + ptrdiff_t(count));
   return {};

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cache/kv_cache.h"
+#include "cache/kv_swap.h"
 #include "engine/answer.h"
 #include "engine/scheduler.h"
 
@@ -20,6 +21,8 @@ struct StepLoopOptions {
   int max_num_batched_tokens = 2;  // > max_num_seqs, at most what the model was loaded for
   int64_t kv_tokens = 0;
   Admission admission = Admission::kPrompt;
+  Preemption preemption = Preemption::kRecompute;
+  int64_t swap_bytes = 0;      // as ServingOptions
   std::string prefix_scope{};  // as KvCacheOptions
   bool undo = false;           // whether the recipe allows to take rows back: no guesses without
   NgramOptions ngram{};
@@ -27,8 +30,9 @@ struct StepLoopOptions {
 
 struct StepCounters {
   std::array<uint64_t, kFinishReasons> finished{};
-  uint64_t steps = 0, step_rows = 0, preemptions = 0;
-  uint64_t prompt_tokens = 0, new_tokens = 0;  // of requests that were admitted
+  uint64_t steps = 0, step_rows = 0;
+  uint64_t preemptions = 0, swapped = 0, swap_full = 0;  // as ServingStats
+  uint64_t prompt_tokens = 0, new_tokens = 0;            // of requests that were admitted
   uint64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;
   uint64_t drafted = 0, accepted = 0;
   uint64_t visible_tokens = 0;  // that decode rows could have read
@@ -54,6 +58,7 @@ class StepLoop {
   int waiting() const { return int(waiting_.size()); }
   int64_t waiting_tokens() const;
   KvPages pages() const { return cache_->Pages(); }
+  int64_t swap_bytes() const { return swap_bytes_; }
   const StepCounters& counters() const { return counters_; }
 
  private:
@@ -61,7 +66,8 @@ class StepLoop {
     std::unique_ptr<Answer> answer;
     int64_t rank = 0;
     SeqId seq = -1;              // while it runs
-    int64_t length = 0;          // tokens in the cache
+    int64_t length = 0;          // tokens in the cache, or in `swap`
+    HostBlock swap{};            // while it waits: what it had, where it was swapped out
     std::vector<int32_t> draft;  // guesses of this step
     JobShare share{};
     int32_t newest_row = -1;  // of the step's logits: the newest token's; -1: not in this step
@@ -80,6 +86,10 @@ class StepLoop {
   void ListRunning();
   void ListWaiting();
   void Preempt();
+  bool TrySwapOut(Active* active);
+  void DropSwap(Active* active);
+  Status Enter(Active* active, const Job& job);
+  void SwapIn(Active* active, int64_t length);
   Status Admit(size_t count);
   void FillStep();
   Status Run();
@@ -103,6 +113,7 @@ class StepLoop {
   std::vector<std::vector<float>> raw_;
   std::unique_ptr<KvCache> cache_;
   Queue waiting_, running_;
+  int64_t swap_bytes_ = 0;  // of all that are swapped out
   StepCounters counters_;
 
   // The current step.

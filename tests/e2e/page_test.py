@@ -3,7 +3,7 @@
 """page_test.py NIBBLE MODEL [PICTURE.png]: the server's page in headless Chromium, by keyboard alone.
 
 Types a text, sends it with Enter, reads the answer as it streams, stops one with Escape, looks at the gauges, changes between
-dark and light; nothing may be asked for from outside and no message may reach the console. Exit code 77: no Chromium here.
+dark and light; with two recipes loaded, changes between them and reads their answers side by side; nothing may be asked for from outside and no message may reach the console. Exit code 77: no Chromium here.
 """
 import base64
 import json
@@ -80,9 +80,10 @@ class Page:
         self.call("Input.insertText", text=text)
 
     def press(self, key, code):
-        for kind in ("rawKeyDown", "char", "keyUp") if key == "Enter" else ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
-                      **({"text": "\r"} if kind == "char" else {}))
+        text = {"Enter": "\r", " ": " "}.get(key)
+        for kind in ("rawKeyDown", "char", "keyUp") if text else ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code="Space" if key == " " else key, windowsVirtualKeyCode=code,
+                      **({"text": text} if kind == "char" else {}))
 
 
 def check(page, url, picture):
@@ -103,6 +104,7 @@ def check(page, url, picture):
     page.press("Escape", 27)
     page.wait("!document.getElementById('send').disabled")
     page.wait("Number(document.getElementById('running').textContent) == 0")
+    assert page.value("document.getElementById('pick').checkVisibility()") is False, "nothing to choose from"
     before = page.value("getComputedStyle(document.body).backgroundColor")
     page.value("document.getElementById('theme').click()")
     assert page.value("getComputedStyle(document.body).backgroundColor") != before
@@ -114,17 +116,53 @@ def check(page, url, picture):
     assert not outside, outside
 
 
-def main():
-    if not CHROMIUM:
-        print("skipped: there is no Chromium here")
-        return 77
-    server = subprocess.Popen([sys.argv[1], "serve", "-m", sys.argv[2], "--port", "0", "--no-log", "--quiet"],
+def tab_to(page, id):
+    for _ in range(20):
+        page.press("Tab", 9)
+        if page.value("document.activeElement.id") == id:
+            return
+    raise AssertionError(f"Tab never reaches {id}")
+
+
+def check_recipes(page, url, picture):
+    page.call("Page.navigate", url=url + "/")
+    page.wait("document.querySelectorAll('#pick option').length == 2")
+    assert "exact" in page.value("document.getElementById('model').textContent")
+    assert "32 KV bits" in page.value("document.getElementById('model').textContent")
+    tab_to(page, "pick")
+    page.press("ArrowDown", 40)
+    page.wait("document.getElementById('model').textContent.startsWith('qserve')")
+    page.value("document.getElementById('max_tokens').value = 40")
+    page.value("document.getElementById('prompt').focus()")
+    page.type("It was a dark and stormy")
+    page.press("Enter", 13)
+    page.wait("document.querySelector('#talk li.assistant .figures')")
+    assert page.value("document.querySelector('#talk li.assistant .who').textContent").startswith("novelist-10m:qserve · 4.")
+    tab_to(page, "beside")
+    page.press(" ", 32)
+    assert page.value("document.getElementById('beside').checked"), "the space bar ticks it"
+    page.value("document.getElementById('prompt').focus()")
+    page.type("Once upon a time")
+    page.press("Enter", 13)
+    page.wait("document.querySelectorAll('#talk li.side li.assistant .figures').length == 2")
+    who = page.value("[...document.querySelectorAll('#talk li.side .who')].map((e) => e.textContent).join('|')")
+    assert who.startswith("novelist-10m · 32 KV bits|novelist-10m:qserve · 4."), who
+    boxes = page.value("[...document.querySelectorAll('#talk li.side li')].map((e) => e.getBoundingClientRect().top)")
+    assert boxes[0] == boxes[1], "side by side"
+    if picture:
+        with open(picture.replace(".png", "_recipes.png"), "wb") as file:
+            file.write(base64.b64decode(page.call("Page.captureScreenshot")["data"]))
+    assert not page.messages, page.messages
+
+
+def run(check_page, more, picture):
+    server = subprocess.Popen([sys.argv[1], "serve", "-m", sys.argv[2], "--port", "0", "--no-log", "--quiet", *more],
                               stdout=subprocess.PIPE, text=True)
     url = server.stdout.readline().strip()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         page = Page(folder)
         try:
-            check(page, url, sys.argv[3] if len(sys.argv) > 3 else "")
+            check_page(page, url, picture)
         finally:
             page.process.kill()
             page.process.wait()
@@ -132,6 +170,14 @@ def main():
             code = server.wait(timeout=40)
     print(f"the page works; {len(page.asked)} requests, all to the server, which ended with {code}")
     return code
+
+
+def main():
+    if not CHROMIUM:
+        print("skipped: there is no Chromium here")
+        return 77
+    picture = sys.argv[3] if len(sys.argv) > 3 else ""
+    return run(check, [], picture) or run(check_recipes, ["--recipes", "exact,qserve"], picture)
 
 
 if __name__ == "__main__":

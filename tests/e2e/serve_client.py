@@ -3,10 +3,14 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
+
+
+ARENA, LARGE = 64 << 20, 1 << 20
 
 
 class Server:
@@ -34,6 +38,22 @@ class Server:
     def stop(self):
         self.signal(signal.SIGTERM)
         return self.wait()
+
+    def memory_mb(self):
+        """What is resident, by what it is for. `large`: weights, KV pools and work memory, which are mapped by themselves; `heap`: what
+        malloc keeps, in its arenas too; `files`: the program and its libraries."""
+        found, kind = {"large": 0.0, "heap": 0.0, "files": 0.0}, None
+        with open(f"/proc/{self.process.pid}/smaps") as file:
+            for line in file:
+                head = re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \d+\s*(.*)", line)
+                if head:
+                    first, size = int(head[1], 16), int(head[2], 16) - int(head[1], 16)
+                    arena = first % ARENA == 0 and size <= ARENA  # glibc's begin at such addresses
+                    anonymous = not head[3] or head[3].startswith("[")
+                    kind = "files" if not anonymous else "large" if size >= LARGE and not arena and not head[3] else "heap"
+                elif line.startswith("Rss:"):
+                    found[kind] += int(line.split()[1]) / 1024
+        return {kind: round(size, 1) for kind, size in found.items()}
 
     def rss_mb(self):
         with open(f"/proc/{self.process.pid}/status") as file:
@@ -130,13 +150,14 @@ def text_of(stream):
 
 
 async def metrics(port):
-    """{name without nibble:: value} of the gauges and counters."""
+    """{name without nibble:: value} of the gauges and counters, over all models and recipes."""
     _, body = await call(port, get("/metrics"))
     found = {}
     for line in body.decode().splitlines():
         if not line.startswith("#") and "le=" not in line:
             name, value = line.rsplit(" ", 1)
-            found[name.split("{")[0].removeprefix("nibble:")] = float(value)
+            name = name.split("{")[0].removeprefix("nibble:")
+            found[name] = found.get(name, 0) + float(value)
     return found
 
 

@@ -31,6 +31,7 @@ struct ServerConfig {
   std::chrono::microseconds pace{0};
   int max_waiting = 1000;
   bool chat = true;
+  std::vector<std::string> more_models{};  // beside "fake", each with an engine of its own
 };
 
 // A server that lives as long as a test.
@@ -41,11 +42,16 @@ class Running {
     WriteTestFile(dir_ / "t.jinja", kTemplate);
     auto served = ServedModel::Make(&engine, test::Model10m(), "fake", setup.chat ? dir_ / "t.jinja" : "");
     NIBBLE_CHECK(served.ok(), served.status().message().c_str());
-    model_ = *std::move(served);
+    NIBBLE_CHECK(models_.Add(*std::move(served)).ok(), "the first name");
+    for (size_t i = 0; i < setup.more_models.size(); ++i) {
+      more_engines.push_back(std::make_unique<test::FakeServing>(setup.pace, setup.max_waiting));
+      NIBBLE_CHECK(models_.Add(models_.first().WithEngine(more_engines[i].get(), setup.more_models[i])).ok(),
+                   "one name twice");
+    }
     setup.http.port = 0;
     setup.http.limits.max_connections = std::min(setup.http.limits.max_connections, 256);
     setup.app.limits = setup.http.limits;
-    app = std::make_unique<App>(setup.app, model_.get());
+    app = std::make_unique<App>(setup.app, &models_);
     auto started = HttpServer::Start(setup.http, app.get());
     NIBBLE_CHECK(started.ok(), started.status().message().c_str());
     http = *std::move(started);
@@ -80,9 +86,10 @@ class Running {
 
  public:
   test::FakeServing engine;
+  std::vector<std::unique_ptr<test::FakeServing>> more_engines;
 
  private:
-  std::unique_ptr<ServedModel> model_;
+  ServedModels models_;
 
  public:
   std::unique_ptr<App> app;

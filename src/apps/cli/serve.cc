@@ -5,8 +5,7 @@
 #include <cstdlib>
 
 #include "apps/cli/common.h"
-#include "apps/cli/memory_plan.h"
-#include "apps/cli/serve_options.h"
+#include "apps/cli/serve_models.h"
 #include "apps/server/app.h"
 #include "apps/server/log.h"
 
@@ -14,88 +13,79 @@ namespace nibble::cli {
 namespace {
 
 constexpr double kWatchSeconds = 1, kCutSeconds = 2;
-constexpr double kMiB = 1 << 20;
-
-// What the model will take, before anything of it is read.
-Status PrintMemoryPlan(const ServingOptions& options, const CommonOptions& common) {
-  if (common.quiet) return {};
-  NIBBLE_ASSIGN(const ModelConfig config, ReadModelConfig(options.engine.model));
-  NIBBLE_ASSIGN(const auto weights, io::Weights::Open(options.engine.model));
-  NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(options.engine.recipe, options.engine.dtype));
-  const KvShape shape{config.layers, config.kv_heads, config.head_dim};
-  const KvSizes one = PlanKv(shape, config.heads, recipe, 1, config.max_position);
-  fmt::print(stderr,
-             "nibble: plan: weights {:.1f} MiB, KV {:.3f} MiB per 1000 tokens, {:.2f} MiB per sequence\n",
-             static_cast<double>(PackedWeightBytes(weights->tensors(), options.engine.dtype)) / kMiB,
-             static_cast<double>(one.pool_bytes) / kMiB * 1000 / static_cast<double>(config.max_position),
-             static_cast<double>(one.tail_bytes_per_seq) / kMiB);
-  return {};
-}
-
-// Looks after the engine until a signal comes. kIo when the engine is beyond help: whoever supervises the
-// process starts it again.
-Result<int> Watch(server::HttpServer& http, const ServingEngine& engine, double limit) {
+// Looks after the engines until a signal comes. kIo when one is beyond help: whoever supervises the process
+// starts it again.
+Result<int> Watch(server::HttpServer& http, const Served& served, double limit) {
   while (true) {
     if (const int signal = http.WaitForSignal(kWatchSeconds); signal != 0) return signal;
-    NIBBLE_RETURN_IF_ERROR(engine.Health());
-    if (const double step = engine.Stats().step_under_way_seconds; step > limit)
-      return Error(Code::kIo,
-                   "a step of the engine has been running for {:.0f} s, at most {:.0f} are allowed", step,
-                   limit);
+    for (const auto& engine : served.engines) {
+      NIBBLE_RETURN_IF_ERROR(engine->Health());
+      if (const double step = engine->Stats().step_under_way_seconds; step > limit)
+        return Error(Code::kIo,
+                     "a step of the engine has been running for {:.0f} s, at most {:.0f} are allowed", step,
+                     limit);
+    }
   }
 }
 
 // What runs is answered, what comes is refused; then what still runs is cut.
-int Drain(server::HttpServer& http, server::App& app, ServingEngine& engine, double seconds) {
+int Drain(server::HttpServer& http, server::App& app, const Served& served, double seconds) {
   server::Log("info", "drain",
               fmt::format("\"under_way\":{},\"seconds\":{}", http.requests_under_way(), seconds));
   app.BeginDrain();
   http.Drain();
   const bool whole = http.WaitIdle(seconds);
-  engine.Drain();
+  for (const auto& engine : served.engines) engine->Drain();
   const int cut = whole ? 0 : http.requests_under_way();
-  engine.Stop();
+  for (const auto& engine : served.engines) engine->Stop();
   http.WaitIdle(kCutSeconds);
   server::Log("info", "end", fmt::format("\"cut\":{}", cut));
   return cut;
 }
 
+void PrintLoaded(const ServeOptions& o, const Served& served, double seconds) {
+  PrintNotes(served.engines[0]->Notes(), o.common);
+  for (const auto& model : served.models.all()) {
+    if (o.common.explain)
+      for (const std::string& line : model->engine().Explain())
+        fmt::print(stderr, "{}: {}\n", model->name(), line);
+    const ServingOptions& options = model->engine().options();
+    if (!o.common.quiet)
+      fmt::print(stderr, "nibble: {} ({}) loaded in {:.2f} s, {} KV tokens\n", model->name(),
+                 options.engine.recipe, seconds, options.kv_tokens);
+  }
+}
+
 Result<int> Serve(const ServeOptions& o) {
-  const ServingOptions options = ToServingOptions(o);
   NIBBLE_ASSIGN(const std::vector<std::string> keys, ReadApiKeys(o));
   server::HttpServerOptions http_options = o.http;
   if (!o.tls_certificate_file.empty()) {
     NIBBLE_ASSIGN(http_options.tls, server::LoadTls(o.tls_certificate_file, o.tls_key_file));
   }
-  NIBBLE_RETURN_IF_ERROR(PrintMemoryPlan(options, o.common));
+  NIBBLE_RETURN_IF_ERROR(PrintServePlan(o));
   const auto began = std::chrono::steady_clock::now();
-  NIBBLE_ASSIGN(const std::unique_ptr<ServingEngine> engine, ServingEngine::Start(options));
-  NIBBLE_ASSIGN(const auto model, server::ServedModel::Make(engine.get(), o.model, o.name, o.template_file));
+  Served served;
+  NIBBLE_RETURN_IF_ERROR(LoadServed(o, &served));
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - began;
-  PrintNotes(engine->Notes(), o.common);
-  if (o.common.explain)
-    for (const std::string& line : engine->Explain()) fmt::print(stderr, "{}\n", line);
+  PrintLoaded(o, served, load.count());
   server::App app({.limits = o.http.limits,
                    .api_keys = keys,
                    .cors_origins = o.cors_origins,
                    .threads = o.http.threads,
                    .device = o.common.device,
                    .load_seconds = load.count()},
-                  model.get());
+                  &served.models);
   NIBBLE_ASSIGN(const std::unique_ptr<server::HttpServer> http,
                 server::HttpServer::Start(http_options, &app));
   app.SetConnections([&http] { return http->connections(); });
-  if (!o.common.quiet)
-    fmt::print(stderr, "nibble: {} ({}) loaded in {:.2f} s, {} KV tokens\n", model->name(),
-               options.engine.recipe, load.count(), engine->options().kv_tokens);
   Print(fmt::format("{}://{}\n", http_options.tls ? "https" : "http", http->address()));
   server::Log("info", "ready", fmt::format("\"address\":\"{}\"", http->address()));
-  auto signal = Watch(*http, *engine, o.watchdog_seconds);
+  auto signal = Watch(*http, served, o.watchdog_seconds);
   if (!signal.ok()) {  // the engine thread may hang, so nothing waits for it
     server::Log("error", "engine", fmt::format("\"error\":{}", server::Quoted(signal.status().message())));
     std::_Exit(kExitFailed);
   }
-  const int cut = Drain(*http, app, *engine, o.http.limits.drain_seconds);
+  const int cut = Drain(*http, app, served, o.http.limits.drain_seconds);
   return cut == 0 ? kExitOk : kExitSignal + *signal;
 }
 
@@ -119,10 +109,11 @@ Command AddServe(Parser app) {
   auto o = std::make_shared<ServeOptions>();
   const Parser parser = app.Command("serve", "Answer OpenAI's API over HTTP");
   AddServeOptions(parser, *o);
-  parser.Check([o] { CheckServeOptions(*o); });
+  parser.Check([o, parser] { CheckServeOptions(parser, *o); });
   parser.Footer(
       "Examples:\n"
       "  nibble serve -m models/novelist-10m\n"
+      "  nibble serve -m models/novelist-10m --recipes exact,qserve\n"
       "  nibble serve -m out/novelist-w4a8 --recipe qserve --host 0.0.0.0 --api-key-file keys.txt\n"
       "SIGTERM and Ctrl-C let running requests finish for --drain-seconds; a second one ends the server at "
       "once.");

@@ -29,9 +29,9 @@ std::string NewAnswerId(std::string_view prefix) {
   return fmt::format("{}{:016x}", prefix, random());
 }
 
-App::App(AppOptions options, const ServedModel* model)
+App::App(AppOptions options, const ServedModels* models)
     : options_(std::move(options)),
-      model_(model),
+      models_(models),
       queue_(options_.threads, static_cast<size_t>(options_.limits.max_parsing)) {}
 
 const std::vector<App::Route>& App::Routes() {
@@ -43,6 +43,7 @@ const std::vector<App::Route>& App::Routes() {
       {"GET", "/version", &App::Version, Where::kInline},
       {"GET", "/metrics", &App::MetricsRoute, Where::kInline},
       {"GET", "/v1/models", &App::Models, Where::kInline},
+      {"GET", "/tokenizer_info", &App::TokenizerInfo, Where::kInline},
       {"POST", "/v1/completions", &App::Completions, Where::kQueue},
       {"POST", "/v1/chat/completions", &App::Chat, Where::kQueue},
       {"POST", "/v1/embeddings", &App::Embeddings, Where::kQueue},

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 9. The routes of the server: who may ask what, and which handler answers.
 #pragma once
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <memory>
 #include <optional>
@@ -29,16 +31,16 @@ struct AppOptions {
 
 class App final : public HttpService {
  public:
-  App(AppOptions options, const ServedModel* model);
+  App(AppOptions options, const ServedModels* models);
 
   std::optional<HttpResponse> Refuse(const HttpRequest& head) override;
   void Handle(HttpRequest request, std::shared_ptr<Reply> reply) override;
   Headers CommonHeaders(const HttpRequest& head) override;
   HttpResponse Error(int status, std::string_view message) override { return ErrorResponse(status, message); }
+  void Answered(int status) override { ++answers_[static_cast<size_t>(std::clamp(status / 100, 0, 5))]; }
 
   void BeginDrain() { draining_ = true; }  // not ready from now on, and no new work
   void SetConnections(std::function<int()> connections) { connections_ = std::move(connections); }
-  const Metrics& metrics() const { return metrics_; }
 
  private:
   using ReplyPtr = std::shared_ptr<Reply>;
@@ -71,11 +73,11 @@ class App final : public HttpService {
   void Models(const HttpRequest&, const ReplyPtr&);
   void MetricsRoute(const HttpRequest&, const ReplyPtr&);
   void Page(const HttpRequest&, const ReplyPtr&);
-  std::string ModelJson() const;
   // app_text.cc
   void Tokenize(const HttpRequest&, const ReplyPtr&);
   void Detokenize(const HttpRequest&, const ReplyPtr&);
   void ApplyTemplate(const HttpRequest&, const ReplyPtr&);
+  void TokenizerInfo(const HttpRequest&, const ReplyPtr&);
   // app_openai.cc
   void Completions(const HttpRequest&, const ReplyPtr&);
   void Chat(const HttpRequest&, const ReplyPtr&);
@@ -90,18 +92,21 @@ class App final : public HttpService {
   Status StartMessages(const HttpRequest&, const ReplyPtr&);
   Status AnswerTokenCount(const HttpRequest&, const ReplyPtr&);
   Status StartResponses(const HttpRequest&, const ReplyPtr&);
-  Status PlanChat(const ChatRequest& request, CallPlan* plan, int64_t* prompt_tokens) const;
-  ToolSyntax SyntaxFor(const ChatRequest& request) const;
+  // What a chat puts into the plan, and how long its prompt is.
+  static Status PlanChat(const ServedModel& model, const ChatRequest& request, CallPlan* plan,
+                         int64_t* prompt_tokens);
+  static ToolSyntax SyntaxFor(const ServedModel& model, const ChatRequest& request);
 
   // Puts n or best_of requests a prompt into the plan; max_tokens is what is left of the context where the
   // call does not say and `fill`.
-  Status AddPrompt(const GenerateFields& fields, std::vector<int32_t> prompt,
-                   std::shared_ptr<Constraint> constraint, bool fill, CallPlan* plan) const;
-  void StartCall(const GenerateFields& fields, CallPlan plan, const ReplyPtr& reply);
+  static Status AddPrompt(const ServedModel& model, const GenerateFields& fields, std::vector<int32_t> prompt,
+                          std::shared_ptr<Constraint> constraint, bool fill, CallPlan* plan);
+  void StartCall(const ServedModel& model, const GenerateFields& fields, CallPlan plan,
+                 const ReplyPtr& reply);
 
   AppOptions options_;
-  const ServedModel* model_;
-  Metrics metrics_;
+  const ServedModels* models_;
+  std::array<std::atomic<uint64_t>, 6> answers_{};  // by the first digit of the status
   std::atomic<bool> draining_{false};
   std::function<int()> connections_ = [] { return 0; };
   WorkQueue queue_;  // last: its threads use the rest

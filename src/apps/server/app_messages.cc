@@ -9,34 +9,35 @@
 namespace nibble::server {
 
 // The part of a chat that no dialect changes. Also says how long the prompt is.
-Status App::PlanChat(const ChatRequest& request, CallPlan* plan, int64_t* prompt_tokens) const {
+Status App::PlanChat(const ServedModel& model, const ChatRequest& request, CallPlan* plan,
+                     int64_t* prompt_tokens) {
   const GenerateFields& fields = request.fields;
-  NIBBLE_RETURN_IF_ERROR(model_->CheckName(fields.model));
-  NIBBLE_ASSIGN(std::vector<int32_t> ids, model_->EncodeChat(request.chat));
-  NIBBLE_ASSIGN(auto constraint, model_->MakeConstraint(fields.structured));
+  NIBBLE_ASSIGN(std::vector<int32_t> ids, model.EncodeChat(request.chat));
+  NIBBLE_ASSIGN(auto constraint, model.MakeConstraint(fields.structured));
   if (request.chat.forced_tool) {
-    NIBBLE_ASSIGN(constraint, model_->MakeToolConstraint(request.chat.tools));
+    NIBBLE_ASSIGN(constraint, model.MakeToolConstraint(request.chat.tools));
   }
   *prompt_tokens = static_cast<int64_t>(ids.size());
-  return AddPrompt(fields, std::move(ids), constraint, /*fill=*/true, plan);
+  return AddPrompt(model, fields, std::move(ids), constraint, /*fill=*/true, plan);
 }
 
-ToolSyntax App::SyntaxFor(const ChatRequest& request) const {
-  return request.chat.tools.empty() ? ToolSyntax::kNone : model_->tool_syntax();
+ToolSyntax App::SyntaxFor(const ServedModel& model, const ChatRequest& request) {
+  return request.chat.tools.empty() ? ToolSyntax::kNone : model.tool_syntax();
 }
 
 Status App::StartMessages(const HttpRequest& http, const ReplyPtr& reply) {
   NIBBLE_ASSIGN(const Json json, ParseBody(http.body, options_.limits));
   NIBBLE_ASSIGN(const ChatRequest request,
                 ParseMessagesRequest(json.root(), options_.limits, /*count_only=*/false));
+  NIBBLE_ASSIGN(const ServedModel* model, models_->Find(request.fields.model));
   CallPlan plan{.dialect = Dialect::kAnthropic};
   MessageHead head{.id = NewAnswerId("msg_"),
-                   .model = model_->name(),
+                   .model = model->name(),
                    .stops = request.fields.stop,
-                   .tools = SyntaxFor(request)};
-  NIBBLE_RETURN_IF_ERROR(PlanChat(request, &plan, &head.prompt_tokens));
+                   .tools = SyntaxFor(*model, request)};
+  NIBBLE_RETURN_IF_ERROR(PlanChat(*model, request, &plan, &head.prompt_tokens));
   plan.format = MakeMessageFormat(std::move(head));
-  StartCall(request.fields, std::move(plan), reply);
+  StartCall(*model, request.fields, std::move(plan), reply);
   return {};
 }
 
@@ -44,9 +45,9 @@ Status App::AnswerTokenCount(const HttpRequest& http, const ReplyPtr& reply) {
   NIBBLE_ASSIGN(const Json json, ParseBody(http.body, options_.limits));
   NIBBLE_ASSIGN(const ChatRequest request,
                 ParseMessagesRequest(json.root(), options_.limits, /*count_only=*/true));
-  NIBBLE_RETURN_IF_ERROR(model_->CheckName(request.fields.model));
-  NIBBLE_ASSIGN(const std::string text, model_->RenderChat(request.chat));
-  NIBBLE_ASSIGN(const auto ids, model_->engine().tokenizer().Encode(text, SpecialTokens::kOmit));
+  NIBBLE_ASSIGN(const ServedModel* model, models_->Find(request.fields.model));
+  NIBBLE_ASSIGN(const std::string text, model->RenderChat(request.chat));
+  NIBBLE_ASSIGN(const auto ids, model->engine().tokenizer().Encode(text, SpecialTokens::kOmit));
   reply->Send({.body = fmt::format(R"({{"input_tokens":{}}})", ids.size())});
   return {};
 }
@@ -54,17 +55,18 @@ Status App::AnswerTokenCount(const HttpRequest& http, const ReplyPtr& reply) {
 Status App::StartResponses(const HttpRequest& http, const ReplyPtr& reply) {
   NIBBLE_ASSIGN(const Json json, ParseBody(http.body, options_.limits));
   NIBBLE_ASSIGN(const ChatRequest request, ParseResponsesRequest(json.root(), options_.limits));
+  NIBBLE_ASSIGN(const ServedModel* model, models_->Find(request.fields.model));
   CallPlan plan;
   int64_t prompt_tokens = 0;
-  NIBBLE_RETURN_IF_ERROR(PlanChat(request, &plan, &prompt_tokens));
+  NIBBLE_RETURN_IF_ERROR(PlanChat(*model, request, &plan, &prompt_tokens));
   plan.format = MakeResponseFormat({.id = NewAnswerId("resp_"),
-                                    .model = model_->name(),
+                                    .model = model->name(),
                                     .created = std::time(nullptr),
                                     .max_tokens = request.fields.max_tokens,
                                     .temperature = request.fields.sampling.temperature,
                                     .top_p = request.fields.sampling.top_p,
-                                    .tools = SyntaxFor(request)});
-  StartCall(request.fields, std::move(plan), reply);
+                                    .tools = SyntaxFor(*model, request)});
+  StartCall(*model, request.fields, std::move(plan), reply);
   return {};
 }
 

@@ -33,37 +33,42 @@ Result<std::vector<int32_t>> TokensOf(JsonRef body, const ServedModel& model, co
   return model.engine().tokenizer().Encode(text, add ? SpecialTokens::kAdd : SpecialTokens::kOmit);
 }
 
-Result<std::string> TokenizeBody(const HttpRequest& request, const ServedModel& model, const Limits& limits) {
+Result<std::string> TokenizeBody(const HttpRequest& request, const ServedModels& models,
+                                 const Limits& limits) {
   NIBBLE_ASSIGN(const Json json, ParseBody(request.body, limits));
   const JsonRef body = json.root();
   NIBBLE_ASSIGN(const std::string_view name, body.GetStringOr("model", ""));
-  NIBBLE_RETURN_IF_ERROR(model.CheckName(std::string(name)));
-  NIBBLE_ASSIGN(const std::vector<int32_t> ids, TokensOf(body, model, limits));
+  NIBBLE_ASSIGN(const ServedModel* model, models.Find(std::string(name)));
+  NIBBLE_ASSIGN(const std::vector<int32_t> ids, TokensOf(body, *model, limits));
   NIBBLE_ASSIGN(const bool words, body.GetBoolOr("return_token_strs", false));
   std::string strings;
-  for (size_t i = 0; words && i < ids.size(); ++i) strings += (i > 0 ? "," : "") + model.words().Word(ids[i]);
+  for (size_t i = 0; words && i < ids.size(); ++i)
+    strings += (i > 0 ? "," : "") + model->words().Word(ids[i]);
   return fmt::format(R"({{"count":{},"max_model_len":{},"tokens":[{}],"token_strs":{}}})", ids.size(),
-                     model.context(), fmt::join(ids, ","), words ? "[" + strings + "]" : "null");
+                     model->context(), fmt::join(ids, ","), words ? "[" + strings + "]" : "null");
 }
 
-Result<std::string> DetokenizeBody(const HttpRequest& request, const ServedModel& model,
+Result<std::string> DetokenizeBody(const HttpRequest& request, const ServedModels& models,
                                    const Limits& limits) {
   NIBBLE_ASSIGN(const Json json, ParseBody(request.body, limits));
   NIBBLE_ASSIGN(const std::string_view name, json.root().GetStringOr("model", ""));
-  NIBBLE_RETURN_IF_ERROR(model.CheckName(std::string(name)));
+  NIBBLE_ASSIGN(const ServedModel* model, models.Find(std::string(name)));
   NIBBLE_ASSIGN(const std::vector<int32_t> ids, ReadTokens(json.root()));
   for (const int32_t id : ids)
-    if (id >= model.engine().tokenizer().vocab_size())
+    if (id >= model->engine().tokenizer().vocab_size())
       return Error(Code::kInvalidArgument, "tokens: {} is not in the vocabulary of {}", id,
-                   model.engine().tokenizer().vocab_size());
-  const std::string text = Quoted(model.engine().tokenizer().Decode(ids, /*skip_special=*/false));
+                   model->engine().tokenizer().vocab_size());
+  const std::string text = Quoted(model->engine().tokenizer().Decode(ids, /*skip_special=*/false));
   return fmt::format(R"({{"prompt":{},"content":{}}})", text, text);
 }
 
-Result<std::string> TemplateBody(const HttpRequest& request, const ServedModel& model, const Limits& limits) {
+Result<std::string> TemplateBody(const HttpRequest& request, const ServedModels& models,
+                                 const Limits& limits) {
   NIBBLE_ASSIGN(const Json json, ParseBody(request.body, limits));
+  NIBBLE_ASSIGN(const std::string_view name, json.root().GetStringOr("model", ""));
+  NIBBLE_ASSIGN(const ServedModel* model, models.Find(std::string(name)));
   NIBBLE_ASSIGN(const ChatConversation chat, ParseChat(json.root(), limits));
-  NIBBLE_ASSIGN(const std::string text, model.RenderChat(chat));
+  NIBBLE_ASSIGN(const std::string text, model->RenderChat(chat));
   return fmt::format(R"({{"prompt":{}}})", Quoted(text));
 }
 
@@ -74,21 +79,28 @@ void SendBody(Result<std::string> body, const std::shared_ptr<Reply>& reply) {
 }  // namespace
 
 void App::Tokenize(const HttpRequest& request, const ReplyPtr& reply) {
-  auto body = TokenizeBody(request, *model_, options_.limits);
+  auto body = TokenizeBody(request, *models_, options_.limits);
   Answer(body.status(), reply);
   SendBody(std::move(body), reply);
 }
 
 void App::Detokenize(const HttpRequest& request, const ReplyPtr& reply) {
-  auto body = DetokenizeBody(request, *model_, options_.limits);
+  auto body = DetokenizeBody(request, *models_, options_.limits);
   Answer(body.status(), reply);
   SendBody(std::move(body), reply);
 }
 
 void App::ApplyTemplate(const HttpRequest& request, const ReplyPtr& reply) {
-  auto body = TemplateBody(request, *model_, options_.limits);
+  auto body = TemplateBody(request, *models_, options_.limits);
   Answer(body.status(), reply);
   SendBody(std::move(body), reply);
+}
+
+// Of the first model: the request names none.
+void App::TokenizerInfo(const HttpRequest&, const ReplyPtr& reply) {
+  const std::string& config = models_->first().tokenizer_config();
+  if (config.empty()) return reply->Send(ErrorResponse(404, "the model has no tokenizer_config.json"));
+  reply->Send({.body = config});
 }
 
 }  // namespace nibble::server

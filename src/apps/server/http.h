@@ -61,6 +61,7 @@ class HttpService {
   virtual Headers CommonHeaders(const HttpRequest& head) = 0;
   // The response to what is not even a request, e.g. 431.
   virtual HttpResponse Error(int status, std::string_view message) = 0;
+  virtual void Answered(int status) = 0;  // when an answer has gone out, or its client has: 499
 };
 
 }  // namespace nibble::server

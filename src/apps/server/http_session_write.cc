@@ -207,6 +207,7 @@ void Session::Gone() {
 }
 
 void Session::LogAnswer(int status) {
+  context_->service->Answered(status);
   const std::chrono::duration<double> took = steady_clock::now() - answer_began_;
   Log("info", "request",
       fmt::format(R"("id":"{}","peer":"{}","method":{},"path":{},"status":{},"bytes":{},"seconds":{:.6f}{})",

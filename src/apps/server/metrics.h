@@ -19,7 +19,8 @@ class Histogram {
   explicit Histogram(std::vector<double> bounds) : bounds_(std::move(bounds)), counts_(bounds_.size() + 1) {}
   void Observe(double value, uint64_t times = 1);
   void Take(std::span<const uint64_t> counts, double sum);  // what was counted elsewhere, by the same bounds
-  void Write(std::string_view name, std::string_view help, std::string_view labels, std::string* out) const;
+  void Write(std::string_view name, std::string_view labels,
+             std::string* out) const;  // without HELP and TYPE
 
  private:
   std::vector<double> bounds_;
@@ -27,22 +28,30 @@ class Histogram {
   std::atomic<double> sum_{0};
 };
 
+// Of the requests of one model under one recipe.
 struct Metrics {
   Metrics();
 
   Histogram time_to_first_token, inter_token_latency, e2e_latency, queue_time, prefill_time, decode_time,
       inference_time, prompt_tokens, generation_tokens;
-  std::array<std::atomic<uint64_t>, 6> http_answers{};  // by the first digit of the status
 
   // Of a request that has ended.
   void ObserveEnd(const ServingUsage& usage, double seconds);
 };
 
-struct MetricsInfo {
-  std::string model, recipe, device, version;
+struct EngineMetrics {
+  std::string model, recipe;  // labels model_name and recipe of every line
+  const Metrics* requests;
+  ServingStats stats;
+};
+struct ServerMetrics {
+  std::string device, version;
   double load_seconds = 0;
   int connections = 0;
+  bool draining = false;
+  std::array<uint64_t, 6> answers{};  // by the first digit of the status
 };
-std::string MetricsText(const Metrics& metrics, const ServingStats& stats, const MetricsInfo& info);
+// What concerns the whole server has no label of a model.
+std::string MetricsText(const ServerMetrics& server, std::span<const EngineMetrics> engines);
 
 }  // namespace nibble::server

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <ctime>
 
+#include "base/file.h"
+#include "base/json.h"
 #include "base/printable.h"
 
 namespace nibble::server {
@@ -23,30 +25,42 @@ Result<std::optional<ChatTemplate>> LoadTemplate(const std::string& dir, const s
   return chat.status();
 }
 
+// For clients that want to know the names of the special tokens. One that is there is JSON.
+Result<std::string> ReadTokenizerConfig(const std::string& dir) {
+  const std::string path = dir + "/tokenizer_config.json";
+  auto text = ReadWholeFile(path, JsonLimits{}.max_bytes);
+  if (!text.ok()) return text.status().code() == Code::kNotFound ? Result<std::string>(std::string()) : text;
+  NIBBLE_ASSIGN(const Json json, Json::Parse(*text, {}, path));
+  if (!json.root().is_object()) return Error(Code::kCorrupt, "{}: wanted an object", path);
+  return text;
+}
+
 }  // namespace
+
+ServedModel::ServedModel(ServingEngine* engine, std::string name, std::shared_ptr<const Text> text)
+    : engine_(engine),
+      name_(std::move(name)),
+      text_(std::move(text)),
+      context_(std::min(engine->config().max_position, engine->options().kv_tokens)),
+      created_(std::time(nullptr)) {}
 
 Result<std::unique_ptr<ServedModel>> ServedModel::Make(ServingEngine* engine, const std::string& dir,
                                                        std::string name, const std::string& template_file) {
-  std::unique_ptr<ServedModel> model(new ServedModel());
-  model->engine_ = engine;
-  model->name_ = name.empty() ? LastPart(dir) : std::move(name);
-  NIBBLE_ASSIGN(model->chat_, LoadTemplate(dir, template_file));
-  if (model->chat_) model->tool_syntax_ = DetectToolSyntax(*model->chat_);
+  auto text = std::make_shared<Text>();
+  NIBBLE_ASSIGN(text->chat, LoadTemplate(dir, template_file));
+  if (text->chat) text->tool_syntax = DetectToolSyntax(*text->chat);
   const Tokenizer& tokenizer = engine->tokenizer();
-  model->trie_ = TokenTrie::Make(tokenizer, engine->config().vocab, engine->config().eos_tokens);
-  model->words_.emplace(tokenizer);
+  text->trie = TokenTrie::Make(tokenizer, engine->config().vocab, engine->config().eos_tokens);
+  text->words.emplace(tokenizer);
+  NIBBLE_ASSIGN(text->tokenizer_config, ReadTokenizerConfig(dir));
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id)
-    model->longest_token_ = std::max(model->longest_token_, model->words_->Bytes(id).size());
-  model->context_ = std::min(engine->config().max_position, engine->options().kv_tokens);
-  model->created_ = std::time(nullptr);
-  return model;
+    text->longest_token = std::max(text->longest_token, text->words->Bytes(id).size());
+  return std::unique_ptr<ServedModel>(
+      new ServedModel(engine, name.empty() ? LastPart(dir) : std::move(name), std::move(text)));
 }
 
-Status ServedModel::CheckName(const std::string& name) const {
-  constexpr size_t kShown = 100;
-  if (name.empty() || name == name_) return {};
-  return Error(Code::kNotFound, "model: \"{}\" is not served here, \"{}\" is",
-               Printable(name.substr(0, kShown)), name_);
+std::unique_ptr<ServedModel> ServedModel::WithEngine(ServingEngine* engine, std::string name) const {
+  return std::unique_ptr<ServedModel>(new ServedModel(engine, std::move(name), text_));
 }
 
 Result<std::vector<int32_t>> ServedModel::Encode(const Prompt& prompt, SpecialTokens special) const {
@@ -55,7 +69,7 @@ Result<std::vector<int32_t>> ServedModel::Encode(const Prompt& prompt, SpecialTo
     ids = *given;
   } else {
     const std::string& text = std::get<std::string>(prompt);
-    if (text.size() / longest_token_ >= static_cast<size_t>(context_))
+    if (text.size() / text_->longest_token >= static_cast<size_t>(context_))
       return Error(Code::kInvalidArgument, "the prompt of {} bytes has more tokens than the context of {}",
                    text.size(), context_);
     NIBBLE_ASSIGN(ids, engine_->tokenizer().Encode(text, special));
@@ -67,10 +81,10 @@ Result<std::vector<int32_t>> ServedModel::Encode(const Prompt& prompt, SpecialTo
 }
 
 Result<std::string> ServedModel::RenderChat(const ChatConversation& chat) const {
-  if (!chat_)
+  if (!text_->chat)
     return Error(Code::kUnsupported,
                  "messages: the model has no chat template; the server's --chat-template-file gives one");
-  NIBBLE_ASSIGN(std::string text, chat_->Render(chat.input));
+  NIBBLE_ASSIGN(std::string text, text_->chat->Render(chat.input));
   if (!chat.continue_final) return text;
   // The last message without what the template writes behind it.
   std::string_view last = chat.final_text;
@@ -91,13 +105,13 @@ Result<std::vector<int32_t>> ServedModel::EncodeChat(const ChatConversation& cha
 
 Result<std::shared_ptr<Constraint>> ServedModel::MakeConstraint(const Structured& structured) const {
   if (structured.kind == Structured::Kind::kNone) return std::shared_ptr<Constraint>();
-  NIBBLE_ASSIGN(const auto trie, *trie_);
+  NIBBLE_ASSIGN(const auto trie, *text_->trie);
   return server::MakeConstraint(structured, trie);
 }
 
 Result<std::shared_ptr<Constraint>> ServedModel::MakeToolConstraint(const std::vector<Tool>& tools) const {
-  NIBBLE_ASSIGN(const auto trie, *trie_);
-  return ToolConstraint(tool_syntax_, tools, trie);
+  NIBBLE_ASSIGN(const auto trie, *text_->trie);
+  return ToolConstraint(text_->tool_syntax, tools, trie);
 }
 
 ServingRequest ServedModel::ToRequest(const GenerateFields& fields, std::vector<int32_t> prompt) const {
@@ -113,6 +127,28 @@ ServingRequest ServedModel::ToRequest(const GenerateFields& fields, std::vector<
   request.logprobs = fields.best_of > fields.n ? std::max(fields.logprobs, 0) : fields.logprobs;
   request.prompt_logprobs = fields.prompt_logprobs;
   return request;
+}
+
+Status ServedModels::Add(std::unique_ptr<ServedModel> model, std::span<const std::string> aliases) {
+  std::vector<std::string> names{model->name()};
+  names.insert(names.end(), aliases.begin(), aliases.end());
+  for (const std::string& name : names)
+    if (!by_name_.emplace(name, model.get()).second)
+      return Error(Code::kInvalidArgument, "--served-model-name: two models would be called \"{}\"",
+                   Printable(name));
+  models_.push_back(std::move(model));
+  return {};
+}
+
+Result<const ServedModel*> ServedModels::Find(const std::string& name) const {
+  constexpr size_t kShown = 100;
+  if (name.empty()) return models_[0].get();
+  if (const auto found = by_name_.find(name); found != by_name_.end()) return found->second;
+  std::string known;
+  for (const auto& model : models_)
+    known += fmt::format("{}\"{}\"", known.empty() ? "" : ", ", model->name());
+  return Error(Code::kNotFound, "model: \"{}\" is not served here, {} {}", Printable(name.substr(0, kShown)),
+               known, models_.size() == 1 ? "is" : "are");
 }
 
 }  // namespace nibble::server

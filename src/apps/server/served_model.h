@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 9. The loaded model as the routes see it: its name, its engine, and what turns requests into tokens.
+// Floor 9. A loaded model under one recipe as the routes see it: its name, its engine, and what turns
+// requests into tokens; and the list of all that are served.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "apps/server/metrics.h"
 #include "apps/server/openai_request.h"
 #include "apps/server/token_words.h"
 #include "apps/server/tool_calls.h"
@@ -22,17 +26,20 @@ class ServedModel {
   // model's own template, where it has one. The engine outlives this.
   static Result<std::unique_ptr<ServedModel>> Make(ServingEngine* engine, const std::string& dir,
                                                    std::string name, const std::string& template_file);
+  // The same model under the recipe of another engine, with the same template and tables of tokens.
+  std::unique_ptr<ServedModel> WithEngine(ServingEngine* engine, std::string name) const;
 
   ServingEngine& engine() const { return *engine_; }
   const std::string& name() const { return name_; }
-  const TokenWords& words() const { return *words_; }
+  const TokenWords& words() const { return *text_->words; }
   int64_t context() const { return context_; }  // tokens of one request, prompt and answer
   int64_t created() const { return created_; }
-  bool has_chat() const { return chat_.has_value(); }
-  ToolSyntax tool_syntax() const { return tool_syntax_; }
+  bool has_chat() const { return text_->chat.has_value(); }
+  ToolSyntax tool_syntax() const { return text_->tool_syntax; }
+  // The folder's tokenizer_config.json; "": it has none.
+  const std::string& tokenizer_config() const { return text_->tokenizer_config; }
+  Metrics& metrics() const { return *metrics_; }  // of its requests
 
-  // kNotFound for another model's name; "" is this one.
-  Status CheckName(const std::string& name) const;
   // kInvalidArgument for a prompt that cannot fit, before it is cut into tokens where its length shows it.
   Result<std::vector<int32_t>> Encode(const Prompt& prompt, SpecialTokens special) const;
   Result<std::string> RenderChat(const ChatConversation& chat) const;
@@ -43,16 +50,37 @@ class ServedModel {
   ServingRequest ToRequest(const GenerateFields& fields, std::vector<int32_t> prompt) const;
 
  private:
-  ServedModel() = default;
+  // Of the model, whatever the recipe.
+  struct Text {
+    std::optional<ChatTemplate> chat;
+    ToolSyntax tool_syntax = ToolSyntax::kNone;
+    std::optional<Result<std::shared_ptr<const TokenTrie>>> trie;
+    std::optional<TokenWords> words;
+    size_t longest_token = 1;  // bytes
+    std::string tokenizer_config;
+  };
+  ServedModel(ServingEngine* engine, std::string name, std::shared_ptr<const Text> text);
 
-  ServingEngine* engine_ = nullptr;
-  std::string name_;
-  std::optional<ChatTemplate> chat_;
-  ToolSyntax tool_syntax_ = ToolSyntax::kNone;
-  std::optional<Result<std::shared_ptr<const TokenTrie>>> trie_;
-  std::optional<TokenWords> words_;
-  size_t longest_token_ = 1;  // bytes
-  int64_t context_ = 0, created_ = 0;
+  ServingEngine* const engine_;
+  const std::string name_;
+  const std::shared_ptr<const Text> text_;
+  const int64_t context_, created_;
+  const std::unique_ptr<Metrics> metrics_ = std::make_unique<Metrics>();
+};
+
+// All that a server serves, the one that answers requests without a model's name first.
+class ServedModels {
+ public:
+  // kInvalidArgument for a name that is taken. `aliases`: further names of the model.
+  Status Add(std::unique_ptr<ServedModel> model, std::span<const std::string> aliases = {});
+  // kNotFound for a name that nothing has; "" is the first. REQUIRES one was added.
+  Result<const ServedModel*> Find(const std::string& name) const;
+  std::span<const std::unique_ptr<ServedModel>> all() const { return models_; }
+  const ServedModel& first() const { return *models_[0]; }
+
+ private:
+  std::vector<std::unique_ptr<ServedModel>> models_;
+  std::map<std::string, const ServedModel*> by_name_;
 };
 
 }  // namespace nibble::server
