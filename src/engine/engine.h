@@ -27,10 +27,11 @@ struct EngineOptions {
   std::string plan = "";      // file that `nibble calibrate` wrote for this model; "": none
   DType dtype = DType::kF32;  // arithmetic of the exact path
   DeviceChoice device = DeviceChoice::kCpu;
-  int threads = 0;          // of the CPU; 0: all available
-  int max_seqs = 8;         // sequences in flight together
-  int prefill_chunk = 256;  // prompt tokens a step
-  int64_t max_tokens = 0;   // KV tokens over all sequences; 0: what the requests of a call need
+  int threads = 0;               // of the CPU; 0: all available
+  int max_seqs = 8;              // sequences in flight together
+  int prefill_chunk = 256;       // prompt tokens a step
+  bool score_as_prompt = false;  // Score's rows are a prompt's: no selection, and its kernels
+  int64_t max_tokens = 0;        // KV tokens over all sequences; 0: what the requests of a call need
 };
 
 // kConstraint: the constraint cannot go on, which takes a long text of a very ambiguous grammar. kError: the
