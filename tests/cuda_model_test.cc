@@ -155,8 +155,10 @@ TEST_F(CudaModel, RecipesDivergeAsOnTheCpu) {
   const std::string text(std::istreambuf_iterator<char>(file), {});
   const auto kld = [&](DeviceChoice device, const std::string& recipe, DType dtype) {
     const auto model = LoadNovelist(device, recipe, dtype), exact = LoadNovelist(device, "exact");
-    const auto report = Evaluate(*model, exact.get(), std::string_view(text).substr(0, 12000),
-                                 {.window = 1024, .max_windows = 2});
+    // Rounding to bf16 moves the divergence of two windows by several percent: those rows see more of them.
+    const int windows = dtype == DType::kBF16 ? 10 : 2;
+    const auto report = Evaluate(*model, exact.get(), std::string_view(text).substr(0, windows * 6000),
+                                 {.window = 1024, .max_windows = windows});
     EXPECT_TRUE(report.ok()) << report.status().message();
     return report->reference->kld.mean;
   };

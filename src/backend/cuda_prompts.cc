@@ -164,11 +164,11 @@ void UnpackedPrompts::RunSage(const Args& a, const Group& group, const uint16_t*
   shape.q_tiles = group.sage_q_tiles, shape.k_tiles = group.tiles;
   CheckCuda(cuda::SageAttention({.shape = shape,
                                  .tiles = tiles,
-                                 .sequences = sequences,
-                                 .lse = lse,
                                  .out = a.out + group.first_row * width,
                                  .out_stride = width,
-                                 .scale = a.scale},
+                                 .scale = a.scale,
+                                 .sequences = sequences,
+                                 .lse = lse},
                                 stream_));
 }
 

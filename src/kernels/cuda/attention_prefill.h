@@ -71,14 +71,14 @@ struct SagePageTile {
 struct SageAttentionArgs {
   SageShape shape;
   SageTiles tiles;
+  void* out;  // bf16 [rows][heads][head_dim], row stride out_stride elements
+  int64_t out_stride;
+  float scale;  // of the scores, usually head_dim^-0.5
   // Or, in the shape only counts of heads, tiles and head_dim, and in q_scale by tile 128 scales and 128
   // terms that a row's scores have besides: the result of sealed pages is added to that of the own page,
   // which is in `out`, with its log-sum-exp.
   const SageSequence* sequences = nullptr;
   const float* lse = nullptr;  // [rows][heads]
-  void* out;                   // bf16 [rows][heads][head_dim], row stride out_stride elements
-  int64_t out_stride;
-  float scale;  // of the scores, usually head_dim^-0.5
 };
 // The E4M3 range of P is 2^8 under the row's running maximum rounded up to a power of two, so rescaling by it
 // is exact and seldom. Bitwise repeatable; a sequence's rows do not depend on the others.
