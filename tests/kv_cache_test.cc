@@ -312,8 +312,8 @@ TEST(KvCacheAccounting, PlannedSizes) {
   EXPECT_EQ(PlanKv(shape, 2, int8, 1, 1000).tail_bytes_per_seq, 3 * 2 * (64 * 64 + 64 + 12) * 2);
 }
 
-// Under bf16 arithmetic a GPU decodes the pages of a layer once, for the longest prompt: those of 1,000 tokens
-// and of a step's 512 raw, with one at each end.
+// Under bf16 arithmetic a GPU decodes the pages of a layer once, for the longest prompt: those of 1,000
+// tokens and of a step's 512 raw, with one at each end.
 TEST(KvCacheAccounting, PromptsOnAGpu) {
   const KvShape shape{.layers = 3, .kv_heads = 2, .head_dim = 64};
   const int64_t pages = 16 + 8 + 2, bytes = pages * 2 * 64 * 64 * 2 * 2;
