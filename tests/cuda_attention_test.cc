@@ -135,6 +135,14 @@ Outcome RunChunks(Backend& backend, const std::string& recipe, Shape shape, int 
   return run.Finish(3);
 }
 
+// Prompts of several pages beside each other, cut between pages and within, then other rows.
+Outcome RunPrompts(Backend& backend, const std::string& recipe, Shape shape) {
+  Runner run(backend, recipe, shape, 2, 1024, /*prefill=*/300, DType::kBF16);
+  for (const auto& counts : std::vector<std::vector<int32_t>>{{70, 200}, {220, 0}, {12, 101}, {1, 1}, {5, 2}})
+    run.Step(counts);
+  return run.Finish(4);
+}
+
 void ExpectCounters(const AttentionCounters& got, const AttentionCounters& want, const std::string& what) {
   EXPECT_EQ(got.rows, want.rows) << what;
   EXPECT_EQ(got.tokens_read, want.tokens_read) << what;
@@ -257,6 +265,49 @@ TEST_F(CudaAttention, Bf16OnTensorCores) {
     }
 }
 
+// Prompts have kernels of their own, which read pages decoded ahead: every codec, a prompt that ends within
+// a page, two sequences and rows behind the prompt.
+TEST_F(CudaAttention, PromptsOfEveryCodecInBf16) {
+  constexpr Shape kPrompts[] = {{4, 2, 64}, {8, 2, 128}};
+  std::vector<std::string> recipes = {"flashq4 tail=int8", "qserve+sparq:r=8,k=32,mean=mean",
+                                      "kivi4 select=h2o:k=40"};
+  for (const kv::CodecInfo& codec : kv::kRegistry)
+    recipes.push_back(fmt::format("k={} v={}", codec.name, codec.name));
+  recipes.emplace_back("k=int4-token v=kivi2"), recipes.emplace_back("k=bf16 v=int8-token");
+  for (const std::string& recipe : recipes) {
+    const auto parsed = ParseRecipe(recipe, DType::kBF16);
+    if (!parsed.ok() || Refused(recipe)) continue;
+    for (const Shape& shape : kPrompts) {
+      const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
+      Outcome cpu = RunPrompts(*cpu_, recipe, shape), gpu = RunPrompts(*gpu_, recipe, shape);
+      EXPECT_TRUE(gpu.k == cpu.k && gpu.v == cpu.v) << what << ": pages";
+      const double difference = Difference(gpu.out, cpu.out);
+      EXPECT_LT(difference, recipe.find("sparq") != recipe.npos ? 0.1 : 8e-3) << what;
+      RecordProperty(what, std::to_string(difference));
+      for (size_t i = 64; i < gpu.out.size(); i += 128) gpu.out[i] = cpu.out[i - 64];
+      EXPECT_GT(Difference(gpu.out, cpu.out), 0.05) << "a channel of another head is seen";
+    }
+  }
+}
+
+// FP8 rounds a weight by up to 1/16, elsewhere on the GPU than on the CPU: V has another scale, P another
+// maximum.
+TEST_F(CudaAttention, SagePromptsInBf16) {
+  constexpr Shape kPrompts[] = {{4, 2, 64}, {8, 2, 128}};
+  for (const std::string recipe : {"sage2-8b", "sage2-8b smooth=none", "qk=int8-block smooth=k pv=fp8"})
+    for (const Shape& shape : kPrompts) {
+      const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
+      const Outcome cpu = RunPrompts(*cpu_, recipe, shape), exact = RunPrompts(*cpu_, "exact", shape);
+      Outcome gpu = RunPrompts(*gpu_, recipe, shape);
+      EXPECT_TRUE(gpu.k == cpu.k && gpu.v == cpu.v) << what << ": pages";
+      const double of_cpu = Difference(cpu.out, exact.out), of_gpu = Difference(gpu.out, exact.out);
+      EXPECT_LT(of_gpu, 1.2 * of_cpu + 2e-3) << what << ": as near to exact attention as the CPU";
+      EXPECT_LT(Difference(gpu.out, cpu.out), 1.6 * of_cpu) << what;
+      RecordProperty(
+          what, fmt::format("from exact {} and {}, apart {}", of_cpu, of_gpu, Difference(gpu.out, cpu.out)));
+    }
+}
+
 // Queries are rounded to bf16 before they rank, so that a token may be another where scores are close.
 TEST_F(CudaAttention, SparqInBf16) {
   for (const std::string recipe : {"sparq:r=8,k=32", "qserve+sparq:r=8,k=32,mean=mean",
@@ -282,9 +333,11 @@ TEST_F(CudaAttention, SparqInBf16) {
 }
 
 TEST_F(CudaAttention, ChunksAgreeToTheByteInBf16) {
-  for (const std::string recipe : {"exact", "qserve", "flashq4", "qserve+sparq:r=8,k=32", "sparq:r=8,k=32"})
+  for (const std::string recipe :
+       {"exact", "qserve", "flashq4", "kivi2", "turboquant4", "k=int4-token v=int8-token", "sage2-8b",
+        "qserve+sparq:r=8,k=32", "sparq:r=8,k=32"})
     for (const int64_t prefill : {0, 130, 256}) {
-      const Shape shape{4, 2, 64};
+      const Shape shape{4, 2, prefill == 256 ? 128 : 64};
       const Outcome whole = RunChunks(*gpu_, recipe, shape, 200, DType::kBF16, prefill);
       for (const int chunk : {65, 7, 1}) {
         const Outcome cut = RunChunks(*gpu_, recipe, shape, chunk, DType::kBF16, prefill);

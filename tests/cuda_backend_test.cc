@@ -132,6 +132,18 @@ TEST_F(CudaBackendTest, LogSumExp) {
     int32_t* ids = gpu.Put(std::vector<int32_t>(5));
     gpu->ArgMax(gpu.Put(x, {5, k}), ids);
     EXPECT_EQ(gpu.Get<int32_t>(ids, 5), at[0]);
+    // Rows that hold no numbers, on both devices.
+    auto broken = x;
+    broken[0] = NAN, broken[size_t(2 * k - 1)] = INFINITY, broken[size_t(3 * k)] = -INFINITY;
+    std::vector<int32_t> of_broken[2];
+    i = 0;
+    for (Side* s : {&cpu, &gpu}) {
+      int32_t* to = s->Put(std::vector<int32_t>(5));
+      (*s)->ArgMax(s->Put(broken, {5, k}), to);
+      of_broken[i++] = s->Get<int32_t>(to, 5);
+    }
+    EXPECT_EQ(of_broken[0], (std::vector<int32_t>{-1, -1, at[0][2], -1, at[0][4]}));
+    EXPECT_EQ(of_broken[1], of_broken[0]);
     EXPECT_EQ(max[0], max[1]);
     for (size_t r = 0; r < 5; ++r) EXPECT_NEAR(lse[0][r], lse[1][r], 1e-6);
   }

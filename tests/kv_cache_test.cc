@@ -312,6 +312,24 @@ TEST(KvCacheAccounting, PlannedSizes) {
   EXPECT_EQ(PlanKv(shape, 2, int8, 1, 1000).tail_bytes_per_seq, 3 * 2 * (64 * 64 + 64 + 12) * 2);
 }
 
+// Under bf16 arithmetic a GPU decodes the pages of a layer once, for the longest prompt: those of 1,000
+// tokens and of a step's 512 raw, with one at each end.
+TEST(KvCacheAccounting, PromptsOnAGpu) {
+  const KvShape shape{.layers = 3, .kv_heads = 2, .head_dim = 64};
+  const int64_t pages = 16 + 8 + 2, bytes = pages * 2 * 64 * 64 * 2 * 2;
+  const auto prompt_bytes = [&shape](const char* recipe, DType dtype) {
+    return PlanKv(shape, 4, *ParseRecipe(recipe, dtype), 1, 1000).prompt_bytes;
+  };
+  EXPECT_EQ(prompt_bytes("qserve", DType::kBF16), bytes);
+  EXPECT_EQ(prompt_bytes("qserve", DType::kF32), 0);
+  EXPECT_EQ(prompt_bytes("exact", DType::kBF16), 0) << "pages are bf16 already";
+  EXPECT_EQ(prompt_bytes("qaq", DType::kBF16), 0) << "not on a GPU";
+  // SageAttention: 6 tiles of queries, 20 of keys, results of 512 rows.
+  EXPECT_EQ(prompt_bytes("sage2-8b", DType::kBF16),
+            bytes + 6 * 4 * 128 * (64 + 8) + 20 * 2 * (128 * 2 * 64 + 64) + 512 * 4 * 4 + 6 * 256);
+  EXPECT_EQ(PlanKv({3, 2, 80}, 4, *ParseRecipe("qserve", DType::kBF16), 1, 1000).prompt_bytes, 0);
+}
+
 // Of three KV heads the share gives one 2 bits: the mean over heads counts.
 TEST(KvCacheAccounting, MixedWidthsCountHeadByHead) {
   const KvShape shape{.layers = 5, .kv_heads = 3, .head_dim = 128};

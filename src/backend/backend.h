@@ -173,6 +173,13 @@ class Backend {
   // The same for rows that select tokens, in contexts of up to `tokens`.
   virtual Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) = 0;
 
+  // The same for prompts of sequences of up to `seq_tokens` in steps of up to `step_tokens`, where a device
+  // decodes their pages ahead (recipe/prompt_pages.h).
+  virtual Status ReservePrompts(const AttentionRecipe&, int64_t /*seq_tokens*/, int /*step_tokens*/,
+                                int /*kv_heads*/, int /*head_dim*/) {
+    return {};
+  }
+
   // kUnsupported, with what is missing, for a recipe or a head size that this device does not compute.
   virtual Status CheckRecipe(const AttentionRecipe&, int head_dim) const = 0;
 
@@ -194,7 +201,13 @@ class Backend {
   // head_dim]: `repeat` heads share a row. Null: 1, 0.
   virtual void AffineHeads(Tensor x, const float* scale, const float* shift, int repeat) = 0;
   virtual void LogSumExp(Tensor logits, const LogSumExpOut&) = 0;
-  virtual void ArgMax(Tensor logits, int32_t* ids) = 0;  // ids [rows]: the lowest index of each maximum
+  // ids [rows]: the lowest index of each maximum, -1 for a row that holds NaN or infinity.
+  virtual void ArgMax(Tensor logits, int32_t* ids) = 0;
+  // Whether Draw is there: a device that shares no memory with the host draws tokens itself.
+  virtual bool Draws() const { return false; }
+  // ids [rows]: a token for each row of logits, whose changed entries change in place; -1 as for ArgMax.
+  virtual void Draw(Tensor /*logits*/, std::span<const DrawRow> /*rows*/,
+                    std::span<const LogitChange> /*changes*/, int32_t* /*ids*/) {}
 
   // Summed over all attention since the last call, which sets them to 0.
   virtual AttentionCounters TakeCounters() = 0;

@@ -234,8 +234,9 @@ void CpuBackend::ArgMax(Tensor logits, int32_t* ids) {
   NIBBLE_CHECK(logits.rank == 2 && logits.dim[1] > 0, "ArgMax: shape");
   ForBlocks(logits.dim[0], logits.dim[1], [&](int begin, int end, int) {
     for (int row = begin; row < end; ++row) {
-      const float* x = logits.as<const float>() + row * logits.stride[0];
-      ids[row] = static_cast<int32_t>(nibble::ArgMax({x, static_cast<size_t>(logits.dim[1])}));
+      const std::span x(logits.as<const float>() + row * logits.stride[0],
+                        static_cast<size_t>(logits.dim[1]));
+      ids[row] = AllFinite(x) ? static_cast<int32_t>(nibble::ArgMax(x)) : -1;
     }
   });
 }

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/kv_append.h"
+#include "recipe/prompt_pages.h"
 
 namespace nibble {
 namespace {
@@ -58,6 +59,23 @@ Status CudaBackend::CheckRecipe(const AttentionRecipe& recipe, int head_dim) con
     if (codec.requantizes) return missing("requantizing (qaq)");
   }
   return {};
+}
+
+Status CudaBackend::ReservePrompts(const AttentionRecipe& recipe, int64_t seq_tokens, int step_tokens,
+                                   int kv_heads, int head_dim) {
+  if (PromptsOf(recipe, head_dim, 0) != Prompts::kDecoded) return {};
+  const auto grow = [this](Buffer* buffer, int64_t bytes) -> Status {
+    if (bytes <= int64_t(buffer->bytes)) return {};
+    Free(std::exchange(*buffer, {}));
+    NIBBLE_ASSIGN(*buffer, Alloc(size_t(bytes)));
+    return {};
+  };
+  const int64_t pages = PromptPages(seq_tokens, step_tokens);
+  NIBBLE_RETURN_IF_ERROR(grow(&prompt_pages_, PromptBytes(pages, kv_heads, head_dim)));
+  if (!SagePrompts(recipe, head_dim)) return {};
+  sage_step_tokens_ = std::max(sage_step_tokens_, step_tokens);
+  const int heads = int(max_q_width_ / head_dim);  // Reserve's
+  return grow(&sage_work_, SageBytes(pages, sage_step_tokens_, heads, kv_heads, head_dim));
 }
 
 KvUsage CudaBackend::Usage(KvSide) const { return {}; }
@@ -250,8 +268,39 @@ bool CudaBackend::AttendsOnTensorCores(const KvView& kv, int heads) const {
   return true;
 }
 
-void CudaBackend::AttendOnTensorCores(const AttendArgs& a, const cuda::PagedKv& kv) {
-  const int rows = int(a.q.dim[0]), width = a.heads * kv.page.head_dim;
+CudaBackend::Prompts CudaBackend::PromptsOf(const AttentionRecipe& recipe, int head_dim,
+                                            int64_t window) const {
+  if (!IsHopper() || window != 0) return Prompts::kAsAll;
+  if (PrefillSequences::Takes(recipe, head_dim, window)) return Prompts::kBf16Pages;
+  return DecodesPrompts(recipe, head_dim) ? Prompts::kDecoded : Prompts::kAsAll;
+}
+
+// The rows below dense_rows, into out_bf16_. REQUIRES rounded queries.
+void CudaBackend::AttendPrompts(const AttendArgs& a, const cuda::PagedKv& kv, Prompts kind) {
+  if (kind == Prompts::kBf16Pages)
+    prefill_->Run({kv, q_bf16_, out_bf16_, a.heads, a.scale}, a.kv.segments, a.kv.page_table, *ring_);
+  if (kind == Prompts::kBf16Pages) return;
+  const AttentionRecipe& recipe = *a.kv.recipe;
+  UnpackedPrompts::Args args{kv,      q_bf16_, out_bf16_,
+                             a.heads, a.scale, std::span(prompt_pages_.data, prompt_pages_.bytes)};
+  if (!SagePrompts(recipe, kv.page.head_dim))
+    return prompts_->Run(args, a.kv.segments, a.kv.page_table, *ring_);
+  const cuda::Means means = MeansOf(a.kv);
+  const UnpackedPrompts::Sage sage{.q = a.q.as<const float>(),
+                                   .q_stride = a.q.stride[0],
+                                   .k_mean = means.k,
+                                   .records = means.k_record >= 0 ? kv.side_tail + means.k_record : nullptr,
+                                   .record_stride = kv.side_seq_bytes,
+                                   .levels = recipe.arithmetic.qk == QkArith::kInt4Thread ? 7.0f : 127.0f,
+                                   .by_page = recipe.arithmetic.qk == QkArith::kInt8Block,
+                                   .memory = std::span(sage_work_.data, sage_work_.bytes),
+                                   .step_tokens = sage_step_tokens_};
+  args.sage = &sage;
+  prompts_->Run(args, a.kv.segments, a.kv.page_table, *ring_);
+}
+
+void CudaBackend::RoundQueries(const AttendArgs& a) {
+  const int rows = int(a.q.dim[0]), width = a.heads * a.kv.page.head_dim;
   NIBBLE_CHECK(rows <= max_rows_ && width <= max_q_width_, "Attention: more than Reserve was told");
   const bool rounded = rounded_queries_ == a.q.data;
   Begin();
@@ -259,6 +308,11 @@ void CudaBackend::AttendOnTensorCores(const AttendArgs& a, const cuda::PagedKv& 
     CheckCuda(cuda::RoundToBf16(
         {.x = a.q.as<const float>(), .to = q_bf16_, .x_stride = a.q.stride[0], .rows = rows, .k = width},
         stream_));
+}
+
+void CudaBackend::AttendOnTensorCores(const AttendArgs& a, const cuda::PagedKv& kv) {
+  const int rows = int(a.q.dim[0]), width = a.heads * kv.page.head_dim;
+  RoundQueries(a);
   const DecodeEntries::Args args{
       .kv = kv, .q = q_bf16_, .out = out_bf16_, .heads = a.heads, .scale = a.scale, .window = int(a.window)};
   using Rows = DecodeEntries::Rows;
@@ -268,13 +322,13 @@ void CudaBackend::AttendOnTensorCores(const AttendArgs& a, const cuda::PagedKv& 
   };
   const bool prompts = Any(a.kv, [](const KvSegment&s) { return s.dense_rows > 0; }),
              others = Any(a.kv, [](const KvSegment&s) { return s.dense_rows < s.rows; }),
-             selects = SelectOf(a.kv) != SelectKind::kAll,
-             apart = IsHopper() && PrefillSequences::Takes(*a.kv.recipe, a.kv.page.head_dim, a.window);
+             selects = SelectOf(a.kv) != SelectKind::kAll;
+  const Prompts kind = PromptsOf(*a.kv.recipe, a.kv.page.head_dim, a.window);
+  const bool apart = kind != Prompts::kAsAll;
   if (!apart && !selects) {
     entries(Rows::kAll);
   } else {
-    if (prompts && apart)
-      prefill_->Run({kv, q_bf16_, out_bf16_, a.heads, a.scale}, a.kv.segments, a.kv.page_table, *ring_);
+    if (prompts && apart) AttendPrompts(a, kv, kind);
     if (prompts && !apart) entries(Rows::kDense);
     if (others && selects) AttendBySparq(a, args);
     if (others && !selects) entries(Rows::kOther);
@@ -302,9 +356,25 @@ void CudaBackend::Attend(const AttendArgs& a) {
   if (kv.segments.empty()) return;
   CountDense(kv, a.window);
   if (AttendsOnTensorCores(kv, a.heads)) return AttendOnTensorCores(a, PagedOf(kv));
+  const Prompts kind =
+      kv.recipe != nullptr ? PromptsOf(*kv.recipe, kv.page.head_dim, a.window) : Prompts::kAsAll;
+  const bool selects = SelectOf(kv) != SelectKind::kAll,
+             apart = kind != Prompts::kAsAll && Any(kv, [](const KvSegment&s) { return s.dense_rows > 0; });
+  if (apart) {  // all rows are widened; the kernels below replace those that are no prompt's
+    RoundQueries(a);
+    AttendPrompts(a, PagedOf(kv), kind);
+    CheckCuda(cuda::WidenBf16({.x = out_bf16_,
+                               .to = a.out.as<float>(),
+                               .to_stride = a.out.stride[0],
+                               .rows = int(a.q.dim[0]),
+                               .k = a.heads * kv.page.head_dim},
+                              stream_));
+  }
   Begin();
+  // Rows that attend to all they see and have no kernel of their own.
   int most_rows = 0;
-  for (const KvSegment& s : kv.segments) most_rows = std::max(most_rows, DenseRows(kv, s));
+  for (const KvSegment& s : kv.segments)
+    most_rows = std::max(most_rows, (selects ? s.dense_rows : s.rows) - (apart ? s.dense_rows : 0));
   const cuda::PageAttentionArgs args{
       .kv = PagedOf(kv),
       .q = a.q.as<const float>(),
@@ -317,7 +387,8 @@ void CudaBackend::Attend(const AttendArgs& a) {
       .window = a.window,
       .arithmetic = kv.recipe != nullptr ? kv.recipe->arithmetic : Arithmetic{},
       .means = MeansOf(kv),
-      .selecting = SelectOf(kv) != SelectKind::kAll,
+      .skip_dense = apart,
+      .selecting = selects,
       .counters = &device_counters_->sas};
   if (args.means.q_record >= 0) CheckCuda(cuda::SumQueries(args, stream_));
   if (most_rows > 0) CheckCuda(cuda::PageAttention(args, stream_));
@@ -345,15 +416,22 @@ AttentionCounters CudaBackend::TakeCounters() {
 std::string CudaBackend::ExplainAttention(const AttentionRecipe& recipe) const {
   const Arithmetic& a = recipe.arithmetic;
   // Of a head size that all kernels take; ops ask with the model's own.
+  const Prompts kind = PromptsOf(recipe, 128, 0);
+  const std::string prompts =
+      kind == Prompts::kBf16Pages              ? "cuda/exact-wgmma/bf16"
+      : SagePrompts(recipe, 128) && IsHopper() ? "cuda/sage-wgmma/int8,e4m3"
+      : kind == Prompts::kDecoded
+          ? fmt::format("cuda/exact-wgmma/decoded {},{}", kv::Get(recipe.k).name, kv::Get(recipe.v).name)
+          : "";
   if (DecodeEntries::Takes(recipe, 1, 1, 128)) {
     const std::string entries = fmt::format("cuda/decode-mma/{}", kv::Get(recipe.k).name);
-    const bool apart = IsHopper() && PrefillSequences::Takes(recipe, 128, 0),
-               selects = recipe.select.kind != SelectKind::kAll;
-    if (!apart && !selects) return entries;
-    return fmt::format("prompts {}; decode rows {}", apart ? "cuda/exact-wgmma/bf16" : entries,
+    const bool selects = recipe.select.kind != SelectKind::kAll;
+    if (prompts.empty() && !selects) return entries;
+    return fmt::format("prompts {}; decode rows {}", prompts.empty() ? entries : prompts,
                        selects ? fmt::format("cuda/sparq-mma/{}", kv::Get(recipe.k).name) : entries);
   }
-  std::string text = fmt::format("cuda/pages-f32/k={},v={}", kv::Get(recipe.k).name, kv::Get(recipe.v).name);
+  std::string text = prompts.empty() ? std::string() : fmt::format("prompts {}; other rows ", prompts);
+  text += fmt::format("cuda/pages-f32/k={},v={}", kv::Get(recipe.k).name, kv::Get(recipe.v).name);
   if (a.softmax != SoftmaxKind::kExact) text += "; softmax by SAS";
   if (IsInteger(a.qk)) text += "; sealed pages: QK of integers held in f32";
   if (const std::string_view rows = SelectKernelName(recipe.select); !rows.empty())

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "kernels/cuda/draw.h"
 #include "kernels/cuda/elementwise.h"
 
 namespace nibble {
@@ -53,6 +54,7 @@ CudaBackend::CudaBackend(int device, const cudaDeviceProp& properties)
   entries_ = std::make_unique<DecodeEntries>(stream_);
   selected_ = std::make_unique<DecodeEntries>(stream_);
   prefill_ = std::make_unique<PrefillSequences>(stream_);
+  prompts_ = std::make_unique<UnpackedPrompts>(stream_);
   CheckCuda(cudaMallocAsync(reinterpret_cast<void**>(&device_counters_), sizeof(DeviceCounters), stream_),
             "counters");
   CheckCuda(cudaMemsetAsync(device_counters_, 0, sizeof(DeviceCounters), stream_), "counters");
@@ -65,7 +67,7 @@ CudaBackend::~CudaBackend() {
   for (const auto& [host, kept] : plan_vectors_) Free(kept.buffer);
   for (const auto& [params, buffer] : sparq_) Free(buffer);
   for (const auto& [heads, buffer] : planned_heads_) Free(buffer);
-  Free(work_), Free(select_work_);
+  Free(work_), Free(select_work_), Free(prompt_pages_), Free(sage_work_), Free(draw_work_);
   CheckCuda(cudaFreeAsync(device_counters_, stream_), "counters");
   ring_.reset();
   CheckCuda(cudaStreamSynchronize(stream_), "kernels of this backend");
@@ -308,6 +310,32 @@ void CudaBackend::ArgMax(Tensor logits, int32_t* ids) {
                           .rows = int(logits.dim[0]),
                           .k = int(logits.dim[1])},
                          stream_));
+}
+
+// Work memory grows with the rows of a call: to the most sequences that draw in one step.
+void CudaBackend::Draw(Tensor logits, std::span<const DrawRow> rows, std::span<const LogitChange> changes,
+                       int32_t* ids) {
+  CheckRows(logits, "Draw: logits");
+  NIBBLE_CHECK(logits.rank == 2 && logits.dim[1] > 0 && logits.dim[0] == int64_t(rows.size()), "Draw: shape");
+  if (rows.empty()) return;
+  Begin();
+  const int count = int(rows.size()), k = int(logits.dim[1]);
+  const auto bytes = size_t(cuda::DrawWorkspaceBytes(count, k));
+  if (bytes > draw_work_.bytes) {
+    Free(draw_work_);
+    const auto work = Alloc(bytes);
+    NIBBLE_CHECK(work.ok(), "no memory to draw tokens");
+    draw_work_ = *work;
+  }
+  CheckCuda(cuda::Draw({.x = logits.as<float>(),
+                        .rows = draw_rows_.Send(rows, *ring_),
+                        .changes = logit_changes_.Send(changes, *ring_),
+                        .ids = ids,
+                        .workspace = draw_work_.data,
+                        .x_stride = logits.stride[0],
+                        .count = count,
+                        .k = k},
+                       stream_));
 }
 
 }  // namespace nibble

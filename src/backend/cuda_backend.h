@@ -10,6 +10,7 @@
 #include "backend/cuda_decode.h"
 #include "backend/cuda_memory.h"
 #include "backend/cuda_prefill.h"
+#include "backend/cuda_prompts.h"
 #include "kernels/cuda/attention_pages.h"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/rows.h"
@@ -34,6 +35,8 @@ class CudaBackend final : public Backend {
                                                          MatmulArith) override;
   Status Reserve(int max_rows, int max_k, int heads, int kv_heads, int head_dim) override;
   Status ReserveSelection(int64_t tokens, int heads, int kv_heads, int head_dim) override;
+  Status ReservePrompts(const AttentionRecipe&, int64_t seq_tokens, int step_tokens, int kv_heads,
+                        int head_dim) override;
   Status CheckRecipe(const AttentionRecipe&, int head_dim) const override;
 
   void RunStep(const StepInputs&, const std::function<void()>& ops) override;
@@ -47,6 +50,9 @@ class CudaBackend final : public Backend {
   void Attention(const AttendArgs&) override;
   void LogSumExp(Tensor logits, const LogSumExpOut&) override;
   void ArgMax(Tensor logits, int32_t* ids) override;
+  bool Draws() const override { return true; }
+  void Draw(Tensor logits, std::span<const DrawRow> rows, std::span<const LogitChange> changes,
+            int32_t* ids) override;
   void AffineHeads(Tensor x, const float* scale, const float* shift, int repeat) override;
   AttentionCounters TakeCounters() override;
   KvUsage Usage(KvSide side) const override;
@@ -95,6 +101,12 @@ class CudaBackend final : public Backend {
   void AttendSelected(const AttendArgs&, const cuda::PagedKv&);  // cuda_select.cc
   void Attend(const AttendArgs&);
   bool AttendsOnTensorCores(const KvView&, int heads) const;
+  // Which kernel has a layer's prompt rows: that of all rows, or one that reads pages of bf16 rows as they
+  // are or decodes pages of any codec first.
+  enum class Prompts : uint8_t { kAsAll, kBf16Pages, kDecoded };
+  Prompts PromptsOf(const AttentionRecipe&, int head_dim, int64_t window) const;
+  void AttendPrompts(const AttendArgs&, const cuda::PagedKv&, Prompts);
+  void RoundQueries(const AttendArgs&);
   void AttendOnTensorCores(const AttendArgs&, const cuda::PagedKv&);
   void AttendBySparq(const AttendArgs&, const DecodeEntries::Args&);
 
@@ -118,8 +130,14 @@ class CudaBackend final : public Backend {
   // What ops of a step read on the device.
   Mirror<int32_t> tokens_, positions_, page_table_;
   Mirror<KvSegment> segments_;
+  Mirror<DrawRow> draw_rows_;
+  Mirror<LogitChange> logit_changes_;
+  Buffer draw_work_;
   std::unique_ptr<DecodeEntries> entries_, selected_;  // of rows that select: in selected_
   std::unique_ptr<PrefillSequences> prefill_;
+  std::unique_ptr<UnpackedPrompts> prompts_;
+  Buffer prompt_pages_, sage_work_;  // ReservePrompts'
+  int sage_step_tokens_ = 0;
   struct PlanVector {
     std::vector<float> values;
     Buffer buffer;  // on the device

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cstdint>
 
 namespace nibble {
 
@@ -20,6 +22,12 @@ size_t ArgMax(std::span<const float> x) {
   const float max = *std::max_element(most.begin(), most.end());
   const auto at = std::find(x.begin(), x.end(), max);
   return at == x.end() ? 0 : static_cast<size_t>(at - x.begin());  // at the end: NaN, which is in front
+}
+
+bool AllFinite(std::span<const float> x) {
+  uint32_t greatest = 0;  // of infinities and NaN, the exponent is all ones
+  for (const float v : x) greatest = std::max(greatest, std::bit_cast<uint32_t>(v) & 0x7fffffffu);
+  return greatest < 0x7f800000u;
 }
 
 }  // namespace nibble

@@ -148,6 +148,11 @@ Status PagedKvCache::AllocPools() {
   const int64_t heads = int64_t{shape.layers} * shape.kv_heads;
   NIBBLE_ASSIGN(side_pool_, backend_.Alloc(size_t(heads * pages_ * side_.bytes)));
   NIBBLE_ASSIGN(side_tail_, backend_.Alloc(size_t(heads * options_.max_seqs * side_.seq_bytes)));
+  const int64_t of_seq = options_.max_seq_tokens > 0 ? std::min(options_.max_seq_tokens, options_.max_tokens)
+                                                     : options_.max_tokens;
+  for (const AttentionRecipe& recipe : layer_recipes_)  // a plan gives layers recipes of their own
+    NIBBLE_RETURN_IF_ERROR(
+        backend_.ReservePrompts(recipe, of_seq, options_.max_step_tokens, shape.kv_heads, shape.head_dim));
   return AllocQaq();
 }
 

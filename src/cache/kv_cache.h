@@ -48,14 +48,18 @@ struct KvPages {
 // tokens * head_dim), K and V averaged.
 struct KvSizes {
   double bits_per_value;
-  double least_bits_per_value;   // less than the above where a codec chooses bits as it runs (QAQ)
-  double k_bits, v_bits;         // of K and of V alone, without side records
-  int64_t bytes_per_token;       // all layers, sealed pages
-  int64_t tail_bytes_per_seq;    // all layers, raw open page
-  int64_t pool_bytes;            // all layers, sealed pages for max_tokens and open pages for max_seqs
+  double least_bits_per_value;  // less than the above where a codec chooses bits as it runs (QAQ)
+  double k_bits, v_bits;        // of K and of V alone, without side records
+  int64_t bytes_per_token;      // all layers, sealed pages
+  int64_t tail_bytes_per_seq;   // all layers, raw open page
+  int64_t pool_bytes;           // all layers, sealed pages for max_tokens and open pages for max_seqs
+  // Besides, on a GPU of Hopper: pages of one layer decoded for the prompt of a sequence of max_tokens, in
+  // steps of `step_tokens` (recipe/prompt_pages.h).
+  int64_t prompt_bytes;
   KvUsage k_usage{}, v_usage{};  // Engine::kv_sizes: what a codec that requantizes did so far
 };
-KvSizes PlanKv(const KvShape&, int heads, const AttentionRecipe&, int max_seqs, int64_t max_tokens);
+KvSizes PlanKv(const KvShape&, int heads, const AttentionRecipe&, int max_seqs, int64_t max_tokens,
+               int step_tokens = 512);
 
 class KvCache {
  public:

@@ -3,6 +3,7 @@
 
 #include "cache/qaq_storage.h"
 #include "quant/kv/registry.h"
+#include "recipe/prompt_pages.h"
 #include "recipe/two_bit_heads.h"
 
 namespace nibble {
@@ -32,10 +33,20 @@ QaqPageBytes SealedBytes(kv::CodecId codec, const kv::QaqParams& params, const K
   return {shape.kv_heads * page.least, shape.kv_heads * page.most};
 }
 
+int64_t PlanPrompts(const KvShape& shape, int heads, const AttentionRecipe& recipe, int64_t tokens,
+                    int step_tokens) {
+  if (!DecodesPrompts(recipe, shape.head_dim)) return 0;
+  const int64_t pages = PromptPages(tokens, step_tokens);
+  return PromptBytes(pages, shape.kv_heads, shape.head_dim) +
+         (SagePrompts(recipe, shape.head_dim)
+              ? SageBytes(pages, step_tokens, heads, shape.kv_heads, shape.head_dim)
+              : 0);
+}
+
 }  // namespace
 
 KvSizes PlanKv(const KvShape& shape, int heads, const AttentionRecipe& recipe, int max_seqs,
-               int64_t max_tokens) {
+               int64_t max_tokens, int step_tokens) {
   const SideLayout layout = SideOf(shape, heads, recipe);
   const int64_t side = layout.bytes, dim = shape.head_dim;
   const int k_two_bit = TwoBitHeads(recipe, false, shape.kv_heads);
@@ -66,7 +77,8 @@ KvSizes PlanKv(const KvShape& shape, int heads, const AttentionRecipe& recipe, i
           .bytes_per_token = (shape.layers * most + kPageTokens - 1) / kPageTokens,
           .tail_bytes_per_seq = all_heads * raw,
           .pool_bytes =
-              (shape.layers * most + all_heads * host) * PagesFor(max_tokens) + all_heads * raw * max_seqs};
+              (shape.layers * most + all_heads * host) * PagesFor(max_tokens) + all_heads * raw * max_seqs,
+          .prompt_bytes = PlanPrompts(shape, heads, recipe, max_tokens, step_tokens)};
 }
 
 }  // namespace nibble

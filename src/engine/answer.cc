@@ -2,19 +2,14 @@
 #include "engine/answer.h"
 
 #include <algorithm>
-#include <bit>
+
+#include "base/arg_max.h"
 
 namespace nibble {
 namespace {
 
 double Seconds(Answer::Clock::time_point from, Answer::Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
-}
-
-bool AllFinite(std::span<const float> x) {
-  uint32_t greatest = 0;  // of infinities and NaN, the exponent is all ones
-  for (const float v : x) greatest = std::max(greatest, std::bit_cast<uint32_t>(v) & 0x7fffffffu);
-  return greatest < 0x7f800000u;
 }
 
 bool Contains(const std::vector<int32_t>& ids, int32_t id) {
@@ -43,10 +38,19 @@ bool Answer::wants_all_rows() const {
 
 bool Answer::wants_best_only() const {
   const SamplingParams& p = request_.sampling;
-  const bool plain = p.temperature == 0 && p.repetition_penalty == 1 && p.frequency_penalty == 0 &&
-                     p.presence_penalty == 0 && p.logit_bias.empty();
+  return p.temperature == 0 && p.repetition_penalty == 1 && p.frequency_penalty == 0 &&
+         p.presence_penalty == 0 && p.logit_bias.empty() && wants_draw_only();
+}
+
+bool Answer::wants_draw_only() const {
   const bool prompt = new_tokens() == 0 && (request_.logits_top > 0 || request_.max_tokens == 0);
-  return plain && !constraint_ && !logprobs_.wanted() && !prompt;
+  return !constraint_ && !logprobs_.wanted() && !prompt;
+}
+
+DrawRow Answer::PrepareDraw(std::span<const int32_t> guesses, Sampler* sampler,
+                            std::vector<LogitChange>* changes) const {
+  return sampler->Prepare(tokens_, guesses, request_.sampling, uint64_t(new_tokens()) + guesses.size(),
+                          changes);
 }
 
 void Answer::Admitted(int64_t cached) {

@@ -31,6 +31,7 @@ class Answer {
   }
   bool wants_all_rows() const;   // of the prompt, which is not through yet
   bool wants_best_only() const;  // of the logits nothing but the index of the greatest
+  bool wants_draw_only() const;  // nothing but a token drawn from them
   // Its last row may be taken beside those of others. Constraints share tables, which grow as they are asked.
   bool samples_alone() const { return !constraint_ && !wants_best_only() && !wants_all_rows(); }
   bool finished() const { return finish_.has_value(); }
@@ -44,6 +45,9 @@ class Answer {
   void TakeLastRow(std::span<float> logits, std::span<const float> hidden, Sampler* sampler,
                    std::vector<float>* raw);
   void TakeToken(int32_t id);  // when it was chosen elsewhere
+  // What a device is told to choose it, when it follows the tokens and `guesses`. REQUIRES wants_draw_only().
+  DrawRow PrepareDraw(std::span<const int32_t> guesses, Sampler* sampler,
+                      std::vector<LogitChange>* changes) const;
   void Finish(FinishReason reason, std::string error = {});
 
   void Deliver();  // calls on_event if there is anything to say since the last call

@@ -136,7 +136,7 @@ Status EngineImpl::Score(std::span<const int32_t> tokens, int64_t prefill_tokens
                                           .max_step_tokens = chunk,
                                           .max_tokens = static_cast<int64_t>(tokens.size())}));
   NIBBLE_ASSIGN(const SeqId seq, cache->Open());
-  cache->SetPrefill(seq, prefill_tokens);
+  cache->SetPrefill(seq, options_.score_as_prompt ? int64_t(tokens.size()) : prefill_tokens);
   const auto wanted = static_cast<size_t>(std::max<int64_t>(prefill_tokens - 1, 0));  // first with logits
   std::vector<int32_t> rows(static_cast<size_t>(chunk));
   for (int i = 0; i < chunk; ++i) rows[i] = i;

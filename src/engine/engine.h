@@ -30,9 +30,10 @@ struct EngineOptions {
   int threads = 0;  // of the CPU; 0: all available
   NumaMode numa = NumaMode::kOff;
   PackCache pack_cache = PackCache::kOff;
-  int max_seqs = 8;         // sequences in flight together
-  int prefill_chunk = 256;  // prompt tokens a step
-  int64_t max_tokens = 0;   // KV tokens over all sequences; 0: what the requests of a call need
+  int max_seqs = 8;              // sequences in flight together
+  int prefill_chunk = 256;       // prompt tokens a step
+  bool score_as_prompt = false;  // Score's rows are a prompt's: no selection, and its kernels
+  int64_t max_tokens = 0;        // KV tokens over all sequences; 0: what the requests of a call need
 };
 
 // kConstraint: the constraint cannot go on, which takes a long text of a very ambiguous grammar. kError: the

@@ -118,6 +118,39 @@ int32_t Sampler::Draw(size_t count, double max, double inv_temperature, double u
   return candidates_[count - 1].id;
 }
 
+DrawRow Sampler::Prepare(std::span<const int32_t> history, std::span<const int32_t> guesses,
+                         const SamplingParams& p, uint64_t index, std::vector<LogitChange>* changes) {
+  DrawRow row{.uniform = Uniform(p.seed, index),
+              .temperature = p.temperature,
+              .top_p = p.top_p,
+              .min_p = p.min_p,
+              .top_k = p.top_k,
+              .first_change = int32_t(changes->size())};
+  counts_.clear();
+  const auto of = [&](int32_t id) -> size_t {
+    if (seen_[size_t(id)] == 0) {
+      changes->push_back({id, 0, 0, 0}), counts_.push_back(0);
+      seen_[size_t(id)] = int32_t(counts_.size());
+    }
+    return size_t(seen_[size_t(id)]) - 1;
+  };
+  const auto change = [&](size_t at) -> LogitChange& { return (*changes)[size_t(row.first_change) + at]; };
+  for (const auto& [id, bias] : p.logit_bias) change(of(id)).bias += bias;
+  if (p.repetition_penalty != 1)
+    for (const std::span<const int32_t> part : {history, guesses})
+      for (const int32_t id : part) change(of(id)).penalty = p.repetition_penalty;
+  if (p.frequency_penalty != 0 || p.presence_penalty != 0)
+    for (const std::span<const int32_t> part : {history.last(size_t(index) - guesses.size()), guesses})
+      for (const int32_t id : part) ++counts_[of(id)];
+  row.changes = int32_t(counts_.size());
+  for (size_t i = 0; i < counts_.size(); ++i) {
+    if (counts_[i] > 0)
+      change(i).off = p.frequency_penalty * static_cast<float>(counts_[i]) + p.presence_penalty;
+    seen_[size_t(change(i).id)] = 0;
+  }
+  return row;
+}
+
 int32_t Sampler::Sample(std::span<float> logits, std::span<const int32_t> history, const SamplingParams& p,
                         uint64_t index) {
   for (const auto& [token, bias] : p.logit_bias) logits[token] += bias;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "kernels/args.h"
 
 namespace nibble {
 
@@ -39,6 +40,10 @@ class Sampler {
   // last `index` of them are new.
   int32_t Sample(std::span<float> logits, std::span<const int32_t> history, const SamplingParams&,
                  uint64_t index);
+  // The same as what a device is told (Backend::Draw); `guesses` follow the history. Changes go to the end of
+  // `changes`. Biases of one token are added up first.
+  DrawRow Prepare(std::span<const int32_t> history, std::span<const int32_t> guesses, const SamplingParams&,
+                  uint64_t index, std::vector<LogitChange>* changes);
 
  private:
   struct Candidate {
@@ -53,6 +58,7 @@ class Sampler {
   std::vector<Candidate> candidates_;
   std::vector<double> weights_;  // of the candidates that may be drawn
   std::vector<int32_t> seen_;    // [vocab] zero between calls
+  std::vector<int32_t> counts_;  // of Prepare: by change, how often among the new tokens
 };
 
 }  // namespace nibble

@@ -2,7 +2,6 @@
 #include "engine/step_loop.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "base/check.h"
@@ -54,6 +53,7 @@ Status StepLoop::Init() {
   running_.reserve(seqs), running_jobs_.reserve(seqs), waiting_jobs_.reserve(seqs);
   seqs_.reserve(seqs), counts_.reserve(seqs);
   tokens_.reserve(rows), logit_rows_.reserve(logit_rows), best_.resize(logit_rows);
+  draws_.reserve(c_.backend.Draws() ? logit_rows : 0);
   together_.reserve(seqs);
   for (std::vector<float>& raw : raw_) raw.reserve(size_t(m.vocab));
   if (!on_host_) host_logits_.resize(logit_rows * size_t(m.vocab));
@@ -247,23 +247,45 @@ void StepLoop::FillStep() {
     for (int32_t i = 0; i < a->share.drafts; ++i) logit_rows_.push_back(last + 1 + i);
     seqs_.push_back(a->seq);
     counts_.push_back(int32_t(tokens_.size()) - first);
+    // A row that a device may draw is drawn there whoever else is in the step.
+    a->drawn =
+        complete && c_.backend.Draws() && !a->answer->wants_best_only() && a->answer->wants_draw_only();
     if (complete || a->answer->wants_all_rows())
-      best_only_ &= a->answer->wants_best_only() && !a->answer->wants_all_rows();
+      best_only_ &= (a->answer->wants_best_only() || a->drawn) && !a->answer->wants_all_rows();
     wants_hidden_ |= a->answer->request().pooling != Pooling::kNone;
+  }
+}
+
+// What a device draws of the step's logits; of the other rows it finds the greatest.
+void StepLoop::PrepareDraws() {
+  draws_.clear(), changes_.clear();
+  if (std::none_of(running_.begin(), running_.end(),
+                   [](const auto& a) { return a->share.rows > 0 && a->drawn; }))
+    return;
+  draws_.resize(logit_rows_.size());
+  for (const auto& a : running_) {
+    if (a->share.rows == 0 || !a->drawn) continue;
+    for (int32_t i = 0; i <= a->share.drafts; ++i)
+      draws_[size_t(a->newest_row + i)] =
+          a->answer->PrepareDraw(std::span(a->draft).first(size_t(i)), &samplers_[0], &changes_);
   }
 }
 
 // Brings what somebody wants of the logits to the host. The best of each row is found by the backend.
 Status StepLoop::ReadLogits(Tensor logits) {
   const size_t rows = logit_rows_.size(), vocab = size_t(c_.model.config().vocab);
+  const auto download = [&] {
+    c_.backend.Download(static_cast<const std::byte*>(logits.data), reinterpret_cast<std::byte*>(logits_),
+                        rows * vocab * sizeof(float));
+  };
   if (rows > 0) {
-    c_.backend.ArgMax(logits, reinterpret_cast<int32_t*>(device_best_.data));
+    auto* const ids = reinterpret_cast<int32_t*>(device_best_.data);
+    PrepareDraws();
+    draws_.empty() ? c_.backend.ArgMax(logits, ids) : c_.backend.Draw(logits, draws_, changes_, ids);
     c_.backend.Download(device_best_.data, best_.data(), rows * sizeof(int32_t));
   }
   logits_ = on_host_ ? logits.as<float>() : host_logits_.data();
-  if (rows > 0 && !on_host_ && !best_only_)
-    c_.backend.Download(static_cast<const std::byte*>(logits.data), reinterpret_cast<std::byte*>(logits_),
-                        rows * vocab * sizeof(float));
+  if (rows > 0 && !on_host_ && !best_only_) download();
   if (rows > 0 && wants_hidden_) {
     const Tensor hidden = c_.model.Hidden();
     host_hidden_.resize(rows * size_t(hidden.dim[1]));
@@ -271,6 +293,12 @@ Status StepLoop::ReadLogits(Tensor logits) {
                         host_hidden_.size() * sizeof(float));
   }
   c_.backend.Sync();
+  // Logits that are no numbers are looked at, so that they are reported as always.
+  const auto ids = std::span(best_).first(rows);
+  if (!on_host_ && best_only_ && std::find(ids.begin(), ids.end(), -1) != ids.end()) {
+    download();
+    c_.backend.Sync();
+  }
   return {};
 }
 
@@ -290,8 +318,8 @@ void StepLoop::SampleTogether() {
   together_.clear();
   for (const auto& a : running_) {
     a->sampled = false;
-    if (a->share.rows > 0 && a->newest_row >= 0 && a->share.drafts == 0 && !a->answer->finished() &&
-        a->answer->samples_alone())
+    if (a->share.rows > 0 && a->newest_row >= 0 && a->share.drafts == 0 && !a->drawn &&
+        !a->answer->finished() && a->answer->samples_alone())
       together_.push_back(a.get());
   }
   if (threads_ == nullptr || together_.size() < 2) return;
@@ -305,9 +333,7 @@ void StepLoop::SampleTogether() {
 
 void StepLoop::TakeNewest(Active* a, size_t row) {
   if (std::exchange(a->sampled, false)) return;
-  // On the host the value is there to be looked at; on a device it would take a transfer a row.
-  const bool broken = on_host_ && !(std::abs(LogitsAt(row)[size_t(best_[row])]) < INFINITY);
-  if (a->answer->wants_best_only() && !broken) {
+  if ((a->answer->wants_best_only() || a->drawn) && best_[row] >= 0) {
     a->answer->TakeToken(best_[row]);
   } else {
     a->answer->TakeLastRow(LogitsAt(row), HiddenAt(row), &samplers_[0], &raw_[0]);

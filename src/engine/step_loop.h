@@ -72,6 +72,7 @@ class StepLoop {
     JobShare share{};
     int32_t newest_row = -1;  // of the step's logits: the newest token's; -1: not in this step
     bool sampled = false;     // that row was taken already
+    bool drawn = false;       // its rows are those of a device that draws
     int64_t new_before = 0;   // tokens of the answer before this step
     bool seen = false;        // was admitted before
   };
@@ -93,6 +94,7 @@ class StepLoop {
   Status Admit(size_t count);
   void FillStep();
   Status Run();
+  void PrepareDraws();
   Status ReadLogits(Tensor logits);
   void SampleTogether();
   void HandRows(Active* active, size_t* row);
@@ -120,9 +122,11 @@ class StepLoop {
   std::vector<Job> running_jobs_, waiting_jobs_;
   std::vector<SeqId> seqs_;
   std::vector<int32_t> counts_, tokens_, logit_rows_, best_;
-  Buffer device_best_;  // [logit rows] i32
-  bool best_only_ = false, wants_hidden_ = false;
-  float* logits_ = nullptr;  // [logit rows, vocab] on the host
+  Buffer device_best_;          // [logit rows] i32
+  std::vector<DrawRow> draws_;  // [logit rows] where the device draws, or none
+  std::vector<LogitChange> changes_;
+  bool best_only_ = false, wants_hidden_ = false;  // best_only_: no logits, whoever chooses the tokens
+  float* logits_ = nullptr;                        // [logit rows, vocab] on the host
   std::vector<float> host_logits_, host_hidden_;
   std::vector<Active*> together_;  // whose newest rows are taken beside each other
 };

@@ -273,6 +273,20 @@ struct ValueSumArgs {     // sum = before + the rows of a sealed page, in token 
   kv::PageShape shape;
 };
 
+// What a row's token is drawn by: the parameters of engine/sampler.h, in its order.
+struct DrawRow {
+  double uniform;                         // in [0, 1)
+  float temperature;                      // 0: the greatest logit
+  float top_p, min_p;                     // 1, 0: off
+  int32_t top_k;                          // 0: off
+  int32_t first_change = 0, changes = 0;  // of the call's changes: before anything else
+};
+// A logit becomes x + bias, then that over `penalty` if positive or times `penalty`, then that minus `off`.
+struct LogitChange {
+  int32_t id;  // each once a row
+  float bias, penalty, off;
+};
+
 struct LogSumExpArgs {  // per row: max, log(sum(exp(x)))
   const float* x;       // [rows, k]
   float* max;           // [rows]

@@ -22,11 +22,10 @@ std::string_view WhyNotShared(const AttentionRecipe& r) {
   return {};
 }
 
-// Exact bf16: on a GPU prompts and decode rows are added up by different kernels (decision 13).
+// bf16: on a GPU prompts and decode rows are added up by different kernels (decision 13).
 bool DecodeFillsPagesAsPrefill(const AttentionRecipe& r) {
-  const bool exact_bf16 = r.arithmetic.qk == QkArith::kBF16 && r.arithmetic.pv == PvArith::kBF16 &&
-                          r.k == kv::CodecId::kBF16 && r.v == kv::CodecId::kBF16;
-  return r.select.kind == SelectKind::kAll && !exact_bf16;
+  const bool bf16 = r.arithmetic.qk == QkArith::kBF16 && r.arithmetic.pv == PvArith::kBF16;
+  return r.select.kind == SelectKind::kAll && !bf16;
 }
 
 std::string_view WhyNotUndone(const AttentionRecipe& r) {

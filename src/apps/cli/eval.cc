@@ -18,7 +18,7 @@ struct Options {
   std::string model, text;
   int window = 2048, max_windows = 40;
   std::string reference, reference_recipe = "exact", reference_dtype = "f32";
-  bool has_reference = false, json = false;
+  bool has_reference = false, json = false, as_prompt = false;
 };
 
 // QAQ: what its widths came to, and what the paper's formula makes of it.
@@ -124,6 +124,7 @@ Result<int> Run(const Options& o) {
   NIBBLE_ASSIGN(const std::string text, ReadText(o.text));
   EngineOptions engine_options = ToEngineOptions(o.model, o.common);
   engine_options.max_seqs = 1;
+  engine_options.score_as_prompt = o.as_prompt;
   NIBBLE_ASSIGN(const std::unique_ptr<Engine> engine, LoadEngine(engine_options, o.common));
   std::unique_ptr<Engine> reference;
   if (o.has_reference) {
@@ -161,6 +162,7 @@ Command AddEval(Parser app) {
       .Range(2, kMaxWindow)
       .Type("N");
   parser.Add("--max-windows", o->max_windows, "Score at most N windows [40]").Range(1, kMaxWindow).Type("N");
+  parser.Flag("--as-prompt", o->as_prompt, "Rows are a prompt's, not decoded ones: no token selection");
   const char* group = "Reference";
   const Option reference =
       parser.Add("--reference", o->reference, "Compare with this model folder [the same as -m]")

@@ -3,6 +3,7 @@
 // memory.
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -119,6 +120,7 @@ Json ToJson(const Options& o, const Inspection& in) {
                      {"kv_least_bits_per_value", plan.sizes.least_bits_per_value},
                      {"kv_bytes_per_token", plan.sizes.bytes_per_token},
                      {"tail_bytes_per_seq", plan.sizes.tail_bytes_per_seq},
+                     {"gpu_prompt_bytes", plan.sizes.prompt_bytes},
                      {"contexts", std::move(contexts)}});
   }
   if (in.config) json["memory"] = {{"weight_bytes", in.packed_bytes}, {"kv", std::move(plans)}};
@@ -169,6 +171,9 @@ std::string MemoryText(const Inspection& in) {
     alignment += "r";
     head.push_back(fmt::format("{} tokens", HumanCount(tokens)));
   }
+  const bool prompts =
+      std::any_of(in.kv.begin(), in.kv.end(), [](const KvPlan& p) { return p.sizes.prompt_bytes > 0; });
+  if (prompts) alignment += "r", head.emplace_back("prompts on a GPU");
   Table table(alignment);
   table.AddRow(head);
   table.AddRule();
@@ -176,6 +181,7 @@ std::string MemoryText(const Inspection& in) {
     std::vector<std::string> row = {plan.recipe, BitsText(plan.sizes),
                                     HumanCount(plan.sizes.bytes_per_token)};
     for (const auto& [tokens, bytes] : plan.contexts) row.push_back(HumanBytes(bytes));
+    if (prompts) row.push_back(HumanBytes(uint64_t(plan.sizes.prompt_bytes)));
     table.AddRow(std::move(row));
   }
   return fmt::format("  weights in memory  {}\n\n{}", HumanBytes(in.packed_bytes), table.ToString());

@@ -374,7 +374,8 @@ __global__ void __launch_bounds__(kThreads) PageAttentionKernel(const __grid_con
   extern __shared__ float shared[];
   __shared__ EntryState state;
   const KvSegment s = a.kv.segments[gridDim.z - 1 - blockIdx.z];  // late segments see more: longest first
-  const int group = a.heads / a.kv.kv_heads, first = int(blockIdx.x) * kEntries;
+  const int group = a.heads / a.kv.kv_heads,
+            first = (a.skip_dense ? s.dense_rows : 0) * group + int(blockIdx.x) * kEntries;
   const int all = (a.selecting ? s.dense_rows : s.rows) * group;
   if (first >= all) return;
   const Work w{a,

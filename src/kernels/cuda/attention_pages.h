@@ -34,7 +34,8 @@ struct PageAttentionArgs {
   int64_t window;  // 0: none
   Arithmetic arithmetic;
   Means means;
-  bool selecting;  // only the first KvSegment::dense_rows of a segment
+  bool skip_dense;  // not the first KvSegment::dense_rows of a segment, which another kernel has
+  bool selecting;   // only those
   SasCounters* counters;
 };
 Launch PageAttention(const PageAttentionArgs&, Stream);

@@ -55,16 +55,56 @@ struct SageQuantizeArgs {
 };
 Launch SageQuantize(const SageQuantizeArgs&, Stream);
 
+// Rows of a sequence that see sealed pages before their own. Tiles of 128 queries begin at positions that are
+// multiples of 128. Tile b sees tiles of two pages, 2j and 2j + 1 with j < b, and its second half page 2b
+// too, from a tile of its own.
+struct SageSequence {
+  int32_t query, queries, keys;  // first row of the call, how many, what the last one sees
+  int32_t q_tile_end;            // running sum of tiles
+  int32_t pairs, alone;          // K tiles: of pages 2j and 2j + 1: pairs + j; of page 2b: alone + b
+  int32_t seq;                   // KvSegment::seq
+};
+struct SagePageTile {
+  int32_t first, second, seq;  // pages; second -1: none
+};
+
 struct SageAttentionArgs {
   SageShape shape;
   SageTiles tiles;
   void* out;  // bf16 [rows][heads][head_dim], row stride out_stride elements
   int64_t out_stride;
   float scale;  // of the scores, usually head_dim^-0.5
+  // Or, in the shape only counts of heads, tiles and head_dim, and in q_scale by tile 128 scales and 128
+  // terms that a row's scores have besides: the result of sealed pages is added to that of the own page,
+  // which is in `out`, with its log-sum-exp.
+  const SageSequence* sequences = nullptr;
+  const float* lse = nullptr;  // [rows][heads]
 };
 // The E4M3 range of P is 2^8 under the row's running maximum rounded up to a power of two, so rescaling by it
 // is exact and seldom. Bitwise repeatable; a sequence's rows do not depend on the others.
 Launch SageAttention(const SageAttentionArgs&, Stream);
+
+// The codes of query rows and pages. Rows are quantized each by itself: q_scale as SageAttentionArgs says.
+struct SagePagesArgs {
+  int heads, kv_heads, head_dim, q_tiles, k_tiles;
+  const SageSequence* sequences;
+  const SagePageTile* page_tiles;  // [k_tiles]
+  const float* q;                  // [rows][heads][head_dim], row stride q_stride
+  const void *k, *v;               // bf16 [pages][kv_heads][64][head_dim]
+  int64_t q_stride;
+  // What is taken off K: [kv_heads][head_dim], or of sequence n and KV head h at records + (n * kv_heads + h)
+  // * record_stride, or nothing.
+  const float* k_mean;
+  const std::byte* records;
+  int64_t record_stride;
+  float levels;  // of codes: 127, or 7
+  bool by_page;  // one scale for the keys of a page, not four
+  float scale;   // of the scores
+  SageTiles tiles;
+};
+SageTiles SagePageTilesAt(int heads, int kv_heads, int head_dim, int q_tiles, int k_tiles, void* base,
+                          size_t* bytes);
+Launch SageQuantizePages(const SagePagesArgs&, Stream);
 
 // K or V in pages of 64 rows, bf16 [64][head_dim] of one KV head each. Strides are in bytes, multiples of a
 // row; `bytes` are those of the memory, all of which may be read.
@@ -74,24 +114,37 @@ struct KvPages {
   int64_t pool_bytes, open_bytes;
 };
 
+// Two kinds of rows a page: a query sees the own page of its position as page `own + position / 64` and every
+// page p before it as page `older + p`.
+struct PageBases {
+  int32_t older, own;
+};
+
 // Exact attention, bf16 in and out, sums in f32. Sequences as SageShape has them; K and V are packed rows or,
 // where page_table is given, pages: key t of sequence s lies in page page_table[s][t / 64], those of its last
 // page in page open_index[s] of `open`. What lies behind the last key may be anything, NaN too.
+//
+// Or, where `bases` is given, `k` and `v` are [pages, kv_heads, 64, head_dim] without gaps, k_rows counts
+// their rows over all KV heads, and a sequence has two pages for some positions (PageBases); rows behind the
+// last key must be finite. Tiles of queries then begin at positions that are multiples of 128: q_tiles and
+// q_tile_ends count ceil(keys / 128) - floor(first query / 128) a sequence. REQUIRES causal.
 struct ExactAttentionArgs {
   int sequences, heads, kv_heads;
   int head_dim;  // 64 or 128
   int q_tiles;   // sum over sequences of ceil(queries / 128)
   const int32_t *q_offsets, *k_offsets, *q_tile_ends;
   bool causal;
-  const void* q;      // bf16 [q_rows][heads][head_dim], row stride q_stride elements
-  const void *k, *v;  // bf16 [k_rows][kv_heads][head_dim], or null
+  const void* q;           // bf16 [q_rows][heads][head_dim], row stride q_stride elements
+  const void *k, *v;       // bf16 [k_rows][kv_heads][head_dim], or as `bases` says, or null
+  const PageBases* bases;  // [sequences], or null
   int64_t q_stride, k_stride, v_stride;
   int q_rows, k_rows;
   KvPages k_pages, v_pages;
   const int32_t* page_table;  // [sequences, max_pages], or null
   const int32_t* open_index;  // [sequences], or null: sequence s has index s
   int max_pages;
-  void* out;  // bf16 [q_rows][heads][head_dim]
+  bool own_only = false;  // with `bases`: no page but a query's own
+  void* out;              // bf16 [q_rows][heads][head_dim]
   int64_t out_stride;
   float* lse;   // [q_rows][heads]: ln of the sum of exp(score), -infinity of a row that sees nothing; or null
   float scale;  // of the scores

@@ -104,13 +104,17 @@ struct Top {
 };
 
 // Of every `blocks`th kCount values of a row from the `block`th on, known to all of kCount threads.
-template <int kCount>
+// kFinite: -1 where one of them is NaN or infinite.
+template <int kCount, bool kFinite = false>
 __device__ Top TopOfRow(const float* x, int k, int block = 0, int blocks = 1) {
   __shared__ Top tops[kCount];
   const int t = int(threadIdx.x);
   Top top{-INFINITY, k - 1};
 #pragma unroll 8
-  for (int i = block * kCount + t; i < k; i += blocks * kCount) top.Take(x[i], i);
+  for (int i = block * kCount + t; i < k; i += blocks * kCount) {
+    const bool broken = kFinite && !(fabsf(x[i]) < INFINITY);
+    top.Take(broken ? INFINITY : x[i], broken ? -1 : i);
+  }
   tops[t] = top;
   for (int step = kCount / 2; step > 0; step /= 2) {
     __syncthreads();
@@ -142,7 +146,7 @@ __global__ void __launch_bounds__(kManyThreads) ArgMaxKernel(const __grid_consta
   ReleaseNext();
   AwaitPrevious();
   const int row = int(blockIdx.y);
-  Top top = TopOfRow<kManyThreads>(a.x + row * a.x_stride, a.k, ClusterRank(), ClusterBlocks());
+  Top top = TopOfRow<kManyThreads, true>(a.x + row * a.x_stride, a.k, ClusterRank(), ClusterBlocks());
   if (threadIdx.x == 0) mine = top;
   ClusterSync();
   if (threadIdx.x == 0 && ClusterRank() == 0) {

@@ -36,7 +36,7 @@ Launch LogSumExp(const LogSumExpArgs&, Stream);
 
 struct ArgMaxArgs {
   const float* x;  // [rows, k], row stride x_stride
-  int32_t* ids;    // [rows]: the lowest index of the maximum
+  int32_t* ids;    // [rows]: the lowest index of the maximum, -1 for a row that holds NaN or infinity
   int64_t x_stride;
   int rows, k;
 };

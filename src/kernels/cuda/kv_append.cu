@@ -43,10 +43,22 @@ __global__ void AppendKernel(AppendArgs a) {
   std::byte* raw = OpenPage(kv, side, s.raw_slot, head);
   const float* x = is_v ? a.v + s.row * a.v_stride + head * a.v_head_stride
                         : a.k + s.row * a.k_stride + head * a.k_head_stride;
-  for (int i = int(threadIdx.x); i < s.rows * dim; i += kThreads) {
-    const float y = x[i / dim * (is_v ? a.v_stride : a.k_stride) + i % dim];
-    Keep(side.raw, raw, s.position % kv.page.tokens * dim + i, y);
+  const int64_t stride = is_v ? a.v_stride : a.k_stride;
+  const int first = s.position % kv.page.tokens * dim;
+  if (side.raw != DType::kF32 && (stride | dim) % 4 == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
+#pragma unroll 4
+    for (int i = int(threadIdx.x); i < s.rows * dim / 4; i += kThreads) {
+      const float4 y = *reinterpret_cast<const float4*>(x + i * 4 / dim * stride + i * 4 % dim);
+      const auto bits = [half = side.raw == DType::kF16](float f) -> uint32_t {
+        return half ? FloatToHalf(f) : FloatToBf16(f);
+      };
+      reinterpret_cast<uint2*>(raw)[first / 4 + i] =
+          make_uint2(bits(y.x) | bits(y.y) << 16, bits(y.z) | bits(y.w) << 16);
+    }
+    return;
   }
+  for (int i = int(threadIdx.x); i < s.rows * dim; i += kThreads)
+    Keep(side.raw, raw, first + i, x[i / dim * stride + i % dim]);
 }
 
 // One warp a head: those of q, of k, of v. Segments lie on the device before the step's first kernel.

@@ -14,6 +14,11 @@ constexpr int kThreads = 64, kSealThreads = 256;
 template <class C>
 constexpr bool kByToken = C::kId == kv::CodecId::kInt4Token || C::kId == kv::CodecId::kInt8Token;
 
+// Codecs whose page is the open page, bytes for bytes.
+template <class C>
+constexpr bool kIsRaw =
+    C::kId == kv::CodecId::kF32 || C::kId == kv::CodecId::kF16 || C::kId == kv::CodecId::kBF16;
+
 // A thread a token. Rows stand a word further apart, so that the threads of a warp read different banks; the
 // page is made in shared memory and leaves it in whole words.
 template <class C>
@@ -37,6 +42,7 @@ __device__ void SealByToken(const PagedKv& kv, const std::byte* raw, float* rows
 
 template <class C>
 int SealBytes(kv::PageShape s) {
+  if (kIsRaw<C>) return 0;
   return kByToken<C> ? s.tokens * (s.head_dim + 1) * 4 + C::PageBytes(s) : s.tokens * s.head_dim * 4;
 }
 
@@ -55,6 +61,11 @@ __device__ void SealPage(const PagedKv& kv, const PagedSide& side, const KvSegme
         kv::Int8Tail::SealPart<C>(kv.page, broken, raw, part, page);
       return;
     }
+  }
+  if constexpr (kIsRaw<C>) {  // the page is the open page: a codec's own parts would be stores of two bytes
+    for (int i = t; i < C::PageBytes(kv.page) / 16; i += kSealThreads)
+      reinterpret_cast<uint4*>(page)[i] = reinterpret_cast<const uint4*>(raw)[i];
+    return;
   }
   if constexpr (kByToken<C>) {
     if (kv.page.head_dim % 8 == 0) return SealByToken<C>(kv, raw, rows, page);

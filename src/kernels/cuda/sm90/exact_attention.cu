@@ -3,6 +3,10 @@
 // two consumer warpgroups own 64 queries each. A warpgroup issues Q K^T of the next tile, then P V of this
 // one, and computes the softmax of the next while the second runs; the other warpgroup fills what remains.
 // Keys are visited from the last to the first, so only the first tiles need a mask.
+//
+// With two kinds of pages a unit's queries stand at positions 128 b .. 128 b + 127. It visits its own two
+// pages; then, where it has queries of the second, the first page as those see it; then older pages two by
+// two. What a row visits hangs on its position alone, and a visit that it is hidden from adds zeros.
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/attention_prefill.h"
@@ -25,6 +29,8 @@ struct Work {
   int head, sequence, k_tiles;  // k_tiles: those the queries see, at least one
   int query, queries;           // first query row in the packed input; rows of this tile
   int position, keys;           // of the first query: how many keys it sees; keys of the sequence
+  int first;                    // rows of the tile that belong to another step: `query` is that of row 0
+  PageBases bases;
 };
 
 template <int kDim>
@@ -36,6 +42,7 @@ struct alignas(1024) Shared {
   uint64_t landed;  // values that the producer has yet to cut off
 };
 
+template <bool kTwo>
 NIBBLE_DEVICE Work FindWork(const ExactAttentionArgs& a, int index) {
   Work w;
   w.head = index / a.q_tiles;
@@ -46,6 +53,17 @@ NIBBLE_DEVICE Work FindWork(const ExactAttentionArgs& a, int index) {
   const int queries = a.q_offsets[s + 1] - a.q_offsets[s];
   w.sequence = s;
   w.keys = a.k_offsets[s + 1] - a.k_offsets[s];
+  w.first = 0;
+  if constexpr (kTwo) {
+    const int start = w.keys - queries, block = start / kTile + at / kTile;
+    w.bases = a.bases[s];
+    w.first = max(0, start - block * kTile);
+    w.query = a.q_offsets[s] + block * kTile - start;
+    w.queries = min(kTile, w.keys - block * kTile);
+    w.position = block * kTile + 1;
+    w.k_tiles = a.own_only ? 1 : block + (w.queries > kHalf ? 2 : 1);
+    return w;
+  }
   w.query = a.q_offsets[s] + at;
   w.queries = min(kTile, queries - at);
   w.position = a.causal ? w.keys - queries + at + 1 : w.keys;
@@ -58,7 +76,15 @@ struct Maps {
   CUtensorMap q, k, v, k_open, v_open;  // contiguous rows, or sealed pages and open ones
 };
 
-template <int kDim>
+// The page of half `half` of visit j.
+NIBBLE_DEVICE int PageOf(const Work& w, int j, int half) {
+  const int visit = w.k_tiles - 1 - j, own = w.position / kTile * 2;
+  const bool second = w.queries > kHalf;  // a page that has no rows in this call may not be there
+  if (visit == 0) return w.bases.own + own + (w.first >= kHalf ? 1 : second ? half : 0);
+  return w.bases.older + (visit == 1 && second ? own : 2 * j + half);
+}
+
+template <int kDim, bool kTwo>
 struct Producer {
   const Maps& maps;
   const ExactAttentionArgs& a;
@@ -71,7 +97,9 @@ struct Producer {
     const int first = j * kTile + half * kHalf, kv_head = w.head / (a.heads / a.kv_heads);
     const CUtensorMap* map = values ? &maps.v : &maps.k;
     int column = kv_head * kDim, row = a.k_offsets[w.sequence] + first;
-    if (a.page_table != nullptr) {
+    if constexpr (kTwo) {
+      column = 0, row = (PageOf(w, j, half) * a.kv_heads + kv_head) * kHalf;
+    } else if (a.page_table != nullptr) {
       const KvPages& pages = values ? a.v_pages : a.k_pages;
       const bool open = first / kHalf == (w.keys - 1) / kHalf;
       const int64_t page = open ? (a.open_index != nullptr ? a.open_index[w.sequence] : w.sequence)
@@ -86,7 +114,7 @@ struct Producer {
   }
   // The halves of tile j that have keys.
   NIBBLE_DEVICE void LoadTile(const Work& w, bool values, int j, uint8_t* to, uint64_t* bar) {
-    const int halves = w.keys - j * kTile > kHalf ? 2 : w.keys > 0 ? 1 : 0;
+    const int halves = kTwo || w.keys - j * kTile > kHalf ? 2 : w.keys > 0 ? 1 : 0;
     barrier_arrive_expect(bar, uint32_t(halves * Shared<kDim>::kBytes / 2));
     for (int half = 0; half < halves; ++half) LoadHalf(w, values, j, half, to, bar);
   }
@@ -114,7 +142,7 @@ struct Producer {
     RingPosition<2> q_ring;
     RingPosition<Shared<kDim>::kStages> ring;
     for (int round = 0; unit_of(round) < units; ++round, q_ring.advance()) {
-      const Work w = FindWork(a, unit_of(round));
+      const Work w = FindWork<kTwo>(a, unit_of(round));
       barrier_wait(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
       if (lead) LoadQueries(w, q_ring.stage);
       for (int j = w.k_tiles - 1; j >= 0; --j, ring.advance()) {
@@ -122,7 +150,7 @@ struct Producer {
         barrier_wait(&shared.k_empty[s], ring.parity ^ 1);
         if (lead) LoadTile(w, false, j, shared.k[s], &shared.k_full[s]);
         barrier_wait(&shared.v_empty[s], ring.parity ^ 1);
-        if (w.keys - j * kTile < kTile)
+        if (!kTwo && w.keys - j * kTile < kTile)
           LoadLastValues(w, j, shared.v[s], &shared.v_full[s]);
         else if (lead)
           LoadTile(w, true, j, shared.v[s], &shared.v_full[s]);
@@ -132,7 +160,7 @@ struct Producer {
 };
 
 // One warpgroup: 64 queries of each unit.
-template <int kDim>
+template <int kDim, bool kTwo>
 struct Consumer {
   using Memory = Shared<kDim>;
   using Ring = RingPosition<Memory::kStages>;
@@ -174,9 +202,14 @@ struct Consumer {
     pin(s);
     barrier_arrive_if(&shared.k_empty[k_ring.stage], lane == 0);
     k_ring.advance();
-    const int limit = w.keys - j * kTile, visible = a.causal ? w.position + row - j * kTile : kTile;
-    if (limit < kTile || (a.causal && w.position + 64 * mine - j * kTile < kTile))
-      MaskScores(s, visible, limit);
+    if constexpr (kTwo) {
+      if (j == w.k_tiles - 1) MaskScores(s, kHalf * mine, row + 1, kTile);
+      if (j == w.k_tiles - 2 && w.queries > kHalf) MaskScores(s, 0, kTile, kHalf * mine);
+    } else {
+      const int limit = w.keys - j * kTile, visible = a.causal ? w.position + row - j * kTile : kTile;
+      if (limit < kTile || (a.causal && w.position + 64 * mine - j * kTile < kTile))
+        MaskScores(s, 0, visible, limit);
+    }
     UpdateState(s, a.scale * kLog2e, &state, alpha);
   }
   // The product with V is done.
@@ -252,7 +285,7 @@ struct Consumer {
       const float sum = SumOfQuad(ended.sum[i]), inverse = 1.0f / sum;
       const int at = row + 8 * i;
       const bool sees = w.keys > 0 && (!a.causal || w.position + at > 0);  // or the output is 0
-      if (a.lse != nullptr && quad == 0 && at < w.queries)
+      if (a.lse != nullptr && quad == 0 && at >= w.first && at < w.queries)
         a.lse[int64_t{w.query + at} * a.heads + w.head] =
             sees ? (ended.max[i] + log2f(sum)) * 0.69314718f : -INFINITY;
 #pragma unroll
@@ -262,7 +295,7 @@ struct Consumer {
         for (int r = 0; r < 4; ++r)
           v[r] = sees ? to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse) : 0;
         transpose_quad(v);
-        if (at < w.queries)
+        if (at >= w.first && at < w.queries)
           *reinterpret_cast<uint4*>(out + (w.query + at) * a.out_stride + 8 * (j + quad)) =
               make_uint4(v[0], v[1], v[2], v[3]);
       }
@@ -270,7 +303,7 @@ struct Consumer {
   }
 };
 
-template <int kDim>
+template <int kDim, bool kTwo>
 __global__ __launch_bounds__(384, 1) void ExactKernel(const __grid_constant__ Maps maps,
                                                       const ExactAttentionArgs a) {
   extern __shared__ uint8_t raw[];
@@ -293,10 +326,10 @@ __global__ __launch_bounds__(384, 1) void ExactKernel(const __grid_constant__ Ma
   const int units = a.heads * a.q_tiles;
   if (threadIdx.x < 128) {
     shrink_registers<24>();
-    if (threadIdx.x < 32) Producer<kDim>{maps, a, shared}.Run(units);
+    if (threadIdx.x < 32) Producer<kDim, kTwo>{maps, a, shared}.Run(units);
   } else {
     grow_registers<240>();
-    Consumer<kDim>{a, shared}.Run(units);
+    Consumer<kDim, kTwo>{a, shared}.Run(units);
   }
 }
 
@@ -309,6 +342,10 @@ cudaError_t MakeMaps(Maps* maps, const ExactAttentionArgs& a) {
   };
   if (const cudaError_t e = map(&maps->q, a.q, a.q_rows, int64_t{a.heads} * kDim, a.q_stride, kTile))
     return e;
+  if (a.bases != nullptr) {
+    if (const cudaError_t e = map(&maps->k, a.k, a.k_rows, kDim, kDim, kHalf)) return e;
+    return map(&maps->v, a.v, a.k_rows, kDim, kDim, kHalf);
+  }
   if (a.page_table == nullptr) {
     const int64_t columns = int64_t{a.kv_heads} * kDim;
     if (const cudaError_t e = map(&maps->k, a.k, a.k_rows, columns, a.k_stride, kHalf)) return e;
@@ -325,11 +362,11 @@ cudaError_t MakeMaps(Maps* maps, const ExactAttentionArgs& a) {
   return cudaSuccess;
 }
 
-template <int kDim>
+template <int kDim, bool kTwo>
 Launch Run(const ExactAttentionArgs& a, Stream stream) {
   Maps maps{};
   if (const cudaError_t e = MakeMaps<kDim>(&maps, a)) return {int(e), "exact attention: a tensor map"};
-  const auto kernel = ExactKernel<kDim>;
+  const auto kernel = ExactKernel<kDim, kTwo>;
   constexpr int kBytes = sizeof(Shared<kDim>) + 1024;
   static_assert(kBytes <= 227 * 1024);
   static const cudaError_t allowed = AllowShared(kernel, kBytes);
@@ -344,6 +381,7 @@ const char* BrokenRule(const ExactAttentionArgs& a) {
     return "exact attention: heads must be a multiple of kv_heads";
   if ((a.q_stride | a.k_stride | a.v_stride | a.out_stride) % 8 != 0)
     return "exact attention: row strides must be multiples of 8";
+  if (a.bases != nullptr && !a.causal) return "exact attention: pages of two kinds want a causal mask";
   if (a.page_table == nullptr) return nullptr;
   for (const KvPages* p : {&a.k_pages, &a.v_pages})
     if ((p->page_stride | p->head_stride | p->open_stride | p->open_head_stride) % (a.head_dim * 2) != 0)
@@ -355,7 +393,8 @@ const char* BrokenRule(const ExactAttentionArgs& a) {
 
 Launch ExactAttention(const ExactAttentionArgs& a, Stream stream) {
   if (const char* rule = BrokenRule(a); rule != nullptr) return Refused(rule);
-  return a.head_dim == 64 ? Run<64>(a, stream) : Run<128>(a, stream);
+  if (a.bases != nullptr) return a.head_dim == 64 ? Run<64, true>(a, stream) : Run<128, true>(a, stream);
+  return a.head_dim == 64 ? Run<64, false>(a, stream) : Run<128, false>(a, stream);
 }
 
 }  // namespace nibble::cuda

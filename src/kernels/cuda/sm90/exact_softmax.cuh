@@ -27,13 +27,14 @@ NIBBLE_DEVICE float SumOfQuad(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// Hides keys from `visible` of the tile on (for the thread's first row; the second sees 8 more).
-NIBBLE_DEVICE void MaskScores(float (&s)[64], int visible, int limit) {
+// Hides keys of the tile below `first`, from `visible` on (for the thread's first row; the second sees 8
+// more) and from `limit` on.
+NIBBLE_DEVICE void MaskScores(float (&s)[64], int first, int visible, int limit) {
   const int lane_key = 2 * (threadIdx.x % 4);
 #pragma unroll
   for (int r = 0; r < 64; ++r) {
     const int key = 8 * (r / 4) + lane_key + r % 2;
-    if (key >= min(visible + 8 * (r / 2 % 2), limit)) s[r] = -INFINITY;
+    if (key < first || key >= min(visible + 8 * (r / 2 % 2), limit)) s[r] = -INFINITY;
   }
 }
 

@@ -33,44 +33,56 @@ NIBBLE_DEVICE OutputInfo load_outputs(const LinearIntArgs& a, int row0) {
   return o;
 }
 
+// The values of rows 8 j + 2 (lane % 4) + e, e = 0 and 1, and outputs lane/4 + 8 h of a unit: [2 h + e].
+NIBBLE_DEVICE void finish_pair(const LinearIntArgs& a, const OutputInfo& o, const TokenInfo* tokens, int j,
+                               const int32_t* sum, float* value) {
+  const int4 two = *reinterpret_cast<const int4*>(tokens + 8 * j + 2 * (threadIdx.x % 4));
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const float scale_x = __int_as_float(e == 0 ? two.x : two.z);
+    const uint32_t row_sum = uint32_t(e == 0 ? two.y : two.w);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int32_t exact = int32_t(uint32_t(sum[4 * j + 2 * h + e]) - o.offset[h] * row_sum);
+      float v = __fmul_rn(__int2float_rn(exact), __fmul_rn(o.scale[h], scale_x));
+      if (a.bias != nullptr) v = __fadd_rn(v, o.bias[h]);
+      value[2 * h + e] = v;
+    }
+  }
+}
+
+// A unit in f32: eight lanes write 32 neighbouring bytes. Four values at a time: with eight, and an address
+// for each, the sums of a tile were spilled, which cost as much as half of the product.
+NIBBLE_DEVICE void finish_f32(const LinearIntArgs& a, const OutputInfo& o, const TokenInfo* tokens, int row0,
+                              int token0, const int32_t* sum) {
+  const int lane = int(threadIdx.x % 32), first = token0 + 2 * (lane % 4);
+  float* y = static_cast<float*>(a.y) + first * a.y_stride + row0 + lane / 4;
+#pragma unroll
+  for (int j = 0; j < 2; ++j, y += 8 * a.y_stride) {
+    float old[4] = {}, value[4];
+    const auto each = [&](auto use) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        if (row0 + 8 * (r / 2) < a.w.n && first + 8 * j + r % 2 < a.rows)
+          use(r, y + r % 2 * a.y_stride + 8 * (r / 2));
+    };
+    if (a.accumulate) each([&](int r, const float* from) { old[r] = *from; });
+    finish_pair(a, o, tokens, j, sum, value);
+    each([&](int r, float* to) { *to = a.accumulate ? __fadd_rn(value[r], old[r]) : value[r]; });
+  }
+}
+
 // sum[4 j + 2 h + e]: output lane/4 + 8 h of the unit, row 8 j + 2 (lane % 4) + e. tokens: of the unit's
 // first row.
 template <Storage kStorage>
 NIBBLE_DEVICE void finish_unit(const LinearIntArgs& a, const OutputInfo& o, const TokenInfo* tokens, int row0,
                                int token0, const int32_t* sum) {
   using namespace hopper;
+  if (a.type == Real::kF32) return finish_f32(a, o, tokens, row0, token0, sum);
   const int lane = int(threadIdx.x % 32), quad = lane % 4;
   float value[8];
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    const int4 two = *reinterpret_cast<const int4*>(tokens + 8 * j + 2 * quad);
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const float scale_x = __int_as_float(e == 0 ? two.x : two.z);
-      const uint32_t row_sum = uint32_t(e == 0 ? two.y : two.w);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int32_t exact = int32_t(uint32_t(sum[4 * j + 2 * h + e]) - o.offset[h] * row_sum);
-        float v = __fmul_rn(__int2float_rn(exact), __fmul_rn(o.scale[h], scale_x));
-        if (a.bias != nullptr) v = __fadd_rn(v, o.bias[h]);
-        value[4 * j + 2 * h + e] = v;
-      }
-    }
-  }
-  if (a.type == Real::kF32) {  // eight lanes write 32 neighbouring bytes
-    float* to[8];
-    float old[8];
-#pragma unroll
-    for (int r = 0; r < 8; ++r) {  // all old values before the first store: one wait for memory, not eight
-      const int n = row0 + lane / 4 + 8 * (r / 2 % 2), m = token0 + 8 * (r / 4) + 2 * quad + r % 2;
-      to[r] = n < a.w.n && m < a.rows ? static_cast<float*>(a.y) + m * a.y_stride + n : nullptr;
-      if (a.accumulate) old[r] = to[r] != nullptr ? *to[r] : 0.0f;
-    }
-#pragma unroll
-    for (int r = 0; r < 8; ++r)
-      if (to[r] != nullptr) *to[r] = a.accumulate ? __fadd_rn(value[r], old[r]) : value[r];
-    return;
-  }
+  for (int j = 0; j < 2; ++j) finish_pair(a, o, tokens, j, sum, value + 4 * j);
   // After the exchange a lane has 8 outputs of one row.
   const int n = row0 + 8 * (quad % 2), m = token0 + 8 * (quad / 2) + lane / 4;
   const bool mine = n < a.w.n && m < a.rows;

@@ -3,6 +3,9 @@
 // with TMA, two consumer warpgroups own 64 queries each and take turns, one computes its softmax while the
 // tensor cores work for the other. Keys are visited from the last to the first, so only the first tiles need
 // a mask.
+//
+// Over sealed pages (SageAttentionArgs::sequences) a warpgroup's 64 queries stand in one page, so a tile is
+// hidden from all of them, half hidden or seen whole; what they see of their own page is in `out` already.
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/attention_prefill.h"
@@ -28,26 +31,46 @@ struct Work {
   int k_tile, k_tiles;  // first k tile of the sequence; how many of its tiles the queries see, at least one
   int query, queries;   // first query row in the packed input; rows of this tile
   int position, keys;   // of the first query: how many keys it sees; keys of the sequence
+  int first, alone;     // over pages: rows of the tile that are not of this call; the tile of a page alone
 };
 
 // A stage holds the keys of one tile and the values of the tile before: what is needed and done with at the
 // same time. Tiles of one unit follow those of another without a gap.
-template <int kDim>
+template <int kDim, bool kPages>
 struct alignas(1024) Shared {
   static constexpr int kBytes = kTile * kDim;  // of a tile of Q, K or V
   uint8_t q[2][kBytes];
   uint8_t k[kStages][kBytes];
   uint8_t v[kStages][kBytes + kOnes * kTile];
   float scale[kStages][16];
-  float q_scale[2][8][8];
+  float q_scale[2][kPages ? 2 * kTile : 64];
   Work work[2];
   uint64_t q_full[2], q_empty[2], full[kStages], empty[kStages];
 };
 
-NIBBLE_DEVICE Work FindWork(const SageShape& s, int index) {
+NIBBLE_DEVICE Work FindPageWork(const SageAttentionArgs& a, int index) {
+  Work w;
+  w.head = index / a.shape.q_tiles;
+  w.tile = a.shape.q_tiles - 1 - index % a.shape.q_tiles;  // the longest come first
+  int i = 0;
+  while (w.tile >= a.sequences[i].q_tile_end) ++i;
+  const SageSequence s = a.sequences[i];
+  const int start = s.keys - s.queries,
+            block = start / kTile + w.tile - (i > 0 ? a.sequences[i - 1].q_tile_end : 0);
+  w.first = max(0, start - block * kTile);
+  w.query = s.query + block * kTile - start;
+  w.queries = min(kTile, s.keys - block * kTile);
+  w.keys = block * kTile, w.position = 1;
+  w.k_tiles = block + (w.queries > kTile / 2 ? 1 : 0);
+  w.k_tile = s.pairs, w.alone = s.alone + block;
+  return w;
+}
+
+NIBBLE_DEVICE Work FindRowWork(const SageShape& s, int index) {
   Work w;
   w.head = index / s.q_tiles;
   w.tile = s.q_tiles - 1 - index % s.q_tiles;  // with a causal mask the longest come first
+  w.first = w.alone = 0;
   int i = 0;
   while (w.tile >= s.q_tile_ends[i]) ++i;
   const int at = (w.tile - (i > 0 ? s.q_tile_ends[i - 1] : 0)) * kTile;
@@ -62,35 +85,45 @@ NIBBLE_DEVICE Work FindWork(const SageShape& s, int index) {
   return w;
 }
 
+template <bool kPages>
+NIBBLE_DEVICE Work FindWork(const SageAttentionArgs& a, int index) {
+  if constexpr (kPages)
+    return FindPageWork(a, index);
+  else
+    return FindRowWork(a.shape, index);
+}
+
 struct Maps {
   CUtensorMap q, k, v;
 };
 
-template <int kDim>
-NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared<kDim>& shared, int units) {
-  constexpr int kTileBytes = Shared<kDim>::kBytes;
+template <int kDim, bool kPages>
+NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared<kDim, kPages>& shared,
+                           int units) {
+  constexpr int kTileBytes = Shared<kDim, kPages>::kBytes, kScaleBytes = sizeof(shared.q_scale[0]);
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
   const int group = a.shape.heads / a.shape.kv_heads;
   int v_column = -1, v_row = 0;  // the values still to be loaded
   for (int round = 0; unit_of(round) < units; ++round, q_ring.advance()) {
-    const Work w = FindWork(a.shape, unit_of(round));
+    const Work w = FindWork<kPages>(a, unit_of(round));
     const int kv_head = w.head / group, at = w.head * a.shape.q_tiles + w.tile;
     barrier_wait(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
     shared.work[q_ring.stage] = w;
-    barrier_arrive_expect(&shared.q_full[q_ring.stage], kTileBytes + 256);
-    bulk_load(shared.q_scale[q_ring.stage], a.tiles.q_scale + int64_t{at} * 64, 256,
+    barrier_arrive_expect(&shared.q_full[q_ring.stage], kTileBytes + kScaleBytes);
+    bulk_load(shared.q_scale[q_ring.stage], a.tiles.q_scale + int64_t{at} * (kScaleBytes / 4), kScaleBytes,
               &shared.q_full[q_ring.stage]);
     tma_load_2d(shared.q[q_ring.stage], &maps.q, &shared.q_full[q_ring.stage], 0, at * kTile);
     for (int j = w.k_tiles - 1; j >= 0; --j, ring.advance()) {
       const int s = ring.stage;
-      const int64_t tile = int64_t{kv_head} * a.shape.k_tiles + w.k_tile + j;
+      const int k_tile = kPages && j * kTile == w.keys ? w.alone : w.k_tile + j;
+      const int64_t tile = int64_t{kv_head} * a.shape.k_tiles + k_tile;
       barrier_wait(&shared.empty[s], ring.parity ^ 1);
       barrier_arrive_expect(&shared.full[s], kTileBytes + 64 + (v_column >= 0 ? kTileBytes : 0));
       tma_load_2d(shared.k[s], &maps.k, &shared.full[s], 0, int(tile * kTile));
       bulk_load(shared.scale[s], a.tiles.scale + tile * 16, 64, &shared.full[s]);
       if (v_column >= 0) tma_load_2d(shared.v[s], &maps.v, &shared.full[s], v_column, v_row);
-      v_column = (w.k_tile + j) * kTile;
+      v_column = k_tile * kTile;
       v_row = kv_head * kDim;
     }
   }
@@ -100,26 +133,45 @@ NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared<
   tma_load_2d(shared.v[ring.stage], &maps.v, &shared.full[ring.stage], v_column, v_row);
 }
 
-// out = o / sum as bf16, 16 bytes a lane.
-template <int kDim>
-NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const float (&weights)[2],
-                               const float (&o)[kDim / 2], int first_row) {
+// out = o / sum as bf16, 16 bytes a lane; over pages that is one share of the output and what lies there the
+// other. `bias`: what the scores of a row have besides, in base 2.
+template <int kDim, bool kPages>
+NIBBLE_DEVICE void StoreOutput(const SageAttentionArgs& a, const Work& w, const RowState& state,
+                               const float (&bias)[2], const float (&weights)[2], const float (&o)[kDim / 2],
+                               int first_row) {
   const int lane = threadIdx.x % 32, quad = lane % 4;
   auto* out = static_cast<__nv_bfloat16*>(a.out) + w.head * kDim;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float sum = __shfl_sync(~0u, weights[i], lane & ~3);  // of the quad's first lane
-    const float inverse = 1.0f / sum;
+    float inverse = 1.0f / sum;
     const int row = first_row + 8 * i;
-    const bool sees = w.keys > 0 && (!a.shape.causal || w.position + row > 0);  // or the output is 0
+    const bool mine = row >= w.first && row < w.queries;
+    bool sees = w.keys > 0 && (!a.shape.causal || w.position + row > 0);  // or the output is 0
+    float own = 0;                                                        // share of the own page
+    if constexpr (kPages) {
+      sees = sum != 0;  // NaN too
+      const float lse = mine ? a.lse[int64_t{w.query + row} * a.shape.heads + w.head] * kLog2e : 0.0f;
+      own = sees ? 1.0f / (1.0f + exp2f(state.max[i] + bias[i] - kPBits + log2f(sum) - lse)) : 1.0f;
+      inverse *= 1.0f - own;
+    }
 #pragma unroll
     for (int j = 0; j < kDim / 8; j += 4) {
       uint32_t v[4];
 #pragma unroll
-      for (int r = 0; r < 4; ++r)
-        v[r] = sees ? to_bf16x2(o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse) : 0;
+      for (int r = 0; r < 4; ++r) {
+        float2 x = {0, 0};
+        if (sees) x = {o[4 * (j + r) + 2 * i] * inverse, o[4 * (j + r) + 2 * i + 1] * inverse};
+        if (kPages && mine) {
+          const uint32_t pair = *reinterpret_cast<const uint32_t*>(out + (w.query + row) * a.out_stride +
+                                                                   8 * (j + r) + 2 * quad);
+          x.x = fmaf(__uint_as_float(pair << 16), own, x.x);
+          x.y = fmaf(__uint_as_float(pair & 0xFFFF0000u), own, x.y);
+        }
+        v[r] = to_bf16x2(x.x, x.y);
+      }
       transpose_quad(v);
-      if (row < w.queries)
+      if (mine)
         *reinterpret_cast<uint4*>(out + (w.query + row) * a.out_stride + 8 * (j + quad)) =
             make_uint4(v[0], v[1], v[2], v[3]);
     }
@@ -145,9 +197,10 @@ NIBBLE_DEVICE void Rescale(float (&o)[kOutputs], const float (&alpha)[2]) {
   for (int r = 0; r < kOutputs; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
 }
 
-template <int kDim>
-NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim>& shared, int units) {
+template <int kDim, bool kPages>
+NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages>& shared, int units) {
   constexpr int kOutputs = kDim / 2;  // of a thread
+  constexpr int kScales = kPages ? 2 : 1;
   const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
   const int warp = threadIdx.x % 128 / 32;
   const int row = 64 * mine + 16 * warp + lane / 4;  // first of the thread's two
@@ -191,23 +244,36 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim>& shared, int
   // output is stored while the tensor cores work.
   for (int round = 0; unit_of(round) < units; ++round) {
     const Work w = shared.work[q_ring.stage];
-    const float q_factor = shared.q_scale[q_ring.stage][mine * 4 + warp][lane / 4] * a.scale * kLog2e;
+    const float* q_scale = shared.q_scale[q_ring.stage];
+    float q_factor[kScales], bias[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < kScales; ++i)
+      q_factor[i] = q_scale[kPages ? row + 8 * i : (mine * 4 + warp) * 8 + lane / 4] * a.scale * kLog2e;
+    if constexpr (kPages)
+      bias[0] = q_scale[kTile + row] * kLog2e, bias[1] = q_scale[kTile + row + 8] * kLog2e;
     const bool more = unit_of(round + 1) < units;
     const int this_q = q_ring.stage;
     RowState state;
     float o[kOutputs];
     float weights[2] = {0, 0};  // sums of P: of quads' first lanes
     float v_scale = 0;
+    bool hidden = kPages;  // the tile before, from all rows of this warpgroup; or there is none
 #pragma unroll
     for (int r = 0; r < kOutputs; ++r) o[r] = 0;
     for (int j = w.k_tiles - 1; j >= 0; --j) {
       const int stage = ring.stage;
-      const float factor[2] = {Factor(q_factor * shared.scale[stage][quad]),
-                               Factor(q_factor * shared.scale[stage][4 + quad])};
+      const bool hide = kPages && j * kTile == w.keys && mine == 0;
+      float factor[kScales][2];
+#pragma unroll
+      for (int i = 0; i < kScales; ++i)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          factor[i][h] = hide ? 1.0f : Factor(q_factor[i] * shared.scale[stage][4 * h + quad]);
       const float v_scale_next = shared.scale[stage][8];
-      const int visible = a.shape.causal ? w.position + row - j * kTile : kTile;
-      const int limit = w.keys - j * kTile;
-      const bool whole = limit >= kTile && (!a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
+      const int visible = a.shape.causal && !kPages ? w.position + row - j * kTile : kTile;
+      const int limit = w.keys - j * kTile + (kPages ? 64 * mine : 0);
+      const bool whole =
+          limit >= kTile && (kPages || !a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
       ring.advance();
       int next_q = this_q;
       if (j == 0) {
@@ -222,7 +288,7 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim>& shared, int
       if (!whole) Mask(s, visible, limit);
       pin(s);  // or the compiler keeps the sums twice, as integers and as floats
       float alpha[2];
-      const Arguments arguments = UpdateMax(s, factor, &state, alpha);
+      const Arguments<kScales> arguments = UpdateMax(s, factor, &state, alpha);
       // The pipe of the exponentials is what both warpgroups want at once: they take turns there, and the
       // tensor cores work for the one whose turn it is not. The product of the tile before is added in its
       // shadow.
@@ -230,12 +296,14 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim>& shared, int
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         Weigh(s, arguments, c, p[c]);
-        Add(o, part, c, v_scale);
+        if (!kPages || !hidden) Add(o, part, c, v_scale);  // weights of 0, but values may be NaN
       }
       ClearScores(s);
       next_turn(p);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) weights[i] = Times(weights[i] + part[kOutputs + 2 * i], alpha[i]);
+      for (int i = 0; i < 2; ++i)
+        weights[i] = Times(weights[i] + (kPages && hidden ? 0.0f : part[kOutputs + 2 * i]), alpha[i]);
+      hidden = hide;
       v_scale = v_scale_next;
       wgmma_fence();
       const uint64_t v = k_major(shared.v[ring.stage]);
@@ -250,20 +318,22 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim>& shared, int
     pin(part);
     barrier_arrive_if(&shared.q_empty[this_q], lane == 0);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) Add(o, part, c, v_scale);
+    for (int c = 0; c < 4; ++c)
+      if (!kPages || !hidden) Add(o, part, c, v_scale);
 #pragma unroll
     for (int i = 0; i < 2; ++i) weights[i] += part[kOutputs + 2 * i];
-    StoreOutput<kDim>(a, w, weights, o, row);
+    StoreOutput<kDim, kPages>(a, w, state, bias, weights, o, row);
   }
   wgmma_wait<0>();
   if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
 }
 
-template <int kDim>
+template <int kDim, bool kPages>
 __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Maps maps,
                                                      const SageAttentionArgs a) {
   extern __shared__ uint8_t raw[];
-  auto& shared = *reinterpret_cast<Shared<kDim>*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+  auto& shared =
+      *reinterpret_cast<Shared<kDim, kPages>*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       barrier_init(&shared.q_full[i], 1);
@@ -277,7 +347,7 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
   }
   for (int i = threadIdx.x; i < kStages * kOnes * kTile; i += blockDim.x) {
     const int row = i / kTile % kOnes;
-    shared.v[i / (kOnes * kTile)][Shared<kDim>::kBytes + i % (kOnes * kTile)] =
+    shared.v[i / (kOnes * kTile)][Shared<kDim, kPages>::kBytes + i % (kOnes * kTile)] =
         row == 0 ? 0x38 : 0;  // 1.0 in E4M3
   }
   fence_proxy_async();
@@ -292,7 +362,7 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
   }
 }
 
-template <int kDim>
+template <int kDim, bool kPages>
 Launch Run(const SageAttentionArgs& a, Stream stream) {
   Maps maps;
   const SageShape& s = a.shape;
@@ -300,8 +370,8 @@ Launch Run(const SageAttentionArgs& a, Stream stream) {
       make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile, kDim) ||
       make_map_8bit(&maps.v, a.tiles.v, uint64_t(s.kv_heads) * kDim, uint64_t(s.k_tiles) * kTile, kDim))
     return Refused("sage: a tensor map was refused");
-  const auto kernel = SageKernel<kDim>;
-  constexpr int kShared = sizeof(Shared<kDim>) + 1024;
+  const auto kernel = SageKernel<kDim, kPages>;
+  constexpr int kShared = sizeof(Shared<kDim, kPages>) + 1024;
   static_assert(kShared <= 227 * 1024);
   static const cudaError_t allowed = AllowShared(kernel, kShared);
   if (allowed != cudaSuccess) return {int(allowed), "SageAttention: shared memory"};
@@ -314,7 +384,9 @@ Launch Run(const SageAttentionArgs& a, Stream stream) {
 Launch SageAttention(const SageAttentionArgs& a, Stream stream) {
   if (a.shape.head_dim != 64 && a.shape.head_dim != 128) return Refused("sage: head_dim must be 64 or 128");
   if (a.out_stride % 8) return Refused("sage: out_stride must be a multiple of 8");
-  return a.shape.head_dim == 64 ? Run<64>(a, stream) : Run<128>(a, stream);
+  if (a.sequences != nullptr)
+    return a.shape.head_dim == 64 ? Run<64, true>(a, stream) : Run<128, true>(a, stream);
+  return a.shape.head_dim == 64 ? Run<64, false>(a, stream) : Run<128, false>(a, stream);
 }
 
 }  // namespace nibble::cuda

@@ -52,37 +52,44 @@ NIBBLE_DEVICE float Greatest(const int32_t (&s)[64]) {
   return __int_as_float(m);
 }
 
-// How the thread's scores become arguments of exp2: score * factor - offset, by row and by 64 keys.
+// How the thread's scores become arguments of exp2: score * factor - offset, by row and by 64 keys. kScales:
+// 2 where its two rows have a scale each.
+template <int kScales>
 struct Arguments {
-  float factor[2], offset[2][2];
+  float factor[kScales][2], offset[2][2];
 };
 
 // Updates the row maxima. `factor` is scale of Q x scale of K for each 64 keys, in base 2. `alpha` is what
 // earlier sums and outputs are to be multiplied by.
-NIBBLE_DEVICE Arguments UpdateMax(const int32_t (&s)[64], const float (&factor)[2], RowState* state,
-                                  float (&alpha)[2]) {
-  Arguments a;
+template <int kScales>
+NIBBLE_DEVICE Arguments<kScales> UpdateMax(const int32_t (&s)[64], const float (&factor)[kScales][2],
+                                           RowState* state, float (&alpha)[2]) {
+  Arguments<kScales> a;
   const float greatest[2][2] = {{Greatest<0, 0>(s), Greatest<0, 1>(s)},
                                 {Greatest<1, 0>(s), Greatest<1, 1>(s)}};
 #pragma unroll
-  for (int h = 0; h < 2; ++h) a.factor[h] = factor[h];
+  for (int i = 0; i < kScales; ++i)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) a.factor[i][h] = factor[i][h];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float m = fmaxf(fmaf(greatest[i][0], factor[0], -kMagicFloat * factor[0]),
-                    fmaf(greatest[i][1], factor[1], -kMagicFloat * factor[1]));
+    const float(&f)[2] = factor[i % kScales];
+    float m = fmaxf(fmaf(greatest[i][0], f[0], -kMagicFloat * f[0]),
+                    fmaf(greatest[i][1], f[1], -kMagicFloat * f[1]));
     m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
     m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
     const float next = fmaxf(state->max[i], ceilf(m));
     alpha[i] = exp2_approx(state->max[i] - next);
     state->max[i] = next;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) a.offset[i][h] = fmaf(kMagicFloat, factor[h], next - kPBits);
+    for (int h = 0; h < 2; ++h) a.offset[i][h] = fmaf(kMagicFloat, f[h], next - kPBits);
   }
   return a;
 }
 
 // Scores of keys 32c .. 32c + 31 to E4M3 weights, one A fragment.
-NIBBLE_DEVICE void Weigh(const int32_t (&s)[64], const Arguments& a, int c, uint32_t (&p)[4]) {
+template <int kScales>
+NIBBLE_DEVICE void Weigh(const int32_t (&s)[64], const Arguments<kScales>& a, int c, uint32_t (&p)[4]) {
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
     const int at = 16 * c + 8 * (r / 2) + 2 * (r % 2), h = c / 2, i = r % 2;
@@ -90,7 +97,7 @@ NIBBLE_DEVICE void Weigh(const int32_t (&s)[64], const Arguments& a, int c, uint
     float x[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      x[e] = exp2_approx(fmaf(__int_as_float(s[index[e]]), a.factor[h], -a.offset[i][h]));
+      x[e] = exp2_approx(fmaf(__int_as_float(s[index[e]]), a.factor[i % kScales][h], -a.offset[i][h]));
     p[r] = to_e4m3x4(x[0], x[1], x[2], x[3]);
   }
 }

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "backend/cuda_prompts.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+#include "recipe/prompt_pages.h"
+
+namespace nibble {
+namespace {
+
+constexpr int kTile = 128;  // queries of a tile of ExactAttention, by position
+
+bool SameBytes(std::span<const KvSegment> a, std::span<const KvSegment> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+}
+
+}  // namespace
+
+// The prompt rows of a sequence, of which there are some, as a sequence of the last group or of a new one.
+void UnpackedPrompts::Add(std::span<const KvSegment> segments, std::span<const int32_t> page_table,
+                          const Limits& limits) {
+  int rows = 0, own = 0;
+  const KvSegment* last = nullptr;
+  for (const KvSegment& s : segments)
+    if (s.dense_rows > 0) rows += s.dense_rows, ++own, last = &s;
+  const int first_row = segments[0].row, start = segments[0].position, keys = start + rows;
+  const int older = (keys - 1) / kv::kPageTokens;  // pages before that of the last row
+  const int q_tiles = (keys + kTile - 1) / kTile - start / kTile;
+  NIBBLE_CHECK(older + own <= limits.pages && q_tiles <= limits.q_tiles,
+               "Attention: a longer prompt than ReservePrompts was told");
+  if (groups_.empty() || groups_.back().first_row + groups_.back().rows != first_row ||
+      groups_.back().pages + older + own > limits.pages ||
+      groups_.back().q_tiles + q_tiles > limits.q_tiles) {
+    groups_.push_back({.first_row = first_row,
+                       .first_sequence = int(bases_.size()),
+                       .first_page = int(pages_.size()),
+                       .first_sage = int(sages_.size()),
+                       .first_tile = int(tiles_.size())});
+    q_offsets_.push_back(0), k_offsets_.push_back(0);
+  }
+  Group& group = groups_.back();
+  bases_.push_back({.older = group.pages, .own = group.pages + older - start / kv::kPageTokens});
+  for (int i = 0; i < older; ++i)
+    pages_.push_back({.seq = last->seq, .page = page_table[size_t(last->table + i)], .rows = -1});
+  for (const KvSegment& s : segments)
+    if (s.dense_rows > 0)
+      pages_.push_back({s.seq, s.raw_slot, int32_t(s.position % kv::kPageTokens + s.dense_rows)});
+  if (older > 0) AddSage(group, bases_.back(), rows, keys, last->seq);
+  group.rows += rows, ++group.sequences, group.pages += older + own;
+  group.q_tiles += q_tiles;
+  q_offsets_.push_back(group.rows);
+  k_offsets_.push_back(k_offsets_.back() + keys);
+  tile_ends_.push_back(group.q_tiles);
+}
+
+// Tiles of its pages by two, and for each tile of queries whose second half has rows the page of the first.
+void UnpackedPrompts::AddSage(Group& group, const cuda::PageBases& bases, int rows, int keys, int seq) {
+  const int first = (keys - rows) / kTile, last = (keys - 1) / kTile;
+  cuda::SageSequence s{.query = group.rows,
+                       .queries = rows,
+                       .keys = keys,
+                       .q_tile_end = group.sage_q_tiles + last + 1 - first,
+                       .pairs = group.tiles,
+                       .alone = group.tiles + last - first,
+                       .seq = seq};
+  for (int j = 0; j < last; ++j) tiles_.push_back({bases.older + 2 * j, bases.older + 2 * j + 1, seq});
+  for (int b = first; b <= last; ++b)
+    if (keys > b * kTile + kv::kPageTokens) tiles_.push_back({bases.older + 2 * b, -1, seq});
+  group.sage_q_tiles = s.q_tile_end, ++group.sages;
+  group.tiles = int(tiles_.size()) - group.first_tile;
+  sages_.push_back(s);
+}
+
+void UnpackedPrompts::MakePlan(std::span<const KvSegment> segments, std::span<const int32_t> page_table,
+                               const Limits& limits) {
+  planned_.assign(segments.begin(), segments.end());
+  planned_table_.assign(page_table.begin(), page_table.end());
+  planned_limits_ = limits;
+  groups_.clear(), q_offsets_.clear(), k_offsets_.clear(), tile_ends_.clear(), bases_.clear(), pages_.clear();
+  sages_.clear(), tiles_.clear();
+  for (size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
+    while (end < segments.size() && segments[end].seq == segments[begin].seq) ++end;
+    if (segments[begin].dense_rows > 0) Add(segments.subspan(begin, end - begin), page_table, limits);
+  }
+}
+
+void UnpackedPrompts::RunGroup(const Args& a, const Group& group) {
+  const int64_t width = int64_t{a.heads} * a.kv.page.head_dim;
+  auto* k = reinterpret_cast<uint16_t*>(a.memory.data());
+  auto* v = reinterpret_cast<uint16_t*>(a.memory.data() + a.memory.size() / 2);
+  CheckCuda(cuda::UnpackPages(
+      {.kv = a.kv, .pages = sent_.pages + group.first_page, .count = group.pages, .k = k, .v = v}, stream_));
+  cuda::SageTiles tiles{};
+  float* lse = nullptr;
+  if (a.sage != nullptr) {
+    size_t bytes = 0;
+    tiles = cuda::SagePageTilesAt(a.heads, a.kv.kv_heads, a.kv.page.head_dim, group.sage_q_tiles, group.tiles,
+                                  a.sage->memory.data(), &bytes);
+    lse = reinterpret_cast<float*>(a.sage->memory.data() + bytes);
+    NIBBLE_CHECK(bytes + size_t(group.rows) * size_t(a.heads) * sizeof(float) <= a.sage->memory.size(),
+                 "Attention: more rows than ReservePrompts was told");
+  }
+  const int at = group.first_sequence, index = int(&group - groups_.data());
+  CheckCuda(cuda::ExactAttention({.sequences = group.sequences,
+                                  .heads = a.heads,
+                                  .kv_heads = a.kv.kv_heads,
+                                  .head_dim = a.kv.page.head_dim,
+                                  .q_tiles = group.q_tiles,
+                                  .q_offsets = sent_.q_offsets + at + index,
+                                  .k_offsets = sent_.k_offsets + at + index,
+                                  .q_tile_ends = sent_.tile_ends + at,
+                                  .causal = true,
+                                  .q = a.q + group.first_row * width,
+                                  .k = k,
+                                  .v = v,
+                                  .bases = sent_.bases + at,
+                                  .q_stride = width,
+                                  .k_stride = 0,
+                                  .v_stride = 0,
+                                  .q_rows = group.rows,
+                                  .k_rows = group.pages * a.kv.kv_heads * kv::kPageTokens,
+                                  .k_pages = {},
+                                  .v_pages = {},
+                                  .page_table = nullptr,
+                                  .open_index = nullptr,
+                                  .max_pages = 0,
+                                  .own_only = a.sage != nullptr,
+                                  .out = a.out + group.first_row * width,
+                                  .out_stride = width,
+                                  .lse = lse,
+                                  .scale = a.scale},
+                                 stream_));
+  if (a.sage != nullptr && group.sages > 0) RunSage(a, group, k, v, lse, tiles);
+}
+
+void UnpackedPrompts::RunSage(const Args& a, const Group& group, const uint16_t* k, const uint16_t* v,
+                              const float* lse, const cuda::SageTiles& tiles) {
+  const int64_t width = int64_t{a.heads} * a.kv.page.head_dim;
+  const cuda::SageSequence* sequences = sent_.sages + group.first_sage;
+  CheckCuda(cuda::SageQuantizePages({.heads = a.heads,
+                                     .kv_heads = a.kv.kv_heads,
+                                     .head_dim = a.kv.page.head_dim,
+                                     .q_tiles = group.sage_q_tiles,
+                                     .k_tiles = group.tiles,
+                                     .sequences = sequences,
+                                     .page_tiles = sent_.tiles + group.first_tile,
+                                     .q = a.sage->q + group.first_row * a.sage->q_stride,
+                                     .k = k,
+                                     .v = v,
+                                     .q_stride = a.sage->q_stride,
+                                     .k_mean = a.sage->k_mean,
+                                     .records = a.sage->records,
+                                     .record_stride = a.sage->record_stride,
+                                     .levels = a.sage->levels,
+                                     .by_page = a.sage->by_page,
+                                     .scale = a.scale,
+                                     .tiles = tiles},
+                                    stream_));
+  cuda::SageShape shape{};
+  shape.heads = a.heads, shape.kv_heads = a.kv.kv_heads, shape.head_dim = a.kv.page.head_dim;
+  shape.q_tiles = group.sage_q_tiles, shape.k_tiles = group.tiles;
+  CheckCuda(cuda::SageAttention({.shape = shape,
+                                 .tiles = tiles,
+                                 .out = a.out + group.first_row * width,
+                                 .out_stride = width,
+                                 .scale = a.scale,
+                                 .sequences = sequences,
+                                 .lse = lse},
+                                stream_));
+}
+
+void UnpackedPrompts::Run(const Args& a, std::span<const KvSegment> segments,
+                          std::span<const int32_t> page_table, SendRing& ring) {
+  const Limits limits{
+      .pages = int64_t(a.memory.size()) / PromptBytes(1, a.kv.kv_heads, a.kv.page.head_dim),
+      .q_tiles = a.sage != nullptr ? SageQueryTiles(a.sage->step_tokens) : std::numeric_limits<int>::max()};
+  if (limits != planned_limits_ || !SameBytes(segments, planned_) ||
+      !std::equal(page_table.begin(), page_table.end(), planned_table_.begin(), planned_table_.end())) {
+    MakePlan(segments, page_table, limits);
+    sent_ = {q_offsets_mirror_.Send(q_offsets_, ring), k_offsets_mirror_.Send(k_offsets_, ring),
+             tile_ends_mirror_.Send(tile_ends_, ring), bases_mirror_.Send(bases_, ring),
+             pages_mirror_.Send(pages_, ring),         sages_mirror_.Send(sages_, ring),
+             tiles_mirror_.Send(tiles_, ring)};
+  }
+  for (const Group& group : groups_) RunGroup(a, group);
+}
+
+}  // namespace nibble
