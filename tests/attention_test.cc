@@ -138,8 +138,10 @@ TEST(Attention, BlocksMadeApart) {
     for (const auto* isa : test::Isas()) {
       p.args.states = nullptr;
       isa->attention(p.args);
-      const Bounds b = BoundsOf({.head_dim = 64, .k = CodecId::kInt4Token, .v = CodecId::kFlashQ4});
-      EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(p.Reference()), b.difference, b.max_abs)) << isa->isa;
+      // Each block has a maximum of its own, and weights relative to it: other codes than in one pass.
+      const double max_abs =
+          BoundsOf({.head_dim = 64, .k = CodecId::kInt4Token, .v = CodecId::kFlashQ4}).max_abs;
+      EXPECT_TRUE(test::IsWithin(p.ErrorAgainst(p.Reference()), 1e-7, max_abs)) << isa->isa;
       const std::vector<float> whole(p.out.data(), p.out.data() + p.out.size());
       const size_t size = size_t(AttentionStateFloats(1, 3, p.page));
       std::vector<float> states(3 * size, NAN);

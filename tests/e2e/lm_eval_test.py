@@ -42,7 +42,7 @@ def evaluate(nibble, model, recipe, path, tokens):
 
 def run_lm_eval(folder, url):
     """Byte perplexity of all texts together."""
-    task = (HERE / "lm_eval/nibble_text.yaml").read_text().replace("TEXTS", str(folder / "texts.jsonl"))
+    task = (HERE / "lm_eval_tasks/nibble_text.yaml").read_text().replace("TEXTS", str(folder / "texts.jsonl"))
     (folder / "nibble_text.yaml").write_text(task)
     begin = tokenize(url, "", special=True)[0]  # lm-eval takes the end for it where its id is 0
     command = [sys.executable, "-m", "lm_eval", "--model", "local-completions", "--tasks", "nibble_text", "--include_path", str(folder),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A `nibble serve` under test and an HTTP client over asyncio, with Python's standard library alone."""
 import asyncio
+import atexit
 import json
 import os
 import re
@@ -21,6 +22,7 @@ class Server:
         self.process = subprocess.Popen(
             [nibble, "serve", "-m", model, "--quiet", *([] if log else ["--no-log"]), "--port", str(port), *options],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if log else None, text=True, env=environment)
+        atexit.register(self.process.kill)  # a test that fails leaves nothing behind
         self.url = self.process.stdout.readline().strip()
         self.start_seconds = time.monotonic() - self.began
         if not self.url:
