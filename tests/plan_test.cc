@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "engine/calibrate.h"
 #include "engine/engine.h"
 #include "model/plan_file.h"
 #include "tests/support/temp_dir.h"

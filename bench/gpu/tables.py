@@ -185,4 +185,19 @@ without it, so compare the plain launch when in doubt.
 {text}"""
 
 
-(ROOT / "docs" / "results" / "h200.md").write_text(HEAD + prefill() + exact() + decode() + sparq() + linear())
+
+def serve():
+    data = load("h200_serve.json")
+    ms = lambda r, key: f"{r[key]:.1f}" if key in r else "-"
+    lines = [[str(r["max_num_seqs"]), str(r["requests"]), f"{r['output_throughput']:,.0f}", ms(r, "median_ttft_ms"),
+              ms(r, "median_tpot_ms"), ms(r, "p99_itl_ms")] for r in data["rows"]]
+    return f"""
+## Serving over HTTP
+
+{data["model"]}, commit {data["commit"]}: `{data["command"]}` on the same machine, all requests at once, so that half of them wait for a
+place: times to the first token hold that wait. New tokens a second count the prompts' time.
+
+{table(["requests in flight", "requests", "new tokens/s", "median TTFT, ms", "median TPOT, ms", "p99 ITL, ms"], lines)}"""
+
+
+(ROOT / "docs" / "results" / "h200.md").write_text(HEAD + prefill() + exact() + decode() + sparq() + linear() + serve())
