@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calibration: a plan lowers the error on a text it has not seen, one that is upside down raises it, heads
 // share what the recipe spends, and what cannot be calibrated is refused.
+#include "engine/calibrate.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,7 +10,6 @@
 #include <fstream>
 #include <sstream>
 
-#include "engine/calibrate.h"
 #include "engine/evaluate.h"
 #include "model/plan_file.h"
 #include "tests/support/temp_dir.h"
