@@ -11,7 +11,6 @@ namespace nibble {
 namespace {
 
 const std::string kModel = NIBBLE_SOURCE_DIR "/models/novelist-10m";
-const std::vector<std::string> kRecipes{"exact", "kv16", "kv8", "qserve"};
 
 std::unique_ptr<Engine> Load(EngineOptions options) {
   options.model = kModel;
@@ -51,25 +50,29 @@ std::vector<std::vector<int32_t>> Ids(const std::vector<Completion>& completions
   return ids;
 }
 
-TEST(Engine, BatchGivesTheBytesOfEachAlone) {
-  for (const std::string& recipe : kRecipes) {
-    const auto engine = Load({.recipe = recipe, .threads = 2});
-    ASSERT_TRUE(engine);
-    const std::vector<Request> requests = FivePrompts(*engine);
-    std::vector<std::vector<int32_t>> alone;
-    for (const Request& r : requests) alone.push_back(Ids(*engine->Generate({&r, 1}))[0]);
-    EXPECT_EQ(Ids(*engine->Generate(requests)), alone) << recipe;
-    for (const EngineOptions& o :
-         {EngineOptions{.recipe = recipe, .threads = 1, .prefill_chunk = 7},
-          EngineOptions{.recipe = recipe, .threads = 3, .max_seqs = 2, .prefill_chunk = 64},
-          EngineOptions{.recipe = recipe, .threads = 2, .max_seqs = 1, .prefill_chunk = 1}}) {
-      const auto other = Load(o);
-      ASSERT_TRUE(other);
-      EXPECT_EQ(Ids(*other->Generate(requests)), alone)
-          << recipe << " threads " << o.threads << " slots " << o.max_seqs << " chunk " << o.prefill_chunk;
-    }
+class EngineBytes : public testing::TestWithParam<std::string> {};
+
+TEST_P(EngineBytes, BatchGivesTheBytesOfEachAlone) {
+  const std::string& recipe = GetParam();
+  const auto engine = Load({.recipe = recipe, .threads = 2});
+  ASSERT_TRUE(engine);
+  const std::vector<Request> requests = FivePrompts(*engine);
+  std::vector<std::vector<int32_t>> alone;
+  for (const Request& r : requests) alone.push_back(Ids(*engine->Generate({&r, 1}))[0]);
+  EXPECT_EQ(Ids(*engine->Generate(requests)), alone);
+  for (const EngineOptions& o :
+       {EngineOptions{.recipe = recipe, .threads = 1, .prefill_chunk = 7},
+        EngineOptions{.recipe = recipe, .threads = 3, .max_seqs = 2, .prefill_chunk = 64},
+        EngineOptions{.recipe = recipe, .threads = 2, .max_seqs = 1, .prefill_chunk = 1}}) {
+    const auto other = Load(o);
+    ASSERT_TRUE(other);
+    EXPECT_EQ(Ids(*other->Generate(requests)), alone)
+        << "threads " << o.threads << " slots " << o.max_seqs << " chunk " << o.prefill_chunk;
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Recipes, EngineBytes, testing::Values("exact", "kv16", "kv8", "qserve"),
+                         [](const auto& test) { return test.param; });
 
 TEST(Engine, ScoreGivesTheLogitsOfGeneration) {
   const auto engine = Load({.recipe = "qserve", .threads = 2});
