@@ -327,6 +327,9 @@ TEST(KvCacheAccounting, PromptsOnAGpu) {
   // SageAttention: 6 tiles of queries, 20 of keys, results of 512 rows.
   EXPECT_EQ(prompt_bytes("sage2-8b", DType::kBF16),
             bytes + 6 * 4 * 128 * (64 + 8) + 20 * 2 * (128 * 2 * 64 + 64) + 512 * 4 * 4 + 6 * 256);
+  // And where queries are smoothed two means a tile, with a float for each key of 14 tiles.
+  EXPECT_EQ(prompt_bytes("sage2-4b", DType::kBF16) - prompt_bytes("sage2-8b", DType::kBF16),
+            6 * 4 * 2 * 4 * (64 + 14 * 128) + 2 * 256);
   EXPECT_EQ(PlanKv({3, 2, 80}, 4, *ParseRecipe("qserve", DType::kBF16), 1, 1000).prompt_bytes, 0);
 }
 

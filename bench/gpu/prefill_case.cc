@@ -20,6 +20,17 @@ ref::Matrix Head(const std::vector<uint16_t>& x, int row, int rows, int head, in
   return m;
 }
 
+ref::Matrix Wanted(const PrefillCase& c, const ref::Matrix& q, const ref::Matrix& k, const ref::Matrix& v,
+                   const ref::SageSpec* spec) {
+  const double scale = 1 / std::sqrt(double(c.head_dim));
+  const ref::Mask mask = c.causal ? ref::Mask::kCausal : ref::Mask::kFull;
+  if (spec == nullptr) return ref::DenseAttention(q, k, v, scale, mask).out;
+  const std::vector<double> center = ref::RowMean(ref::View(k).Slice(0, std::min(64, k.rows)));
+  ref::SageSpec filled = *spec;
+  filled.scale = scale, filled.mask = mask, filled.k_center = &center;
+  return ref::SageAttention(q, k, v, filled).out;
+}
+
 }  // namespace
 
 std::vector<int32_t> PrefillBatch::Flatten(PrefillBatch& b, const PrefillCase& c) {
@@ -29,6 +40,7 @@ std::vector<int32_t> PrefillBatch::Flatten(PrefillBatch& b, const PrefillCase& c
     b.k_offsets.push_back(b.k_offsets.back() + c.keys[s]);
     b.q_ends.push_back(q += (c.queries[s] + 127) / 128);
     b.k_ends.push_back(k += (c.keys[s] + 127) / 128);
+    b.delta_tiles += (c.queries[s] + 127) / 128 * ((c.keys[s] + 127) / 128);
   }
   std::vector<int32_t> all = b.q_offsets;
   for (const auto* part : {&b.k_offsets, &b.q_ends, &b.k_ends})
@@ -56,24 +68,22 @@ std::vector<uint16_t> PrefillValues(size_t rows, int heads, int head_dim, uint32
 
 PrefillError ErrorOf(const PrefillCase& c, const PrefillBatch& batch, const std::vector<uint16_t>& q,
                      const std::vector<uint16_t>& k, const std::vector<uint16_t>& v,
-                     const std::vector<uint16_t>& got) {
+                     const std::vector<uint16_t>& got, const ref::SageSpec* spec) {
   struct Sums {
     double dot = 0, exact = 0, ours = 0, worst = 0;
   };
   std::vector<Sums> all(c.queries.size() * size_t(c.heads));
   ForEachHead(c, [&](size_t s, int h) {
     const int kv = h / (c.heads / c.kv_heads), dim = c.head_dim;
-    const auto want =
-        ref::DenseAttention(Head(q, batch.q_offsets[s], c.queries[s], h, c.heads, dim),
-                            Head(k, batch.k_offsets[s], c.keys[s], kv, c.kv_heads, dim),
-                            Head(v, batch.k_offsets[s], c.keys[s], kv, c.kv_heads, dim),
-                            1 / std::sqrt(double(dim)), c.causal ? ref::Mask::kCausal : ref::Mask::kFull);
+    const ref::Matrix want = Wanted(c, Head(q, batch.q_offsets[s], c.queries[s], h, c.heads, dim),
+                                    Head(k, batch.k_offsets[s], c.keys[s], kv, c.kv_heads, dim),
+                                    Head(v, batch.k_offsets[s], c.keys[s], kv, c.kv_heads, dim), spec);
     const ref::Matrix mine = Head(got, batch.q_offsets[s], c.queries[s], h, c.heads, dim);
     Sums& sums = all[s * size_t(c.heads) + size_t(h)];
     for (int r = 0; r < c.queries[s]; ++r) {
       double gap = 0, size = 0;
       for (int d = 0; d < dim; ++d) {
-        const double w = want.out[r][d], g = mine[r][d];
+        const double w = want[r][d], g = mine[r][d];
         gap += (g - w) * (g - w);
         size += w * w;
         sums.dot += g * w;

@@ -11,6 +11,7 @@
 
 #include "bench/gpu/support.h"
 #include "kernels/cuda/attention_prefill.h"
+#include "kernels/ref/sage.h"
 
 namespace nibble::gpu {
 
@@ -29,6 +30,7 @@ struct PrefillCase {
 // Offsets and running sums of tiles on the device.
 struct PrefillBatch {
   std::vector<int32_t> q_offsets{0}, k_offsets{0}, q_ends, k_ends;
+  int delta_tiles = 0;  // SageShape's, where queries are smoothed
   Buffer<int32_t> device;
   cuda::SageShape shape;
 
@@ -41,13 +43,14 @@ struct PrefillBatch {
 // bf16 [rows, heads, head_dim].
 std::vector<uint16_t> PrefillValues(size_t rows, int heads, int head_dim, uint32_t seed, bool outliers);
 
-// Of all rows of all heads: cosine, and the greatest distance of a row relative to its length.
+// Of all rows of all heads, against exact attention or what SageAttention is by definition (scale, mask and
+// the center of K are filled in): cosine, and the greatest distance of a row relative to its length.
 struct PrefillError {
   double cosine, worst_row;
 };
 PrefillError ErrorOf(const PrefillCase&, const PrefillBatch&, const std::vector<uint16_t>& q,
                      const std::vector<uint16_t>& k, const std::vector<uint16_t>& v,
-                     const std::vector<uint16_t>& got);
+                     const std::vector<uint16_t>& got, const ref::SageSpec* spec = nullptr);
 
 // In threads of their own.
 void ForEachHead(const PrefillCase&, const std::function<void(size_t sequence, int head)>& run);

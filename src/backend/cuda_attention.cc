@@ -75,7 +75,8 @@ Status CudaBackend::ReservePrompts(const AttentionRecipe& recipe, int64_t seq_to
   if (!SagePrompts(recipe, head_dim)) return {};
   sage_step_tokens_ = std::max(sage_step_tokens_, step_tokens);
   const int heads = int(max_q_width_ / head_dim);  // Reserve's
-  return grow(&sage_work_, SageBytes(pages, sage_step_tokens_, heads, kv_heads, head_dim));
+  return grow(&sage_work_,
+              SageBytes(pages, sage_step_tokens_, heads, kv_heads, head_dim, recipe.arithmetic.smooth));
 }
 
 KvUsage CudaBackend::Usage(KvSide) const { return {}; }
@@ -291,6 +292,9 @@ void CudaBackend::AttendPrompts(const AttendArgs& a, const cuda::PagedKv& kv, Pr
                                    .k_mean = means.k,
                                    .records = means.k_record >= 0 ? kv.side_tail + means.k_record : nullptr,
                                    .record_stride = kv.side_seq_bytes,
+                                   .q_mean = means.q,
+                                   .q_sums = means.q_record >= 0 ? kv.side_pool + means.q_record : nullptr,
+                                   .q_sum_stride = kv.side_bytes,
                                    .levels = recipe.arithmetic.qk == QkArith::kInt4Thread ? 7.0f : 127.0f,
                                    .by_page = recipe.arithmetic.qk == QkArith::kInt8Block,
                                    .memory = std::span(sage_work_.data, sage_work_.bytes),
@@ -360,17 +364,6 @@ void CudaBackend::Attend(const AttendArgs& a) {
       kv.recipe != nullptr ? PromptsOf(*kv.recipe, kv.page.head_dim, a.window) : Prompts::kAsAll;
   const bool selects = SelectOf(kv) != SelectKind::kAll,
              apart = kind != Prompts::kAsAll && Any(kv, [](const KvSegment&s) { return s.dense_rows > 0; });
-  if (apart) {  // all rows are widened; the kernels below replace those that are no prompt's
-    RoundQueries(a);
-    AttendPrompts(a, PagedOf(kv), kind);
-    CheckCuda(cuda::WidenBf16({.x = out_bf16_,
-                               .to = a.out.as<float>(),
-                               .to_stride = a.out.stride[0],
-                               .rows = int(a.q.dim[0]),
-                               .k = a.heads * kv.page.head_dim},
-                              stream_));
-  }
-  Begin();
   // Rows that attend to all they see and have no kernel of their own.
   int most_rows = 0;
   for (const KvSegment& s : kv.segments)
@@ -390,7 +383,18 @@ void CudaBackend::Attend(const AttendArgs& a) {
       .skip_dense = apart,
       .selecting = selects,
       .counters = &device_counters_->sas};
+  if (apart) RoundQueries(a);
+  Begin();
   if (args.means.q_record >= 0) CheckCuda(cuda::SumQueries(args, stream_));
+  if (apart) {  // all rows are widened; the kernels below replace those that are no prompt's
+    AttendPrompts(a, args.kv, kind);
+    CheckCuda(cuda::WidenBf16({.x = out_bf16_,
+                               .to = a.out.as<float>(),
+                               .to_stride = a.out.stride[0],
+                               .rows = int(a.q.dim[0]),
+                               .k = a.heads * kv.page.head_dim},
+                              stream_));
+  }
   if (most_rows > 0) CheckCuda(cuda::PageAttention(args, stream_));
   if (args.selecting) AttendSelected(a, args.kv);
 }
@@ -418,8 +422,9 @@ std::string CudaBackend::ExplainAttention(const AttentionRecipe& recipe) const {
   // Of a head size that all kernels take; ops ask with the model's own.
   const Prompts kind = PromptsOf(recipe, 128, 0);
   const std::string prompts =
-      kind == Prompts::kBf16Pages              ? "cuda/exact-wgmma/bf16"
-      : SagePrompts(recipe, 128) && IsHopper() ? "cuda/sage-wgmma/int8,e4m3"
+      kind == Prompts::kBf16Pages ? "cuda/exact-wgmma/bf16"
+      : SagePrompts(recipe, 128) && IsHopper()
+          ? (a.qk == QkArith::kInt4Thread ? "cuda/sage-wgmma/int4,e4m3" : "cuda/sage-wgmma/int8,e4m3")
       : kind == Prompts::kDecoded
           ? fmt::format("cuda/exact-wgmma/decoded {},{}", kv::Get(recipe.k).name, kv::Get(recipe.v).name)
           : "";

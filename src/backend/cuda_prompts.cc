@@ -38,6 +38,7 @@ void UnpackedPrompts::Add(std::span<const KvSegment> segments, std::span<const i
                        .first_sequence = int(bases_.size()),
                        .first_page = int(pages_.size()),
                        .first_sage = int(sages_.size()),
+                       .first_sage_q_tile = int(sum_pages_.size() / 2),
                        .first_tile = int(tiles_.size())});
     q_offsets_.push_back(0), k_offsets_.push_back(0);
   }
@@ -48,7 +49,9 @@ void UnpackedPrompts::Add(std::span<const KvSegment> segments, std::span<const i
   for (const KvSegment& s : segments)
     if (s.dense_rows > 0)
       pages_.push_back({s.seq, s.raw_slot, int32_t(s.position % kv::kPageTokens + s.dense_rows)});
-  if (older > 0) AddSage(group, bases_.back(), rows, keys, last->seq);
+  if (older > 0)
+    AddSage(group, bases_.back(), rows, keys, last->seq,
+            page_table.subspan(size_t(last->table), size_t(older)));
   group.rows += rows, ++group.sequences, group.pages += older + own;
   group.q_tiles += q_tiles;
   q_offsets_.push_back(group.rows);
@@ -57,20 +60,27 @@ void UnpackedPrompts::Add(std::span<const KvSegment> segments, std::span<const i
 }
 
 // Tiles of its pages by two, and for each tile of queries whose second half has rows the page of the first.
-void UnpackedPrompts::AddSage(Group& group, const cuda::PageBases& bases, int rows, int keys, int seq) {
-  const int first = (keys - rows) / kTile, last = (keys - 1) / kTile;
+// `pages`: of the cache, before that of the last row.
+void UnpackedPrompts::AddSage(Group& group, const cuda::PageBases& bases, int rows, int keys, int seq,
+                              std::span<const int32_t> pages) {
+  const int first = (keys - rows) / kTile, last = (keys - 1) / kTile, index = group.sages++;
   cuda::SageSequence s{.query = group.rows,
                        .queries = rows,
                        .keys = keys,
                        .q_tile_end = group.sage_q_tiles + last + 1 - first,
                        .pairs = group.tiles,
                        .alone = group.tiles + last - first,
-                       .seq = seq};
-  for (int j = 0; j < last; ++j) tiles_.push_back({bases.older + 2 * j, bases.older + 2 * j + 1, seq});
+                       .seq = seq,
+                       .delta = group.delta_tiles};
+  for (int j = 0; j < last; ++j) tiles_.push_back({bases.older + 2 * j, bases.older + 2 * j + 1, seq, index});
   for (int b = first; b <= last; ++b)
-    if (keys > b * kTile + kv::kPageTokens) tiles_.push_back({bases.older + 2 * b, -1, seq});
-  group.sage_q_tiles = s.q_tile_end, ++group.sages;
+    if (keys > b * kTile + kv::kPageTokens) tiles_.push_back({bases.older + 2 * b, -1, seq, index});
+  // The queries of the page before are what smoothing goes by.
+  for (int page = 2 * first; page <= 2 * last + 1; ++page)
+    sum_pages_.push_back(page > 0 && size_t(page) <= pages.size() ? pages[size_t(page) - 1] : -1);
+  group.sage_q_tiles = s.q_tile_end;
   group.tiles = int(tiles_.size()) - group.first_tile;
+  group.delta_tiles += (last + 1 - first) * cuda::SageDeltaTiles(keys);
   sages_.push_back(s);
 }
 
@@ -80,7 +90,7 @@ void UnpackedPrompts::MakePlan(std::span<const KvSegment> segments, std::span<co
   planned_table_.assign(page_table.begin(), page_table.end());
   planned_limits_ = limits;
   groups_.clear(), q_offsets_.clear(), k_offsets_.clear(), tile_ends_.clear(), bases_.clear(), pages_.clear();
-  sages_.clear(), tiles_.clear();
+  sages_.clear(), tiles_.clear(), sum_pages_.clear();
   for (size_t begin = 0, end = 0; begin < segments.size(); begin = end) {
     while (end < segments.size() && segments[end].seq == segments[begin].seq) ++end;
     if (segments[begin].dense_rows > 0) Add(segments.subspan(begin, end - begin), page_table, limits);
@@ -98,7 +108,8 @@ void UnpackedPrompts::RunGroup(const Args& a, const Group& group) {
   if (a.sage != nullptr) {
     size_t bytes = 0;
     tiles = cuda::SagePageTilesAt(a.heads, a.kv.kv_heads, a.kv.page.head_dim, group.sage_q_tiles, group.tiles,
-                                  a.sage->memory.data(), &bytes);
+                                  a.sage->smooths_queries() ? group.delta_tiles : 0, a.sage->memory.data(),
+                                  &bytes);
     lse = reinterpret_cast<float*>(a.sage->memory.data() + bytes);
     NIBBLE_CHECK(bytes + size_t(group.rows) * size_t(a.heads) * sizeof(float) <= a.sage->memory.size(),
                  "Attention: more rows than ReservePrompts was told");
@@ -154,6 +165,11 @@ void UnpackedPrompts::RunSage(const Args& a, const Group& group, const uint16_t*
                                      .k_mean = a.sage->k_mean,
                                      .records = a.sage->records,
                                      .record_stride = a.sage->record_stride,
+                                     .q_mean = a.sage->q_mean,
+                                     .q_sums = a.sage->q_sums,
+                                     .q_sum_stride = a.sage->q_sum_stride,
+                                     .sum_pages = sent_.sum_pages + 2 * group.first_sage_q_tile,
+                                     .delta_tiles = group.delta_tiles,
                                      .levels = a.sage->levels,
                                      .by_page = a.sage->by_page,
                                      .scale = a.scale,
@@ -161,7 +177,7 @@ void UnpackedPrompts::RunSage(const Args& a, const Group& group, const uint16_t*
                                     stream_));
   cuda::SageShape shape{};
   shape.heads = a.heads, shape.kv_heads = a.kv.kv_heads, shape.head_dim = a.kv.page.head_dim;
-  shape.q_tiles = group.sage_q_tiles, shape.k_tiles = group.tiles;
+  shape.q_tiles = group.sage_q_tiles, shape.k_tiles = group.tiles, shape.delta_tiles = group.delta_tiles;
   CheckCuda(cuda::SageAttention({.shape = shape,
                                  .tiles = tiles,
                                  .out = a.out + group.first_row * width,
@@ -183,7 +199,7 @@ void UnpackedPrompts::Run(const Args& a, std::span<const KvSegment> segments,
     sent_ = {q_offsets_mirror_.Send(q_offsets_, ring), k_offsets_mirror_.Send(k_offsets_, ring),
              tile_ends_mirror_.Send(tile_ends_, ring), bases_mirror_.Send(bases_, ring),
              pages_mirror_.Send(pages_, ring),         sages_mirror_.Send(sages_, ring),
-             tiles_mirror_.Send(tiles_, ring)};
+             tiles_mirror_.Send(tiles_, ring),         sum_pages_mirror_.Send(sum_pages_, ring)};
   }
   for (const Group& group : groups_) RunGroup(a, group);
 }

@@ -27,10 +27,14 @@ class UnpackedPrompts {
     const float* k_mean;  // as cuda::SagePagesArgs has them
     const std::byte* records;
     int64_t record_stride;
+    const float* q_mean;
+    const std::byte* q_sums;
+    int64_t q_sum_stride;
     float levels;
     bool by_page;
     std::span<std::byte> memory;  // SageBytes of recipe/prompt_pages.h
     int step_tokens;              // that it is for
+    bool smooths_queries() const { return q_mean != nullptr || q_sums != nullptr; }
   };
   struct Args {
     cuda::PagedKv kv;
@@ -49,7 +53,8 @@ class UnpackedPrompts {
   struct Group {
     int first_row = 0, rows = 0, first_sequence = 0, sequences = 0, q_tiles = 0, first_page = 0, pages = 0;
     // Of sequences that see sealed pages.
-    int first_sage = 0, sages = 0, sage_q_tiles = 0, first_tile = 0, tiles = 0;
+    int first_sage = 0, sages = 0, first_sage_q_tile = 0, sage_q_tiles = 0, first_tile = 0, tiles = 0,
+        delta_tiles = 0;
   };
   // What a group may have.
   struct Limits {
@@ -59,7 +64,8 @@ class UnpackedPrompts {
   };
   void MakePlan(std::span<const KvSegment> segments, std::span<const int32_t> page_table, const Limits&);
   void Add(std::span<const KvSegment> of_sequence, std::span<const int32_t> page_table, const Limits&);
-  void AddSage(Group& group, const cuda::PageBases& bases, int rows, int keys, int seq);
+  void AddSage(Group& group, const cuda::PageBases& bases, int rows, int keys, int seq,
+               std::span<const int32_t> pages);
   void RunGroup(const Args&, const Group&);
   void RunSage(const Args&, const Group&, const uint16_t* k, const uint16_t* v, const float* lse,
                const cuda::SageTiles&);
@@ -75,15 +81,17 @@ class UnpackedPrompts {
   std::vector<cuda::UnpackedPage> pages_;
   std::vector<cuda::SageSequence> sages_;
   std::vector<cuda::SagePageTile> tiles_;
+  std::vector<int32_t> sum_pages_;
   struct Sent {
     const int32_t *q_offsets, *k_offsets, *tile_ends;
     const cuda::PageBases* bases;
     const cuda::UnpackedPage* pages;
     const cuda::SageSequence* sages;
     const cuda::SagePageTile* tiles;
+    const int32_t* sum_pages;
   };
   Sent sent_{};
-  Mirror<int32_t> q_offsets_mirror_, k_offsets_mirror_, tile_ends_mirror_;
+  Mirror<int32_t> q_offsets_mirror_, k_offsets_mirror_, tile_ends_mirror_, sum_pages_mirror_;
   Mirror<cuda::PageBases> bases_mirror_;
   Mirror<cuda::UnpackedPage> pages_mirror_;
   Mirror<cuda::SageSequence> sages_mirror_;

@@ -15,9 +15,10 @@ bool DecodesPrompts(const AttentionRecipe& r, int head_dim) {
 
 bool SagePrompts(const AttentionRecipe& r, int head_dim) {
   const Arithmetic& a = r.arithmetic;
-  return IsInteger(a.qk) && a.pv == PvArith::kFp8 && a.smooth != Smooth::kQK &&
-         a.softmax == SoftmaxKind::kExact && r.k == kv::CodecId::kBF16 && r.v == kv::CodecId::kBF16 &&
-         r.tail == kv::Tail::kFloat && (head_dim == 64 || head_dim == 128);
+  return IsInteger(a.qk) && a.pv == PvArith::kFp8 &&
+         (a.smooth != Smooth::kQK || a.qk == QkArith::kInt4Thread) && a.softmax == SoftmaxKind::kExact &&
+         r.k == kv::CodecId::kBF16 && r.v == kv::CodecId::kBF16 && r.tail == kv::Tail::kFloat &&
+         (head_dim == 64 || head_dim == 128);
 }
 
 }  // namespace nibble

@@ -12,8 +12,8 @@ namespace nibble {
 // Exact attention in bf16, whatever the codecs but those that requantize; where all pages hold bf16 rows as
 // they are, there is nothing to decode. And what follows.
 bool DecodesPrompts(const AttentionRecipe& recipe, int head_dim);
-// SageAttention on INT8 and FP8 tensor cores: over bf16 pages, with the mean of K taken off or none, P V in
-// FP8.
+// SageAttention on INT8 and FP8 tensor cores: over bf16 pages, P V in FP8, the mean of K taken off or none;
+// that of Q under INT4.
 bool SagePrompts(const AttentionRecipe& recipe, int head_dim);
 
 // Most pages that the longest sequence takes: all it has, and those of a step's tokens once more, raw.
@@ -32,10 +32,14 @@ constexpr int SageQueryTiles(int step_tokens) { return step_tokens / 128 + 2; }
 constexpr int64_t SageKeyTiles(int64_t pages, int step_tokens) {
   return pages / 2 + SageQueryTiles(step_tokens) + 1;
 }
-constexpr int64_t SageBytes(int64_t pages, int step_tokens, int heads, int kv_heads, int head_dim) {
+constexpr int64_t SageBytes(int64_t pages, int step_tokens, int heads, int kv_heads, int head_dim,
+                            Smooth smooth) {
   const int64_t q_tile = 128 * (head_dim + 2 * 4), k_tile = 128 * 2 * head_dim + 16 * 4;
-  return SageQueryTiles(step_tokens) * heads * q_tile + SageKeyTiles(pages, step_tokens) * kv_heads * k_tile +
-         int64_t{step_tokens} * heads * 4 + 6 * 256;  // parts begin at multiples of 256
+  // Two means a tile, and for each of them a float a key.
+  const int64_t means = smooth == Smooth::kQK ? 2 * 4 * (head_dim + (pages / 2 + 1) * 128) : 0;
+  return SageQueryTiles(step_tokens) * heads * (q_tile + means) +
+         SageKeyTiles(pages, step_tokens) * kv_heads * k_tile + int64_t{step_tokens} * heads * 4 +
+         (means > 0 ? 8 : 6) * 256;  // parts begin at multiples of 256
 }
 
 }  // namespace nibble

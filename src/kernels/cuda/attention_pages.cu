@@ -396,20 +396,45 @@ __global__ void __launch_bounds__(kThreads) PageAttentionKernel(const __grid_con
   Finish(w);
 }
 
-__global__ void SumQueriesKernel(PageAttentionArgs a, int offset) {
+// Channel i of the group's queries of segments [begin, end), which lie in one page: on top of the open
+// record's where the page was begun before, and into the page's own record where it is full.
+__device__ float SumPage(const PageAttentionArgs& a, int offset, int head, int i, int begin, int end) {
   const PagedKv& kv = a.kv;
-  const int first = int(blockIdx.x), head = int(blockIdx.y), end = SequenceEnd(kv, first);
-  const int count = a.heads / kv.kv_heads * kv.page.head_dim;  // of one row
-  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x))
-    for (int n = first; n < end; ++n) {
-      const KvSegment s = kv.segments[n];
-      float* open = reinterpret_cast<float*>(OpenRecord(kv, s.seq, head) + offset);
-      float sum = s.position % kPage == 0 ? 0.0f : open[i];
-      for (int row = s.row; row < s.row + s.rows; ++row)
-        sum = __fadd_rn(sum, a.q[row * a.q_stride + int64_t{head} * count + i]);
-      open[i] = sum;
-      if (s.seal_page >= 0) reinterpret_cast<float*>(PageRecord(kv, s.seal_page, head) + offset)[i] = sum;
-    }
+  const int64_t channel = int64_t{head} * (a.heads / kv.kv_heads) * kv.page.head_dim + i;
+  const KvSegment first = kv.segments[begin];
+  float sum = 0;
+  if (first.position % kPage != 0)
+    sum = reinterpret_cast<const float*>(OpenRecord(kv, first.seq, head) + offset)[i];
+  for (int n = begin; n < end; ++n) {
+    const KvSegment s = kv.segments[n];
+#pragma unroll 8
+    for (int row = s.row; row < s.row + s.rows; ++row) sum = __fadd_rn(sum, a.q[row * a.q_stride + channel]);
+    if (s.seal_page >= 0) reinterpret_cast<float*>(PageRecord(kv, s.seal_page, head) + offset)[i] = sum;
+  }
+  return sum;
+}
+
+// A block a page and KV head; the one of a sequence's first page has its last as well, whose sum replaces
+// what the first one reads.
+__global__ void SumQueriesKernel(const __grid_constant__ PageAttentionArgs a, int offset) {
+  const PagedKv& kv = a.kv;
+  const int begin = int(blockIdx.x), head = int(blockIdx.y), i = int(blockIdx.z * blockDim.x + threadIdx.x);
+  const int seq = kv.segments[begin].seq;
+  const bool first = begin == 0 || kv.segments[begin - 1].seq != seq;
+  const auto opens = [&kv](int n) { return kv.segments[n].position % kPage == 0; };
+  if (i >= a.heads / kv.kv_heads * kv.page.head_dim || (!first && !opens(begin))) return;
+  const auto of_seq = [&kv, seq](int n) { return n < kv.segment_count && kv.segments[n].seq == seq; };
+  int end = begin + 1;
+  while (of_seq(end) && !opens(end)) ++end;
+  if (!first && !of_seq(end)) return;
+  float sum = SumPage(a, offset, head, i, begin, end);
+  if (!first) return;
+  if (of_seq(end)) {
+    int last = end;
+    while (of_seq(end)) last = opens(end) ? end : last, ++end;
+    sum = SumPage(a, offset, head, i, last, end);
+  }
+  reinterpret_cast<float*>(OpenRecord(kv, seq, head) + offset)[i] = sum;
 }
 
 }  // namespace
@@ -428,7 +453,8 @@ Launch PageAttention(const PageAttentionArgs& a, Stream stream) {
 }
 
 Launch SumQueries(const PageAttentionArgs& a, Stream stream) {
-  const dim3 grid(unsigned(a.kv.segment_count), unsigned(a.kv.kv_heads));
+  const int count = a.heads / a.kv.kv_heads * a.kv.page.head_dim;
+  const dim3 grid(unsigned(a.kv.segment_count), unsigned(a.kv.kv_heads), unsigned(count + 255) / 256);
   SumQueriesKernel<<<grid, 256, 0, stream>>>(a, a.means.q_record);
   return Launched("sums of queries");
 }

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 4. SageAttention2 on Hopper for many queries (arXiv 2411.10958): INT8 Q K^T by thread group on
 // smoothed keys, E4M3 P V with two-level accumulation. Two launches: one pass turns bf16 Q, K and V into
-// 8-bit tiles, one computes attention from them.
+// 8-bit tiles, one computes attention from them. With smoothed queries (what INT4 codes want; Hopper
+// multiplies them as INT8) a launch between the two makes the delta-S term.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
+#include "base/macros.h"
 #include "kernels/cuda/stream.h"
 
 namespace nibble::cuda {
@@ -22,6 +24,8 @@ struct SageShape {
   const int32_t* q_tile_ends;  // [sequences]: running sums of ceil(queries / 128)
   const int32_t* k_tile_ends;  // [sequences]
   bool causal = true;
+  // Queries are smoothed where it is not 0: sum over sequences of their q tiles x k tiles.
+  int delta_tiles = 0;
 };
 
 // What the first launch writes and the second reads; sizes are those of SageBytes. Rows are padded to 128 a
@@ -32,11 +36,17 @@ struct SageTiles {
   uint8_t* v;      // [kv_heads][head_dim][k_tiles * 128] E4M3, tokens of each 16 in the order of SageTokenAt
   float* q_scale;  // [heads][q_tiles * 8][8]: of rows r and r + 8 of each 16
   float* scale;    // [kv_heads][k_tiles][16]: K by 64 keys and (key % 8) / 2: 8, then one of V (a power of 2)
+  // Of smoothed queries, or null: the mean of the tile's queries, taken off them, [heads][q_tiles][head_dim],
+  // and its products with the smoothed keys, each over the scale of K, [heads][delta_tiles][128], those of a
+  // sequence by q tile and k tile, keys of each 16 in the order of SageTokenAt. What is missing to the scores
+  // of a row is that over its scale of Q: sums of integers begin there, rounded to one of them. Over pages
+  // both have two rows a tile, as each of its two pages has a mean.
+  float *q_mean, *delta;
 };
 
 // Bytes of each array of SageTiles, each rounded up to 256, and their sum.
 struct SageBytes {
-  size_t q, k, v, q_scale, scale, total;
+  size_t q, k, v, q_scale, scale, q_mean, delta, total;
 };
 SageBytes SageTileBytes(const SageShape&);
 SageTiles SageTilesAt(const SageShape&, void* base);  // base: SageBytes::total bytes, 256-byte aligned
@@ -52,6 +62,7 @@ struct SageQuantizeArgs {
   const void* v;  // bf16 [rows][kv_heads][head_dim]
   int64_t q_stride, k_stride, v_stride;
   SageTiles tiles;
+  float levels = 127;  // of the codes of Q and K: 127, or 7
 };
 Launch SageQuantize(const SageQuantizeArgs&, Stream);
 
@@ -63,10 +74,14 @@ struct SageSequence {
   int32_t q_tile_end;            // running sum of tiles
   int32_t pairs, alone;          // K tiles: of pages 2j and 2j + 1: pairs + j; of page 2b: alone + b
   int32_t seq;                   // KvSegment::seq
+  int32_t delta;                 // of smoothed queries: the first of its delta tiles
 };
 struct SagePageTile {
   int32_t first, second, seq;  // pages; second -1: none
+  int32_t sequence;            // among those of the call
 };
+// Delta tiles of a sequence: as many a q tile, that of pages 2j and 2j + 1 at j, that of page 2b at b.
+NIBBLE_HD int SageDeltaTiles(int keys) { return (keys - 1) / 128 + 1; }
 
 struct SageAttentionArgs {
   SageShape shape;
@@ -97,13 +112,21 @@ struct SagePagesArgs {
   const float* k_mean;
   const std::byte* records;
   int64_t record_stride;
+  // What is taken off Q, where tiles.delta is given: [heads][head_dim]; or, by page, sums of 64 queries: of
+  // page n and KV head h f32 [heads / kv_heads][head_dim] at q_sums + (n * kv_heads + h) * q_sum_stride, with
+  // the page for each half of a q tile in sum_pages [q_tiles][2], -1: none.
+  const float* q_mean;
+  const std::byte* q_sums;
+  int64_t q_sum_stride;
+  const int32_t* sum_pages;
+  int delta_tiles;
   float levels;  // of codes: 127, or 7
   bool by_page;  // one scale for the keys of a page, not four
   float scale;   // of the scores
   SageTiles tiles;
 };
-SageTiles SagePageTilesAt(int heads, int kv_heads, int head_dim, int q_tiles, int k_tiles, void* base,
-                          size_t* bytes);
+SageTiles SagePageTilesAt(int heads, int kv_heads, int head_dim, int q_tiles, int k_tiles, int delta_tiles,
+                          void* base, size_t* bytes);
 Launch SageQuantizePages(const SagePagesArgs&, Stream);
 
 // K or V in pages of 64 rows, bf16 [64][head_dim] of one KV head each. Strides are in bytes, multiples of a

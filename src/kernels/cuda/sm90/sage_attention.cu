@@ -32,17 +32,20 @@ struct Work {
   int query, queries;   // first query row in the packed input; rows of this tile
   int position, keys;   // of the first query: how many keys it sees; keys of the sequence
   int first, alone;     // over pages: rows of the tile that are not of this call; the tile of a page alone
+  int delta;            // the first delta tile, of smoothed queries
 };
 
 // A stage holds the keys of one tile and the values of the tile before: what is needed and done with at the
 // same time. Tiles of one unit follow those of another without a gap.
-template <int kDim, bool kPages>
+template <int kDim, bool kPages, bool kSmooth>
 struct alignas(1024) Shared {
-  static constexpr int kBytes = kTile * kDim;  // of a tile of Q, K or V
+  static constexpr int kBytes = kTile * kDim;                            // of a tile of Q, K or V
+  static constexpr int kDelta = kSmooth ? (kPages ? 2 : 1) * kTile : 0;  // floats of a tile of delta-S
   uint8_t q[2][kBytes];
   uint8_t k[kStages][kBytes];
   uint8_t v[kStages][kBytes + kOnes * kTile];
   float scale[kStages][16];
+  alignas(16) float delta[kSmooth ? kStages : 1][kSmooth ? kDelta : 4];
   float q_scale[2][kPages ? 2 * kTile : 64];
   Work work[2];
   uint64_t q_full[2], q_empty[2], full[kStages], empty[kStages];
@@ -63,7 +66,12 @@ NIBBLE_DEVICE Work FindPageWork(const SageAttentionArgs& a, int index) {
   w.keys = block * kTile, w.position = 1;
   w.k_tiles = block + (w.queries > kTile / 2 ? 1 : 0);
   w.k_tile = s.pairs, w.alone = s.alone + block;
+  w.delta = s.delta + (block - start / kTile) * SageDeltaTiles(s.keys);
   return w;
+}
+
+NIBBLE_DEVICE int TilesOf(const int32_t* ends, int sequence) {
+  return ends[sequence] - (sequence > 0 ? ends[sequence - 1] : 0);
 }
 
 NIBBLE_DEVICE Work FindRowWork(const SageShape& s, int index) {
@@ -71,9 +79,13 @@ NIBBLE_DEVICE Work FindRowWork(const SageShape& s, int index) {
   w.head = index / s.q_tiles;
   w.tile = s.q_tiles - 1 - index % s.q_tiles;  // with a causal mask the longest come first
   w.first = w.alone = 0;
-  int i = 0;
-  while (w.tile >= s.q_tile_ends[i]) ++i;
-  const int at = (w.tile - (i > 0 ? s.q_tile_ends[i - 1] : 0)) * kTile;
+  int i = 0, delta = 0;
+  while (w.tile >= s.q_tile_ends[i]) {
+    if (s.delta_tiles > 0) delta += TilesOf(s.q_tile_ends, i) * TilesOf(s.k_tile_ends, i);
+    ++i;
+  }
+  const int tile = w.tile - (i > 0 ? s.q_tile_ends[i - 1] : 0), at = tile * kTile;
+  w.delta = delta + tile * TilesOf(s.k_tile_ends, i);
   const int queries = s.q_offsets[i + 1] - s.q_offsets[i];
   w.keys = s.k_offsets[i + 1] - s.k_offsets[i];
   w.k_tile = i > 0 ? s.k_tile_ends[i - 1] : 0;
@@ -97,10 +109,11 @@ struct Maps {
   CUtensorMap q, k, v;
 };
 
-template <int kDim, bool kPages>
-NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared<kDim, kPages>& shared,
-                           int units) {
-  constexpr int kTileBytes = Shared<kDim, kPages>::kBytes, kScaleBytes = sizeof(shared.q_scale[0]);
+template <int kDim, bool kPages, bool kSmooth>
+NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a,
+                           Shared<kDim, kPages, kSmooth>& shared, int units) {
+  using S = Shared<kDim, kPages, kSmooth>;
+  constexpr int kTileBytes = S::kBytes, kScaleBytes = sizeof(shared.q_scale[0]), kDeltaBytes = S::kDelta * 4;
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
   const int group = a.shape.heads / a.shape.kv_heads;
@@ -119,9 +132,14 @@ NIBBLE_DEVICE void Produce(const Maps& maps, const SageAttentionArgs& a, Shared<
       const int k_tile = kPages && j * kTile == w.keys ? w.alone : w.k_tile + j;
       const int64_t tile = int64_t{kv_head} * a.shape.k_tiles + k_tile;
       barrier_wait(&shared.empty[s], ring.parity ^ 1);
-      barrier_arrive_expect(&shared.full[s], kTileBytes + 64 + (v_column >= 0 ? kTileBytes : 0));
+      barrier_arrive_expect(&shared.full[s],
+                            kTileBytes + 64 + kDeltaBytes + (v_column >= 0 ? kTileBytes : 0));
       tma_load_2d(shared.k[s], &maps.k, &shared.full[s], 0, int(tile * kTile));
       bulk_load(shared.scale[s], a.tiles.scale + tile * 16, 64, &shared.full[s]);
+      if constexpr (kSmooth)
+        bulk_load(shared.delta[s],
+                  a.tiles.delta + (int64_t{w.head} * a.shape.delta_tiles + w.delta + j) * S::kDelta,
+                  kDeltaBytes, &shared.full[s]);
       if (v_column >= 0) tma_load_2d(shared.v[s], &maps.v, &shared.full[s], v_column, v_row);
       v_column = k_tile * kTile;
       v_row = kv_head * kDim;
@@ -197,8 +215,8 @@ NIBBLE_DEVICE void Rescale(float (&o)[kOutputs], const float (&alpha)[2]) {
   for (int r = 0; r < kOutputs; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
 }
 
-template <int kDim, bool kPages>
-NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages>& shared, int units) {
+template <int kDim, bool kPages, bool kSmooth>
+NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages, kSmooth>& shared, int units) {
   constexpr int kOutputs = kDim / 2;  // of a thread
   constexpr int kScales = kPages ? 2 : 1;
   const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
@@ -231,13 +249,26 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages>& sha
     for (int step = 0; step < kDim / 32; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
     wgmma_commit();
   };
+  float inverse[kScales] = {};  // of the scales of Q of the tile under way, for delta-S
+  const auto scale_place = [&](int i) { return kPages ? row + 8 * i : (mine * 4 + warp) * 8 + lane / 4; };
+  const auto read_inverse = [&](int q_stage) {
+#pragma unroll
+    for (int i = 0; i < kScales; ++i) inverse[i] = 1.0f / shared.q_scale[q_stage][scale_place(i)];
+  };
+  const auto start_scores = [&](int stage) {
+    if constexpr (kSmooth)
+      StartScores(s, shared.delta[stage] + (kPages ? mine * kTile : 0), inverse);
+    else
+      ClearScores(s);
+  };
   if (mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
 #pragma unroll
   for (int r = 0; r < kOutputs + 4; ++r) part[r] = 0;
   pin(part);
-  ClearScores(s);
   barrier_wait(&shared.q_full[0], 0);
   barrier_wait(&shared.full[0], 0);
+  if constexpr (kSmooth) read_inverse(0);
+  start_scores(0);
   scores(0, 0);
 
   // The scores of the next tile are always under way, those of the next unit's first tile too, so that an
@@ -247,8 +278,7 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages>& sha
     const float* q_scale = shared.q_scale[q_ring.stage];
     float q_factor[kScales], bias[2] = {0, 0};
 #pragma unroll
-    for (int i = 0; i < kScales; ++i)
-      q_factor[i] = q_scale[kPages ? row + 8 * i : (mine * 4 + warp) * 8 + lane / 4] * a.scale * kLog2e;
+    for (int i = 0; i < kScales; ++i) q_factor[i] = q_scale[scale_place(i)] * a.scale * kLog2e;
     if constexpr (kPages)
       bias[0] = q_scale[kTile + row] * kLog2e, bias[1] = q_scale[kTile + row + 8] * kLog2e;
     const bool more = unit_of(round + 1) < units;
@@ -280,6 +310,7 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages>& sha
         q_ring.advance();
         next_q = q_ring.stage;
         if (more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
+        if constexpr (kSmooth) read_inverse(next_q);
       }
       barrier_wait(&shared.full[ring.stage], ring.parity);
       wgmma_wait<0>();
@@ -298,8 +329,9 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages>& sha
         Weigh(s, arguments, c, p[c]);
         if (!kPages || !hidden) Add(o, part, c, v_scale);  // weights of 0, but values may be NaN
       }
-      ClearScores(s);
+      if constexpr (!kSmooth) ClearScores(s);
       next_turn(p);
+      if constexpr (kSmooth) start_scores(ring.stage);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         weights[i] = Times(weights[i] + (kPages && hidden ? 0.0f : part[kOutputs + 2 * i]), alpha[i]);
@@ -328,12 +360,12 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages>& sha
   if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
 }
 
-template <int kDim, bool kPages>
+template <int kDim, bool kPages, bool kSmooth>
 __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Maps maps,
                                                      const SageAttentionArgs a) {
+  using S = Shared<kDim, kPages, kSmooth>;
   extern __shared__ uint8_t raw[];
-  auto& shared =
-      *reinterpret_cast<Shared<kDim, kPages>*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+  auto& shared = *reinterpret_cast<S*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       barrier_init(&shared.q_full[i], 1);
@@ -347,8 +379,7 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
   }
   for (int i = threadIdx.x; i < kStages * kOnes * kTile; i += blockDim.x) {
     const int row = i / kTile % kOnes;
-    shared.v[i / (kOnes * kTile)][Shared<kDim, kPages>::kBytes + i % (kOnes * kTile)] =
-        row == 0 ? 0x38 : 0;  // 1.0 in E4M3
+    shared.v[i / (kOnes * kTile)][S::kBytes + i % (kOnes * kTile)] = row == 0 ? 0x38 : 0;  // 1.0 in E4M3
   }
   fence_proxy_async();
   __syncthreads();
@@ -362,7 +393,7 @@ __global__ __launch_bounds__(384, 1) void SageKernel(const __grid_constant__ Map
   }
 }
 
-template <int kDim, bool kPages>
+template <int kDim, bool kPages, bool kSmooth>
 Launch Run(const SageAttentionArgs& a, Stream stream) {
   Maps maps;
   const SageShape& s = a.shape;
@@ -370,8 +401,8 @@ Launch Run(const SageAttentionArgs& a, Stream stream) {
       make_map_8bit(&maps.k, a.tiles.k, uint64_t(s.kv_heads) * s.k_tiles * kTile, kDim, kTile, kDim) ||
       make_map_8bit(&maps.v, a.tiles.v, uint64_t(s.kv_heads) * kDim, uint64_t(s.k_tiles) * kTile, kDim))
     return Refused("sage: a tensor map was refused");
-  const auto kernel = SageKernel<kDim, kPages>;
-  constexpr int kShared = sizeof(Shared<kDim, kPages>) + 1024;
+  const auto kernel = SageKernel<kDim, kPages, kSmooth>;
+  constexpr int kShared = sizeof(Shared<kDim, kPages, kSmooth>) + 1024;
   static_assert(kShared <= 227 * 1024);
   static const cudaError_t allowed = AllowShared(kernel, kShared);
   if (allowed != cudaSuccess) return {int(allowed), "SageAttention: shared memory"};
@@ -379,14 +410,20 @@ Launch Run(const SageAttentionArgs& a, Stream stream) {
   return Launched("SageAttention");
 }
 
+template <int kDim>
+Launch Run(const SageAttentionArgs& a, Stream stream) {
+  const bool smooth = a.tiles.delta != nullptr;
+  if (a.sequences != nullptr)
+    return smooth ? Run<kDim, true, true>(a, stream) : Run<kDim, true, false>(a, stream);
+  return smooth ? Run<kDim, false, true>(a, stream) : Run<kDim, false, false>(a, stream);
+}
+
 }  // namespace
 
 Launch SageAttention(const SageAttentionArgs& a, Stream stream) {
   if (a.shape.head_dim != 64 && a.shape.head_dim != 128) return Refused("sage: head_dim must be 64 or 128");
   if (a.out_stride % 8) return Refused("sage: out_stride must be a multiple of 8");
-  if (a.sequences != nullptr)
-    return a.shape.head_dim == 64 ? Run<64, true>(a, stream) : Run<128, true>(a, stream);
-  return a.shape.head_dim == 64 ? Run<64, false>(a, stream) : Run<128, false>(a, stream);
+  return a.shape.head_dim == 64 ? Run<64>(a, stream) : Run<128>(a, stream);
 }
 
 }  // namespace nibble::cuda

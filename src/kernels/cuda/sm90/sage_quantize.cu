@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // One pass over bf16 Q, K and V: a block of 256 threads takes 128 rows of one head and keeps them in
-// registers between the maximum and the codes. Reads 2 bytes and writes 1 a value: bound by memory.
+// registers between the maximum and the codes. Reads 2 bytes and writes 1 a value: bound by memory. With
+// smoothed queries a second one over K, which makes delta-S.
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/launched.cuh"
+#include "kernels/cuda/sm90/sage_delta.cuh"
 #include "kernels/cuda/sm90/sage_rows.cuh"
 
 namespace nibble::cuda {
@@ -32,16 +34,53 @@ __device__ auto RowsOf(const void* x, int channel, int64_t stride, const Tile& t
   return [first, stride, rows = tile.rows](int row) { return row < rows ? first + row * stride : nullptr; };
 }
 
+// The mean of the tile's rows.
 template <int kDim>
+__device__ void TileMean(const Rows<kDim>& rows, int rows_here, float* mean) {
+  __shared__ float part[kThreads / 32][kDim];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int c = 0; c < Rows<kDim>::kChunks; ++c)
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const float2 a = Unpack(rows.pair[0][c][w]), b = Unpack(rows.pair[1][c][w]);
+      float2 sum = {a.x + b.x, a.y + b.y};
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) {
+        sum.x += __shfl_xor_sync(~0u, sum.x, step);
+        sum.y += __shfl_xor_sync(~0u, sum.y, step);
+      }
+      if (lane < 4) *reinterpret_cast<float2*>(&part[warp][(lane + 4 * c) * 8 + 2 * w]) = sum;
+    }
+  __syncthreads();
+  if (threadIdx.x < kDim) {
+    float all = 0;
+#pragma unroll
+    for (int i = 0; i < kThreads / 32; ++i) all += part[i][threadIdx.x];
+    mean[threadIdx.x] = all / float(rows_here);
+  }
+  __syncthreads();
+}
+
+template <int kDim, bool kSmooth>
 __device__ void QuantizeQ(const SageQuantizeArgs& a, int tile_index, int head) {
   const Tile tile = FindTile(a.shape.q_offsets, a.shape.q_tile_ends, tile_index);
   Rows<kDim> rows;
   rows.Load(RowsOf(a.q, head * kDim, a.q_stride, tile));
-  const float amax = Greatest<kDim>(rows, nullptr, tile.rows);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t at = int64_t{head} * a.shape.q_tiles + tile_index;
-  Store(rows, nullptr, tile.rows, a.tiles.q + at * kRows * kDim, Inverse(amax));
-  if (lane % 4 == 0) a.tiles.q_scale[(at * 8 + warp) * 8 + lane / 4] = Scale(amax);
+  const float* less = nullptr;
+  float floor = 0;
+  if constexpr (kSmooth) {
+    __shared__ alignas(16) float mean[kDim];
+    TileMean(rows, tile.rows, mean);
+    if (threadIdx.x < kDim) a.tiles.q_mean[at * kDim + threadIdx.x] = mean[threadIdx.x];
+    floor = FloorUnderQuery<kDim>(mean, a.levels);
+    less = mean;
+  }
+  const float amax = MaxOrNan(Greatest<kDim>(rows, less, tile.rows), floor);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  Store(rows, less, tile.rows, a.tiles.q + at * kRows * kDim, Inverse(amax, a.levels));
+  if (lane % 4 == 0) a.tiles.q_scale[(at * 8 + warp) * 8 + lane / 4] = Scale(amax, a.levels);
 }
 
 // The mean of the first 64 keys, which any reader can compute from them. All loads of a thread are in flight
@@ -97,8 +136,8 @@ __device__ void QuantizeK(const SageQuantizeArgs& a, int tile_index, int kv_head
 #pragma unroll
   for (int w = 0; w < 4; ++w) amax = MaxOrNan(amax, greatest[page * 4 + w][group]);
   const int64_t at = int64_t{kv_head} * a.shape.k_tiles + tile_index;
-  Store(rows, mean, tile.rows, a.tiles.k + at * kRows * kDim, Inverse(amax));
-  if (warp % 4 == 0 && lane % 8 == 0) a.tiles.scale[at * 16 + page * 4 + group] = Scale(amax);
+  Store(rows, mean, tile.rows, a.tiles.k + at * kRows * kDim, Inverse(amax, a.levels));
+  if (warp % 4 == 0 && lane % 8 == 0) a.tiles.scale[at * 16 + page * 4 + group] = Scale(amax, a.levels);
 }
 
 template <int kDim>
@@ -112,12 +151,12 @@ __device__ void QuantizeV(const SageQuantizeArgs& a, int tile_index, int kv_head
              &a.tiles.scale[at * 16 + 8]);
 }
 
-template <int kDim>
+template <int kDim, bool kSmooth>
 __global__ __launch_bounds__(kThreads, kDim == 64 ? 5 : 4) void SageQuantizeKernel(const SageQuantizeArgs a) {
   const int tile = blockIdx.y;  // heads are neighbours in memory, so they run together
   int head = blockIdx.x;
   if (head < a.shape.heads) {
-    if (tile < a.shape.q_tiles) QuantizeQ<kDim>(a, tile, head);
+    if (tile < a.shape.q_tiles) QuantizeQ<kDim, kSmooth>(a, tile, head);
     return;
   }
   head -= a.shape.heads;
@@ -126,6 +165,47 @@ __global__ __launch_bounds__(kThreads, kDim == 64 ? 5 : 4) void SageQuantizeKern
     QuantizeK<kDim>(a, tile, head);
   else
     QuantizeV<kDim>(a, tile, head - a.shape.kv_heads);
+}
+
+template <int kDim>
+__global__ __launch_bounds__(kThreads) void SageDeltaKernel(const SageQuantizeArgs a) {
+  __shared__ alignas(16) float mean[kDim];
+  const SageShape& shape = a.shape;
+  const int index = int(blockIdx.y), kv_head = int(blockIdx.x);
+  int s = 0, first = 0, q_tile = 0,
+      k_tile = 0;  // of the sequence: delta tiles, q tiles and k tiles before it
+  while (index >= shape.k_tile_ends[s]) {
+    first += (shape.q_tile_ends[s] - q_tile) * (shape.k_tile_ends[s] - k_tile);
+    q_tile = shape.q_tile_ends[s], k_tile = shape.k_tile_ends[s++];
+  }
+  const Tile tile = FindTile(shape.k_offsets, shape.k_tile_ends, index);
+  const int queries = shape.q_offsets[s + 1] - shape.q_offsets[s], j = index - k_tile,
+            tiles = shape.q_tile_ends[s] - q_tile, stride = shape.k_tile_ends[s] - k_tile;
+  // With a causal mask the tile is seen from one q tile on.
+  const int skip = shape.causal ? min(tiles, max(0, (j * kRows - (tile.length - queries)) / kRows)) : 0;
+  Rows<kDim> rows;
+  rows.Load(RowsOf(a.k, kv_head * kDim, a.k_stride, tile));
+  KeyMean<kDim>(a, tile, kv_head, mean);
+  MakeDelta<kDim, 1>(rows, mean, tile.rows, a.tiles.scale + (int64_t{kv_head} * shape.k_tiles + index) * 16,
+                     a.tiles,
+                     {kv_head, shape.heads / shape.kv_heads, q_tile + skip, tiles - skip,
+                      first + skip * stride + j, stride, shape.q_tiles, shape.delta_tiles});
+}
+
+template <int kDim>
+Launch Run(const SageQuantizeArgs& a, Stream stream) {
+  const SageShape& s = a.shape;
+  const dim3 grid(s.heads + 2 * s.kv_heads, max(s.q_tiles, s.k_tiles));
+  if (s.delta_tiles == 0) {
+    SageQuantizeKernel<kDim, false><<<grid, kThreads, 0, stream>>>(a);
+    return Launched("SageQuantize");
+  }
+  SageQuantizeKernel<kDim, true><<<grid, kThreads, 0, stream>>>(a);
+  constexpr int kShared = DeltaShared(kDim);
+  static const cudaError_t allowed = AllowShared(SageDeltaKernel<kDim>, kShared);
+  if (allowed != cudaSuccess) return {int(allowed), "SageQuantize: shared memory"};
+  SageDeltaKernel<kDim><<<dim3(s.kv_heads, s.k_tiles, 2), kThreads, kShared, stream>>>(a);
+  return Launched("SageQuantize: delta-S");
 }
 
 size_t Aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -139,7 +219,11 @@ SageBytes SageTileBytes(const SageShape& s) {
   b.v = b.k;
   b.q_scale = Aligned(size_t(s.heads) * s.q_tiles * 64 * 4);
   b.scale = Aligned(size_t(s.kv_heads) * s.k_tiles * 16 * 4);
-  b.total = b.q + b.k + b.v + b.q_scale + b.scale;
+  if (s.delta_tiles > 0) {
+    b.q_mean = Aligned(size_t(s.heads) * s.q_tiles * s.head_dim * 4);
+    b.delta = Aligned((size_t(s.heads) * s.delta_tiles + 1) * kRows * 4);  // one for a sequence without keys
+  }
+  b.total = b.q + b.k + b.v + b.q_scale + b.scale + b.q_mean + b.delta;
   return b;
 }
 
@@ -152,6 +236,9 @@ SageTiles SageTilesAt(const SageShape& shape, void* base) {
   t.v = at += b.k;
   t.q_scale = reinterpret_cast<float*>(at += b.v);
   t.scale = reinterpret_cast<float*>(at += b.q_scale);
+  if (b.delta == 0) return t;
+  t.q_mean = reinterpret_cast<float*>(at += b.scale);
+  t.delta = reinterpret_cast<float*>(at += b.q_mean);
   return t;
 }
 
@@ -159,12 +246,7 @@ Launch SageQuantize(const SageQuantizeArgs& a, Stream stream) {
   if (a.shape.head_dim != 64 && a.shape.head_dim != 128) return Refused("sage: head_dim must be 64 or 128");
   if (a.q_stride % 8 || a.k_stride % 8 || a.v_stride % 8)
     return Refused("sage: row strides must be multiples of 8");
-  const dim3 grid(a.shape.heads + 2 * a.shape.kv_heads, max(a.shape.q_tiles, a.shape.k_tiles));
-  if (a.shape.head_dim == 64)
-    SageQuantizeKernel<64><<<grid, kThreads, 0, stream>>>(a);
-  else
-    SageQuantizeKernel<128><<<grid, kThreads, 0, stream>>>(a);
-  return Launched("SageQuantize");
+  return a.shape.head_dim == 64 ? Run<64>(a, stream) : Run<128>(a, stream);
 }
 
 }  // namespace nibble::cuda

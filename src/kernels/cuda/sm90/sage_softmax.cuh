@@ -29,6 +29,21 @@ NIBBLE_DEVICE void ClearScores(int32_t (&s)[64]) {
   for (int r = 0; r < 64; ++r) s[r] = kMagic;
 }
 
+// The same with delta-S, rounded, in units of a score's scales: `delta`, as SageTiles has it for the tile,
+// times the inverse scale of Q.
+template <int kScales>
+NIBBLE_DEVICE void StartScores(int32_t (&s)[64], const float* delta, const float (&inverse)[kScales]) {
+  const float4* four = reinterpret_cast<const float4*>(delta) + threadIdx.x % 4;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    const float4 d = four[4 * c];
+    const float x[4] = {d.x, d.y, d.z, d.w};
+#pragma unroll
+    for (int r = 0; r < 8; ++r)
+      s[8 * c + r] = __float_as_int(fmaf(x[r / 4 * 2 + r % 2], inverse[r / 2 % 2 % kScales], kMagicFloat));
+  }
+}
+
 // Hides keys from `visible` of the tile on (for the thread's first row; the second sees 8 more).
 NIBBLE_DEVICE void Mask(int32_t (&s)[64], int visible, int limit) {
   const int lane_key = 2 * (threadIdx.x % 4);
@@ -102,10 +117,8 @@ NIBBLE_DEVICE void Weigh(const int32_t (&s)[64], const Arguments<kScales>& a, in
   }
 }
 
-// scale of Q x scale of K x softmax scale, rounded to 22 bits of mantissa; not 0, which would turn a masked
-// score into NaN. NaN stays.
-NIBBLE_DEVICE float Factor(float x) {
-  return x < 1e-30f ? 1e-30f : __int_as_float((__float_as_int(x) + 2) & ~3);
-}
+// scale of Q x scale of K x softmax scale, cut to 22 bits of mantissa; not 0, which would turn a masked score
+// into NaN. NaN stays.
+NIBBLE_DEVICE float Factor(float x) { return x < 1e-30f ? 1e-30f : __int_as_float(__float_as_int(x) & ~3); }
 
 }  // namespace nibble::hopper
