@@ -40,13 +40,14 @@ struct SageTiles {
   // and its products with the smoothed keys, each over the scale of K, [heads][delta_tiles][128], those of a
   // sequence by q tile and k tile, keys of each 16 in the order of SageTokenAt. What is missing to the scores
   // of a row is that over its scale of Q: sums of integers begin there, rounded to one of them. Over pages
-  // both have two rows a tile, as each of its two pages has a mean.
-  float *q_mean, *delta;
+  // both have two rows a tile, as each of its two pages has a mean. k_mean: [kv_heads][k_tiles][head_dim],
+  // not over pages.
+  float *q_mean, *k_mean, *delta;
 };
 
 // Bytes of each array of SageTiles, each rounded up to 256, and their sum.
 struct SageBytes {
-  size_t q, k, v, q_scale, scale, q_mean, delta, total;
+  size_t q, k, v, q_scale, scale, q_mean, k_mean, delta, total;
 };
 SageBytes SageTileBytes(const SageShape&);
 SageTiles SageTilesAt(const SageShape&, void* base);  // base: SageBytes::total bytes, 256-byte aligned

@@ -4,6 +4,7 @@
 #pragma once
 #include "kernels/cuda/attention_prefill.h"
 #include "kernels/cuda/sm90/sage_rows.cuh"
+#include "kernels/cuda/sm90/tile.cuh"
 
 namespace nibble::cuda::sage {
 
@@ -15,6 +16,12 @@ struct DeltaWork {
   int kv_head, group, q_tile, q_tiles, first, stride;
   int all_q_tiles, all_delta_tiles;  // of a head
 };
+
+// How many blocks share the passes of a tile of keys: enough of them in all, else one, which loads the keys
+// once.
+inline int DeltaBlocks(int kv_heads, int k_tiles) {
+  return min(4, max(1, 8 * hopper::multiprocessors() / (kv_heads * k_tiles)));
+}
 
 // Shared memory: keys, then means, rows of kDim + 4 floats.
 constexpr int DeltaShared(int dim) { return (kRows + kMeanRows) * (dim + 4) * int(sizeof(float)); }
@@ -56,10 +63,11 @@ __device__ void StoreKeys(const Rows<kDim>& rows, const float* mean, int rows_he
 #pragma unroll
     for (int c = 0; c < Rows<kDim>::kChunks; ++c)
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const float2 x = row < rows_here ? Value(rows, i, c, w, mean) : float2{0, 0};
-        float* to = keys + row * (kDim + 4) + (threadIdx.x % 4 + 4 * c) * 8 + 2 * w;
-        to[0] = ToTf32(x.x), to[1] = ToTf32(x.y);
+      for (int w = 0; w < 4; w += 2) {
+        float2 x = {0, 0}, y = {0, 0};
+        if (row < rows_here) x = Value(rows, i, c, w, mean), y = Value(rows, i, c, w + 1, mean);
+        *reinterpret_cast<float4*>(keys + row * (kDim + 4) + (threadIdx.x % 4 + 4 * c) * 8 + 2 * w) =
+            make_float4(ToTf32(x.x), ToTf32(x.y), ToTf32(y.x), ToTf32(y.y));
       }
   }
 }
@@ -70,8 +78,8 @@ template <int kDim, int kWays>
 __device__ void MakeDelta(const Rows<kDim>& rows, const float* mean, int rows_here, const float* scale,
                           const SageTiles& tiles, const DeltaWork& work) {
   constexpr int kPitch = kDim + 4;
-  extern __shared__ float delta_shared[];
-  float *keys = delta_shared, *means = keys + kRows * kPitch;
+  extern __shared__ float4 delta_shared[];
+  float *keys = reinterpret_cast<float*>(delta_shared), *means = keys + kRows * kPitch;
   const int warp = int(threadIdx.x) / 32, g = int(threadIdx.x) % 32 / 4, j = int(threadIdx.x) % 4;
   StoreKeys(rows, mean, rows_here, keys);
   const float inverse = 1.0f / fmaxf(scale[4 * (warp / 4) + j], 1e-30f);
@@ -80,11 +88,17 @@ __device__ void MakeDelta(const Rows<kDim>& rows, const float* mean, int rows_he
     return int2{work.kv_head * work.group + m % work.group, m / work.group};
   };
   for (int first = int(blockIdx.z) * kMeanRows; first < count; first += int(gridDim.z) * kMeanRows) {
-    for (int i = int(threadIdx.x); i < kMeanRows * kDim; i += kThreads) {
-      const int m = first + i / kDim;
-      const int2 at = place(m);
-      const int64_t row = (int64_t{at.x} * work.all_q_tiles + work.q_tile) * kWays + at.y;
-      means[i / kDim * kPitch + i % kDim] = m < count ? ToTf32(tiles.q_mean[row * kDim + i % kDim]) : 0.0f;
+#pragma unroll
+    for (int i = int(threadIdx.x); i < kMeanRows * kDim / 4; i += kThreads) {
+      const int m = i / (kDim / 4), d = i % (kDim / 4) * 4;
+      float4 x = make_float4(0, 0, 0, 0);
+      if (first + m < count) {
+        const int2 at = place(first + m);
+        const int64_t row = (int64_t{at.x} * work.all_q_tiles + work.q_tile) * kWays + at.y;
+        x = *reinterpret_cast<const float4*>(tiles.q_mean + row * kDim + d);
+      }
+      *reinterpret_cast<float4*>(means + m * kPitch + d) =
+          make_float4(ToTf32(x.x), ToTf32(x.y), ToTf32(x.z), ToTf32(x.w));
     }
     __syncthreads();
     float sum[kMeanRows / 16][2][4] = {};

@@ -187,7 +187,8 @@ Launch Run(const SagePagesArgs& a, Stream stream) {
   static const cudaError_t allowed = AllowShared(SagePagesDeltaKernel<kDim>, kShared);
   if (allowed != cudaSuccess) return {int(allowed), "SageAttention: shared memory"};
   SagePagesDeltaKernel<kDim>
-      <<<dim3(unsigned(a.kv_heads), unsigned(a.k_tiles), 4), kThreads, kShared, stream>>>(a);
+      <<<dim3(unsigned(a.kv_heads), unsigned(a.k_tiles), unsigned(DeltaBlocks(a.kv_heads, a.k_tiles))),
+         kThreads, kShared, stream>>>(a);
   return Launched("SageAttention: delta-S of pages");
 }
 

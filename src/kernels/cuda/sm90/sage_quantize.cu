@@ -126,6 +126,9 @@ __device__ void QuantizeK(const SageQuantizeArgs& a, int tile_index, int kv_head
   Rows<kDim> rows;
   rows.Load(RowsOf(a.k, kv_head * kDim, a.k_stride, tile));
   KeyMean<kDim>(a, tile, kv_head, mean);
+  const int64_t at = int64_t{kv_head} * a.shape.k_tiles + tile_index;
+  if (a.tiles.k_mean != nullptr && threadIdx.x < kDim)
+    a.tiles.k_mean[at * kDim + threadIdx.x] = mean[threadIdx.x];
   float amax = Greatest(rows, mean, tile.rows);
   const float other = __shfl_xor_sync(~0u, amax, 4);  // keys 2g and 2g + 1 share a group
   amax = MaxOrNan(amax, other);
@@ -135,7 +138,6 @@ __device__ void QuantizeK(const SageQuantizeArgs& a, int tile_index, int kv_head
   amax = 0;
 #pragma unroll
   for (int w = 0; w < 4; ++w) amax = MaxOrNan(amax, greatest[page * 4 + w][group]);
-  const int64_t at = int64_t{kv_head} * a.shape.k_tiles + tile_index;
   Store(rows, mean, tile.rows, a.tiles.k + at * kRows * kDim, Inverse(amax, a.levels));
   if (warp % 4 == 0 && lane % 8 == 0) a.tiles.scale[at * 16 + page * 4 + group] = Scale(amax, a.levels);
 }
@@ -185,7 +187,9 @@ __global__ __launch_bounds__(kThreads) void SageDeltaKernel(const SageQuantizeAr
   const int skip = shape.causal ? min(tiles, max(0, (j * kRows - (tile.length - queries)) / kRows)) : 0;
   Rows<kDim> rows;
   rows.Load(RowsOf(a.k, kv_head * kDim, a.k_stride, tile));
-  KeyMean<kDim>(a, tile, kv_head, mean);
+  if (threadIdx.x < kDim)
+    mean[threadIdx.x] = a.tiles.k_mean[(int64_t{kv_head} * shape.k_tiles + index) * kDim + threadIdx.x];
+  __syncthreads();
   MakeDelta<kDim, 1>(rows, mean, tile.rows, a.tiles.scale + (int64_t{kv_head} * shape.k_tiles + index) * 16,
                      a.tiles,
                      {kv_head, shape.heads / shape.kv_heads, q_tile + skip, tiles - skip,
@@ -204,7 +208,8 @@ Launch Run(const SageQuantizeArgs& a, Stream stream) {
   constexpr int kShared = DeltaShared(kDim);
   static const cudaError_t allowed = AllowShared(SageDeltaKernel<kDim>, kShared);
   if (allowed != cudaSuccess) return {int(allowed), "SageQuantize: shared memory"};
-  SageDeltaKernel<kDim><<<dim3(s.kv_heads, s.k_tiles, 2), kThreads, kShared, stream>>>(a);
+  SageDeltaKernel<kDim>
+      <<<dim3(s.kv_heads, s.k_tiles, DeltaBlocks(s.kv_heads, s.k_tiles)), kThreads, kShared, stream>>>(a);
   return Launched("SageQuantize: delta-S");
 }
 
@@ -221,9 +226,10 @@ SageBytes SageTileBytes(const SageShape& s) {
   b.scale = Aligned(size_t(s.kv_heads) * s.k_tiles * 16 * 4);
   if (s.delta_tiles > 0) {
     b.q_mean = Aligned(size_t(s.heads) * s.q_tiles * s.head_dim * 4);
+    b.k_mean = Aligned(size_t(s.kv_heads) * s.k_tiles * s.head_dim * 4);
     b.delta = Aligned((size_t(s.heads) * s.delta_tiles + 1) * kRows * 4);  // one for a sequence without keys
   }
-  b.total = b.q + b.k + b.v + b.q_scale + b.scale + b.q_mean + b.delta;
+  b.total = b.q + b.k + b.v + b.q_scale + b.scale + b.q_mean + b.k_mean + b.delta;
   return b;
 }
 
@@ -238,7 +244,8 @@ SageTiles SageTilesAt(const SageShape& shape, void* base) {
   t.scale = reinterpret_cast<float*>(at += b.q_scale);
   if (b.delta == 0) return t;
   t.q_mean = reinterpret_cast<float*>(at += b.scale);
-  t.delta = reinterpret_cast<float*>(at += b.q_mean);
+  t.k_mean = reinterpret_cast<float*>(at += b.q_mean);
+  t.delta = reinterpret_cast<float*>(at += b.k_mean);
   return t;
 }
 
