@@ -215,105 +215,61 @@ NIBBLE_DEVICE void Rescale(float (&o)[kOutputs], const float (&alpha)[2]) {
   for (int r = 0; r < kOutputs; ++r) o[r] = Times(o[r], alpha[r / 2 % 2]);
 }
 
-// Who a consumer's thread is.
-struct Place {
-  int mine = int(threadIdx.x) / 128 - 1, lane = int(threadIdx.x) % 32;  // of the two warpgroups
-  int row = 64 * mine + int(threadIdx.x) % 128 / 32 * 16 + lane / 4;    // the first of two, 8 apart
-  template <bool kPages>
-  NIBBLE_DEVICE int scale(int i) const {  // where that of row + 8 i lies
-    return kPages ? row + 8 * i : row / 16 * 8 + row % 8;
-  }
-};
-
-NIBBLE_DEVICE void MyTurn(const Place& at) { named_sync(1 + at.mine, 256); }
-
-// ptxas moves arithmetic across barriers, so the barrier's number is made to hang on all of the weights.
-NIBBLE_DEVICE void NextTurn(const Place& at, const uint32_t (&p)[4][4]) {
-  uint32_t all = 0;
-#pragma unroll
-  for (int i = 0; i < 16; ++i) all |= p[i / 4][i % 4];
-  asm volatile(
-      "{\n .reg .u32 id;\n shr.u32 id, %0, 24;\n add.u32 id, id, %1;\n min.u32 id, id, %1;\n"
-      " bar.arrive id, 256;\n}" ::"r"(all),
-      "r"(2 - at.mine)
-      : "memory");
-}
-
-template <int kDim>
-NIBBLE_DEVICE void IssueScores(int32_t (&s)[64], const Place& at, const uint8_t* q_tile,
-                               const uint8_t* k_tile) {
-  wgmma_fence();
-  const uint64_t q = k_major_line<kDim>(q_tile) + at.mine * (64 * kDim / 16), k = k_major_line<kDim>(k_tile);
-#pragma unroll
-  for (int step = 0; step < kDim / 32; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
-  wgmma_commit();
-}
-
-template <int kParts>
-NIBBLE_DEVICE void IssueValues(float (&part)[kParts], const uint32_t (&p)[4][4], const uint8_t* v_tile) {
-  wgmma_fence();
-  const uint64_t v = k_major(v_tile);
-#pragma unroll
-  for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
-  wgmma_commit();
-}
-
-// What a tile's scores are to be multiplied by, in base 2, by row and by 64 keys.
-template <int kScales>
-NIBBLE_DEVICE void TileFactors(float (&factor)[kScales][2], const float (&q_factor)[kScales],
-                               const float* scale, const Place& at, bool hide) {
-#pragma unroll
-  for (int i = 0; i < kScales; ++i)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) factor[i][h] = hide ? 1.0f : Factor(q_factor[i] * scale[4 * h + at.lane % 4]);
-}
-
-// Hides what the rows do not see of tile j.
-template <bool kPages>
-NIBBLE_DEVICE void MaskTile(int32_t (&s)[64], const Work& w, const Place& at, int j, bool causal) {
-  const int visible = causal && !kPages ? w.position + at.row - j * kTile : kTile;
-  const int limit = w.keys - j * kTile + (kPages ? 64 * at.mine : 0);
-  const bool whole = limit >= kTile && (kPages || !causal || w.position + 64 * at.mine - j * kTile >= kTile);
-  if (!whole) Mask(s, visible, limit);
-}
-
-// Where the sums of a tile begin: at delta-S, or at nothing.
-template <int kDim, bool kPages, bool kSmooth, int kScales>
-NIBBLE_DEVICE void BeginScores(int32_t (&s)[64], const Shared<kDim, kPages, kSmooth>& shared, int stage,
-                               const Place& at, const float (&inverse)[kScales]) {
-  if constexpr (kSmooth)
-    StartScores(s, shared.delta[stage] + (kPages ? at.mine * kTile : 0), inverse);
-  else
-    ClearScores(s);
-}
-
-template <bool kPages, int kScales>
-NIBBLE_DEVICE void ReadInverse(float (&inverse)[kScales], const float* q_scale, const Place& at) {
-#pragma unroll
-  for (int i = 0; i < kScales; ++i) inverse[i] = 1.0f / q_scale[at.scale<kPages>(i)];
-}
-
 template <int kDim, bool kPages, bool kSmooth>
 NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages, kSmooth>& shared, int units) {
   constexpr int kOutputs = kDim / 2;  // of a thread
   constexpr int kScales = kPages ? 2 : 1;
-  const Place at;
+  const int mine = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, quad = lane % 4;
+  const int warp = threadIdx.x % 128 / 32;
+  const int row = 64 * mine + 16 * warp + lane / 4;  // first of the thread's two
   RingPosition<2> q_ring;
   RingPosition<kStages> ring;
   int32_t s[64];
   float part[kOutputs + 4];
   uint32_t p[4][4];
-  float inverse[kScales] = {};  // of the scales of Q of the scores that begin, for delta-S
   if (int(blockIdx.x) >= units) return;
-  if (at.mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
+
+  const auto my_turn = [&] { named_sync(1 + mine, 256); };
+  // ptxas moves arithmetic across barriers, so the barrier's number is made to hang on all of the weights.
+  const auto next_turn = [&](const uint32_t(&p)[4][4]) {
+    uint32_t all = 0;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) all |= p[i / 4][i % 4];
+    asm volatile(
+        "{\n .reg .u32 id;\n shr.u32 id, %0, 24;\n add.u32 id, id, %1;\n min.u32 id, id, %1;\n"
+        " bar.arrive id, 256;\n}" ::"r"(all),
+        "r"(2 - mine)
+        : "memory");
+  };
+  const auto scores = [&](int q_stage, int stage) {
+    wgmma_fence();
+    const uint64_t q = k_major_line<kDim>(shared.q[q_stage]) + mine * (64 * kDim / 16),
+                   k = k_major_line<kDim>(shared.k[stage]);
+#pragma unroll
+    for (int step = 0; step < kDim / 32; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
+    wgmma_commit();
+  };
+  float inverse[kScales] = {};  // of the scales of Q of the tile under way, for delta-S
+  const auto scale_place = [&](int i) { return kPages ? row + 8 * i : (mine * 4 + warp) * 8 + lane / 4; };
+  const auto read_inverse = [&](int q_stage) {
+#pragma unroll
+    for (int i = 0; i < kScales; ++i) inverse[i] = 1.0f / shared.q_scale[q_stage][scale_place(i)];
+  };
+  const auto start_scores = [&](int stage) {
+    if constexpr (kSmooth)
+      StartScores(s, shared.delta[stage] + (kPages ? mine * kTile : 0), inverse);
+    else
+      ClearScores(s);
+  };
+  if (mine == 1) named_arrive(1, 256);  // the first turn is the first warpgroup's
 #pragma unroll
   for (int r = 0; r < kOutputs + 4; ++r) part[r] = 0;
   pin(part);
   barrier_wait(&shared.q_full[0], 0);
   barrier_wait(&shared.full[0], 0);
-  if constexpr (kSmooth) ReadInverse<kPages>(inverse, shared.q_scale[0], at);
-  BeginScores(s, shared, 0, at, inverse);
-  IssueScores<kDim>(s, at, shared.q[0], shared.k[0]);
+  if constexpr (kSmooth) read_inverse(0);
+  start_scores(0);
+  scores(0, 0);
 
   // The scores of the next tile are always under way, those of the next unit's first tile too, so that an
   // output is stored while the tensor cores work.
@@ -322,9 +278,9 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages, kSmo
     const float* q_scale = shared.q_scale[q_ring.stage];
     float q_factor[kScales], bias[2] = {0, 0};
 #pragma unroll
-    for (int i = 0; i < kScales; ++i) q_factor[i] = q_scale[at.scale<kPages>(i)] * a.scale * kLog2e;
+    for (int i = 0; i < kScales; ++i) q_factor[i] = q_scale[scale_place(i)] * a.scale * kLog2e;
     if constexpr (kPages)
-      bias[0] = q_scale[kTile + at.row] * kLog2e, bias[1] = q_scale[kTile + at.row + 8] * kLog2e;
+      bias[0] = q_scale[kTile + row] * kLog2e, bias[1] = q_scale[kTile + row + 8] * kLog2e;
     const bool more = unit_of(round + 1) < units;
     const int this_q = q_ring.stage;
     RowState state;
@@ -336,61 +292,74 @@ NIBBLE_DEVICE void Consume(const SageAttentionArgs& a, Shared<kDim, kPages, kSmo
     for (int r = 0; r < kOutputs; ++r) o[r] = 0;
     for (int j = w.k_tiles - 1; j >= 0; --j) {
       const int stage = ring.stage;
-      const bool hide = kPages && j * kTile == w.keys && at.mine == 0;
+      const bool hide = kPages && j * kTile == w.keys && mine == 0;
       float factor[kScales][2];
-      TileFactors(factor, q_factor, shared.scale[stage], at, hide);
+#pragma unroll
+      for (int i = 0; i < kScales; ++i)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          factor[i][h] = hide ? 1.0f : Factor(q_factor[i] * shared.scale[stage][4 * h + quad]);
       const float v_scale_next = shared.scale[stage][8];
+      const int visible = a.shape.causal && !kPages ? w.position + row - j * kTile : kTile;
+      const int limit = w.keys - j * kTile + (kPages ? 64 * mine : 0);
+      const bool whole =
+          limit >= kTile && (kPages || !a.shape.causal || w.position + 64 * mine - j * kTile >= kTile);
       ring.advance();
       int next_q = this_q;
       if (j == 0) {
         q_ring.advance();
         next_q = q_ring.stage;
         if (more) barrier_wait(&shared.q_full[next_q], q_ring.parity);
-        if constexpr (kSmooth) ReadInverse<kPages>(inverse, shared.q_scale[next_q], at);
+        if constexpr (kSmooth) read_inverse(next_q);
       }
       barrier_wait(&shared.full[ring.stage], ring.parity);
       wgmma_wait<0>();
       pin(s);
       pin(part);
-      MaskTile<kPages>(s, w, at, j, a.shape.causal);
+      if (!whole) Mask(s, visible, limit);
       pin(s);  // or the compiler keeps the sums twice, as integers and as floats
       float alpha[2];
       const Arguments<kScales> arguments = UpdateMax(s, factor, &state, alpha);
       // The pipe of the exponentials is what both warpgroups want at once: they take turns there, and the
       // tensor cores work for the one whose turn it is not. The product of the tile before is added in its
       // shadow.
-      MyTurn(at);
+      my_turn();
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         Weigh(s, arguments, c, p[c]);
         if (!kPages || !hidden) Add(o, part, c, v_scale);  // weights of 0, but values may be NaN
       }
       if constexpr (!kSmooth) ClearScores(s);
-      NextTurn(at, p);
+      next_turn(p);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
         weights[i] = Times(weights[i] + (kPages && hidden ? 0.0f : part[kOutputs + 2 * i]), alpha[i]);
       hidden = hide;
       v_scale = v_scale_next;
-      IssueValues(part, p, shared.v[ring.stage]);
-      if constexpr (kSmooth) BeginScores(s, shared, ring.stage, at, inverse);
-      // After the last tile of all of old bytes, which nobody reads.
-      IssueScores<kDim>(s, at, shared.q[next_q], shared.k[ring.stage]);
-      barrier_arrive_if(&shared.empty[stage], at.lane == 0);
+      // While the values are multiplied; heads of 64 have too few products to hide it.
+      if constexpr (kSmooth && kDim == 64) start_scores(ring.stage);
+      wgmma_fence();
+      const uint64_t v = k_major(shared.v[ring.stage]);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) wgmma_e4m3_rs(part, p[c], v + c * kStepK, c > 0);
+      wgmma_commit();
+      if constexpr (kSmooth && kDim == 128) start_scores(ring.stage);
+      scores(next_q, ring.stage);  // after the last tile of all of old bytes, which nobody reads
+      barrier_arrive_if(&shared.empty[stage], lane == 0);
       Rescale(o, alpha);
     }
     wgmma_wait<1>();
     pin(part);
-    barrier_arrive_if(&shared.q_empty[this_q], at.lane == 0);
+    barrier_arrive_if(&shared.q_empty[this_q], lane == 0);
 #pragma unroll
     for (int c = 0; c < 4; ++c)
       if (!kPages || !hidden) Add(o, part, c, v_scale);
 #pragma unroll
     for (int i = 0; i < 2; ++i) weights[i] += part[kOutputs + 2 * i];
-    StoreOutput<kDim, kPages>(a, w, state, bias, weights, o, at.row);
+    StoreOutput<kDim, kPages>(a, w, state, bias, weights, o, row);
   }
   wgmma_wait<0>();
-  if (at.mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
+  if (mine == 0) named_sync(1, 256);  // takes the turn that nobody needs
 }
 
 template <int kDim, bool kPages, bool kSmooth>
