@@ -57,7 +57,8 @@ forwards had up to a third more work than the mean.
 
 Figures up to 951 TOP/s for 1x16384 were published before, from data that repeated every 1,024 rows; these are from data that does not. How
 much of the difference is the data has not been separated. The consumer as one struct with a method a step, instead of one long function,
-was slower (862 TOP/s for 897).
+was slower (862 TOP/s for 897), and so was one of free inlined functions: 1x16384 full 852 for 872, at head size 64 506 for 526, in turns in one
+call.
 
 What made the kernel fast, in order: sums that start at 1.5 * 2^23 (integers become floats for nothing), weights added up by a column of
 ones in the second product, row maxima rounded up to integers, scores of the next tile always under way, and turns between the two
@@ -83,8 +84,9 @@ def prefill_4b():
 
 TOP/s. Hopper's WGMMA has no 4 bits: codes are bytes, and INT4 is there for what it means, not for speed. Cosine against exact attention on normal
 data: 0.98444 at head size 128, 0.98407 at 64 (`sage2-8b`: 0.99925, 0.99918); against the definition's codes with exact P V 0.99929 and 0.99920, which is what
-FP8 costs. "Codes" is the pass that quantizes with the one that makes delta-S, of which 16,384 tokens in one sequence have 268 MB to write and to
-read. Both kernels in one call.
+FP8 costs. Delta-S is set in the registers of the next sums while the values are multiplied; at head size 64, which has too few products to
+hide it, before: 490 TOP/s for 463 (1x16384 full). "Codes" is the pass that quantizes with the one that makes delta-S, of which 16,384 tokens in
+one sequence have 268 MB to write and to read. Both kernels in one call.
 
 {table(["batch x length", "sage2-8b kernel", "sage2-4b kernel", "end to end", "codes, us", "kernel time, 4b / 8b"], rows)}"""
 
