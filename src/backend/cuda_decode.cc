@@ -35,7 +35,7 @@ bool DecodeEntries::Takes(const AttentionRecipe& recipe, int heads, int kv_heads
   const bool codec = recipe.k == kv::CodecId::kF16 || recipe.k == kv::CodecId::kBF16 ||
                      recipe.k == kv::CodecId::kInt8Token || recipe.k == kv::CodecId::kInt4Token ||
                      recipe.k == kv::CodecId::kFlashQ4 || recipe.k == kv::CodecId::kFlashQ2 ||
-                     recipe.k == kv::CodecId::kFlashQ2Search;
+                     recipe.k == kv::CodecId::kFlashQ2Search || recipe.k == kv::CodecId::kQaq;
   const bool selects = recipe.select.kind != SelectKind::kAll;
   return bf16 && codec && recipe.k == recipe.v && recipe.tail == kv::Tail::kFloat && head_dim % 16 == 0 &&
          head_dim <= 256 && heads / kv_heads <= 16 &&
