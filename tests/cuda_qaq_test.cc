@@ -197,7 +197,7 @@ class Runner {
 
 constexpr int kTokens = 6 * 64 + 16;
 
-Outcome Run(Backend& backend, const std::string& recipe, Shape shape, int chunk = kTokens, bool batch = false,
+Outcome Play(Backend& backend, const std::string& recipe, Shape shape, int chunk = kTokens, bool batch = false,
             DType dtype = DType::kF32, int tokens = kTokens) {
   Runner run(backend, recipe, shape, batch ? 3 : 1, dtype);
   int other = 0;
@@ -250,7 +250,7 @@ TEST_F(CudaQaq, WidthsPagesAndOutputsAreThoseOfTheCpu) {
       if (!CheckHeadSize(*ParseRecipe(recipe, DType::kF32), shape.head_dim).ok()) continue;
       if (Reduced() && (shape.head_dim == 256 || shape.heads == 16)) continue;
       const std::string what = fmt::format("{}, {} channels", recipe, shape.head_dim);
-      const Outcome cpu = Run(*cpu_, recipe, shape, 150), gpu = Run(*gpu_, recipe, shape, 150);
+      const Outcome cpu = Play(*cpu_, recipe, shape, 150), gpu = Play(*gpu_, recipe, shape, 150);
       ExpectSamePages(gpu.k, cpu.k, what + ": K");
       ExpectSamePages(gpu.v, cpu.v, what + ": V");
       const bool codes = recipe.find("qk=") != recipe.npos || recipe.find("int") != recipe.npos;
@@ -267,7 +267,7 @@ TEST_F(CudaQaq, WidthsPagesAndOutputsAreThoseOfTheCpu) {
       EXPECT_EQ(gpu.counters.bytes_read, cpu.counters.bytes_read) << what;
       EXPECT_EQ(gpu.counters.tokens_read, cpu.counters.tokens_read) << what;
     }
-  const Outcome moving = Run(*gpu_, kMoving, kShapes[0]);
+  const Outcome moving = Play(*gpu_, kMoving, kShapes[0]);
   EXPECT_GT(Widths(moving.v).size(), 1u) << "all widths alike: this test would show little";
   EXPECT_GT(moving.v_usage.narrowings, 0);
   EXPECT_GT(moving.v_usage.widenings, 0);
@@ -281,12 +281,12 @@ TEST_F(CudaQaq, ChunksAndBatchChangeNoByte) {
     for (const std::string& recipe : kRecipes) {
       if (Reduced() && &recipe - kRecipes.data() > 1) continue;
       const Shape shape{4, 2, dtype == DType::kF32 ? 64 : 128, 0};
-      const Outcome whole = Run(*gpu_, recipe, shape, kTokens, false, dtype);
+      const Outcome whole = Play(*gpu_, recipe, shape, kTokens, false, dtype);
       for (const int chunk : {1, 7, 64, 256})
         for (const bool batch : {false, true}) {
           if (Reduced() && chunk < 64) continue;
           const std::string what = fmt::format("{}, chunks of {}, batch {}", recipe, chunk, batch);
-          const Outcome got = Run(*gpu_, recipe, shape, chunk, batch, dtype);
+          const Outcome got = Play(*gpu_, recipe, shape, chunk, batch, dtype);
           EXPECT_EQ(got.out.size(), whole.out.size());
           EXPECT_EQ(std::memcmp(got.out.data(), whole.out.data(), whole.out.size() * 4), 0) << what;
           ExpectSamePages(got.k, whole.k, what);
@@ -303,8 +303,8 @@ TEST_F(CudaQaq, Bf16OnTensorCores) {
       if (!parsed.ok() || !CheckHeadSize(*parsed, shape.head_dim).ok()) continue;
       if (Reduced() && shape.head_dim == 256) continue;
       const std::string what = fmt::format("{}, {} channels, {} heads", recipe, shape.head_dim, shape.heads);
-      const Outcome cpu = Run(*cpu_, recipe, shape, 150, false, DType::kBF16),
-                    gpu = Run(*gpu_, recipe, shape, 150, false, DType::kBF16);
+      const Outcome cpu = Play(*cpu_, recipe, shape, 150, false, DType::kBF16),
+                    gpu = Play(*gpu_, recipe, shape, 150, false, DType::kBF16);
       ExpectSamePages(gpu.k, cpu.k, what + ": K");
       ExpectSamePages(gpu.v, cpu.v, what + ": V");
       const double difference = Difference(gpu.out, cpu.out);
@@ -322,8 +322,8 @@ TEST_F(CudaQaq, LongContextsInBf16) {
   const Shape shape{8, 2, 128};
   const int tokens = 20 * 64 + 5;
   for (const std::string recipe : {std::string("qaq"), kMoving}) {
-    const Outcome cpu = Run(*cpu_, recipe, shape, 700, false, DType::kBF16, tokens),
-                  gpu = Run(*gpu_, recipe, shape, 700, false, DType::kBF16, tokens);
+    const Outcome cpu = Play(*cpu_, recipe, shape, 700, false, DType::kBF16, tokens),
+                  gpu = Play(*gpu_, recipe, shape, 700, false, DType::kBF16, tokens);
     ExpectSamePages(gpu.k, cpu.k, recipe + ": K");
     ExpectSamePages(gpu.v, cpu.v, recipe + ": V");
     EXPECT_LT(Difference(gpu.out, cpu.out), 8e-3) << recipe;
