@@ -197,8 +197,8 @@ class Runner {
 
 constexpr int kTokens = 6 * 64 + 16;
 
-Outcome Play(Backend& backend, const std::string& recipe, Shape shape, int chunk = kTokens, bool batch = false,
-            DType dtype = DType::kF32, int tokens = kTokens) {
+Outcome Play(Backend& backend, const std::string& recipe, Shape shape, int chunk = kTokens,
+             bool batch = false, DType dtype = DType::kF32, int tokens = kTokens) {
   Runner run(backend, recipe, shape, batch ? 3 : 1, dtype);
   int other = 0;
   for (int done = 0; done < tokens; done += chunk) {

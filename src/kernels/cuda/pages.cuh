@@ -86,9 +86,9 @@ __device__ inline void LoadPlanes(kv::PageShape s, const std::byte* page, float*
   }
   __syncthreads();
   const std::byte* cells = page + h.cells_at + int64_t{h.first_cell} * kv::kQaqCellBytes;
-  for (int i = int(threadIdx.x); i < h.outliers; i += int(blockDim.x)) {  // the cells of a page are neighbours
-    const std::byte* at =
-        cells + i / kv::kQaqCellOutliers * kv::kQaqCellBytes + i % kv::kQaqCellOutliers * 4;
+  for (int i = int(threadIdx.x); i < h.outliers;
+       i += int(blockDim.x)) {  // the cells of a page are neighbours
+    const std::byte* at = cells + i / kv::kQaqCellOutliers * kv::kQaqCellBytes + i % kv::kQaqCellOutliers * 4;
     const int where = kv::LoadU16(at);
     tile[(where >> 10) * stride + (where & 1023)] = HalfToFloat(kv::LoadU16(at + 2));
   }

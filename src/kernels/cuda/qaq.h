@@ -13,11 +13,11 @@
 
 namespace nibble::cuda {
 
-struct QaqSide {                  // K or V of a layer
-  std::byte *planes, *cells;      // [kv_heads, capacity, bytes of a plane or cell]
+struct QaqSide {              // K or V of a layer
+  std::byte *planes, *cells;  // [kv_heads, capacity, bytes of a plane or cell]
   int64_t plane_capacity, cell_capacity;
-  int most_planes, most_cells;    // of a page
-  const kv::QaqParams* params;    // [kv_heads], or null: another codec
+  int most_planes, most_cells;  // of a page
+  const kv::QaqParams* params;  // [kv_heads], or null: another codec
 };
 
 // nibble::KvUsage, added to on the device.
@@ -33,11 +33,11 @@ struct QaqArgs {
   int64_t q_stride;
   int heads;
   float scale;
-  int64_t window;   // 0: none
-  int most_rows;    // of a segment that are weighed: at most the greatest window of V's heads
-  int max_pages;    // before a segment, at most
-  void* workspace;  // QaqWorkspaceBytes
-  QaqUsage* usage;  // [2]: K, V
+  int64_t window;                  // 0: none
+  int most_rows;                   // of a segment that are weighed: at most the greatest window of V's heads
+  int max_pages;                   // before a segment, at most
+  void* workspace;                 // QaqWorkspaceBytes
+  QaqUsage* usage;                 // [2]: K, V
   unsigned long long* bytes_read;  // of K and V pages of QAQ by rows from KvSegment::dense_rows on
 };
 int64_t QaqWorkspaceBytes(const QaqArgs&);

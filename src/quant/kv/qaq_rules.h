@@ -55,8 +55,8 @@ NIBBLE_HD OutlierCounts MostCostOutliers(int values) {
 // F-Q3: the counts that minimise outliers * outlier_bits + (values - outliers) * bits(range of the rest); of
 // equal costs the fewest, then the fewest low ones. low[i], high[i]: the i-th least and greatest value,
 // most + 1 of each; 2 * most < values.
-NIBBLE_HD OutlierCounts CheapestOutliers(const float* low, const float* high, int values, int most, double sigma,
-                                      QaqRule rule, int max_bits, int outlier_bits) {
+NIBBLE_HD OutlierCounts CheapestOutliers(const float* low, const float* high, int values, int most,
+                                         double sigma, QaqRule rule, int max_bits, int outlier_bits) {
   OutlierCounts best;
   int64_t least = INT64_MAX;
   for (int outliers = 0; outliers <= 2 * most; ++outliers)
