@@ -109,6 +109,7 @@ void DecodeProblem::ReferenceOf(int entry, int head, double* out, double* lse) c
   const int dim = shape.head_dim, group = shape.group, rows = RowsOf(entry);
   std::vector<const std::byte*> k_pages, v_pages;
   std::vector<int32_t> seen;
+  seen.reserve(size_t(Sealed(entry)) + 1);  // an empty list is a list too: null would be all pages
   for (int p = 0; p < Sealed(entry); ++p) {
     const int32_t at = table[size_t(entry * max_pages + p)];
     if (at >= 0) seen.push_back(p);
