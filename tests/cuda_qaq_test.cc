@@ -321,7 +321,7 @@ TEST_F(CudaQaq, LongContextsInBf16) {
   if (Reduced()) GTEST_SKIP();
   const Shape shape{8, 2, 128};
   const int tokens = 20 * 64 + 5;
-  for (const std::string recipe : {std::string("qaq"), kMoving}) {
+  for (const std::string& recipe : {std::string("qaq"), kMoving}) {
     const Outcome cpu = Play(*cpu_, recipe, shape, 700, false, DType::kBF16, tokens),
                   gpu = Play(*gpu_, recipe, shape, 700, false, DType::kBF16, tokens);
     ExpectSamePages(gpu.k, cpu.k, recipe + ": K");
