@@ -163,14 +163,14 @@ TEST_F(CudaModel, RecipesDivergeAsOnTheCpu) {
     return report->reference->kld.mean;
   };
   for (const std::string recipe :
-       {"kv8", "qserve", "flashq2", "kivi2", "sage2-8b", "sage2-4b", "turbo", "sas"}) {
+       {"kv8", "qserve", "flashq2", "kivi2", "qaq", "sage2-8b", "sage2-4b", "turbo", "sas"}) {
     const double cpu = kld(DeviceChoice::kCpu, recipe, DType::kF32),
                  gpu = kld(DeviceChoice::kCuda, recipe, DType::kF32);
     EXPECT_NEAR(gpu, cpu, std::max(0.0005, 0.05 * cpu)) << recipe;
     fmt::print("{}: KL divergence {:.6f} on the CPU, {:.6f} on the GPU\n", recipe, cpu, gpu);
   }
-  for (const std::string recipe :
-       {"exact", "kv8", "qserve", "flashq4", "flashq2", "kivi2", "turboquant4", "sage2-8b", "sage2-4b"}) {
+  for (const std::string recipe : {"exact", "kv8", "qserve", "flashq4", "flashq2", "kivi2", "turboquant4",
+                                   "qaq", "sage2-8b", "sage2-4b"}) {
     const double cpu = kld(DeviceChoice::kCpu, recipe, DType::kBF16),
                  gpu = kld(DeviceChoice::kCuda, recipe, DType::kBF16);
     EXPECT_NEAR(gpu, cpu, std::max(0.0005, 0.05 * cpu)) << recipe << ", prompts in bf16";

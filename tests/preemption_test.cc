@@ -86,7 +86,6 @@ void Preempted::Lose(int64_t pages, bool prefixes, const std::vector<ServingRequ
 
 // Each fits alone; together they need two pages each.
 TEST_P(Preempted, TheBytesAreThoseOfARequestAlone) {
-  if (OnCuda() && std::get<0>(GetParam()) == "qaq") GTEST_SKIP() << "not there on a GPU yet";
   const std::vector<ServingRequest> growing = Growing(Long() ? 16 : 6);
   ServingOptions roomy = Options();
   roomy.max_num_seqs = Long() ? 1 : 6;

@@ -54,7 +54,6 @@ class ServingBytes : public testing::TestWithParam<std::string> {
   const std::vector<ServingRequest> needles_ = Needles();
   std::vector<Outcome> alone_;
   void SetUp() override {
-    if (OnCuda() && GetParam() == "qaq") GTEST_SKIP() << "not there on a GPU yet";
     static std::map<std::string, std::vector<Outcome>> of_recipes;
     std::vector<Outcome>& known = of_recipes[GetParam()];
     if (known.empty()) {
@@ -326,7 +325,6 @@ TEST(Serving, SaltsKeepPrefixesApart) {
 }
 
 TEST(Serving, ExplainSaysWhatIsSharedAndWhyNot) {
-  if (OnCuda()) GTEST_SKIP() << "qaq is not there on a GPU yet";
   const auto line = [](const std::string& recipe, const std::string& about) {
     ServingOptions o;
     o.engine.recipe = recipe, o.ngram.max_draft = 4;

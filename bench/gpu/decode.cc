@@ -12,9 +12,9 @@ namespace nibble::gpu {
 namespace {
 
 using kv::CodecId;
-constexpr CodecId kCodecs[] = {CodecId::kF16,          CodecId::kBF16,    CodecId::kInt8Token,
-                               CodecId::kInt4Token,    CodecId::kFlashQ4, CodecId::kFlashQ2,
-                               CodecId::kFlashQ2Search};
+constexpr CodecId kCodecs[] = {CodecId::kF16,           CodecId::kBF16,    CodecId::kInt8Token,
+                               CodecId::kInt4Token,     CodecId::kFlashQ4, CodecId::kFlashQ2,
+                               CodecId::kFlashQ2Search, CodecId::kQaq};
 
 // Of the greatest output: half a unit of bf16 in the last place (2^-8 of the value) and 6e-4 for f16 weights
 // and queries.

@@ -26,7 +26,22 @@ float Value(uint32_t token, uint32_t channel, uint32_t seed) {
   return Normal(token * 1024 + channel, seed) * spread + offset;
 }
 
+// Pages of QAQ have all widths, and every third has no outliers.
+void EncodePage(const kv::CodecInfo& codec, kv::PageShape shape, const float* rows, uint32_t which,
+                std::byte* page) {
+  codec.encode_page(shape, rows, page);
+  if (codec.id != kv::CodecId::kQaq) return;
+  SetQaqPage(page, int(which % 9), which % 3 != 0);
+}
+
 }  // namespace
+
+void SetQaqPage(std::byte* page, int width, bool outliers) {
+  kv::QaqHeader h = kv::LoadQaqHeader(page);
+  h.width = uint8_t(width);
+  if (!outliers) h.outliers = 0;
+  kv::StoreQaqHeader(page, h);
+}
 
 std::vector<int32_t> ShuffledTable(int64_t pages) {
   std::vector<int32_t> table(size_t(pages), 0);
@@ -85,8 +100,8 @@ void DecodeProblem::Fill(DecodeCache& side, uint32_t seed) {
         }
         const int32_t at = table[size_t(b * max_pages + p)];
         if (p < Sealed(b) && at >= 0)
-          codec.encode_page(page, rows.data(),
-                            &side.pool[size_t(at * shape.kv_heads + h) * size_t(side.head_stride)]);
+          EncodePage(codec, page, rows.data(), uint32_t(p * 5 + h),
+                     &side.pool[size_t(at * shape.kv_heads + h) * size_t(side.head_stride)]);
       }
 }
 
@@ -94,6 +109,7 @@ void DecodeProblem::ReferenceOf(int entry, int head, double* out, double* lse) c
   const int dim = shape.head_dim, group = shape.group, rows = RowsOf(entry);
   std::vector<const std::byte*> k_pages, v_pages;
   std::vector<int32_t> seen;
+  seen.reserve(size_t(Sealed(entry)) + 1);  // an empty list is a list too: null would be all pages
   for (int p = 0; p < Sealed(entry); ++p) {
     const int32_t at = table[size_t(entry * max_pages + p)];
     if (at >= 0) seen.push_back(p);

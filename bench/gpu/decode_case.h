@@ -6,6 +6,7 @@
 
 #include "bench/gpu/support.h"
 #include "kernels/cuda/attention_decode.h"
+#include "quant/kv/qaq.h"
 #include "quant/kv/registry.h"
 
 namespace nibble::gpu {
@@ -61,6 +62,9 @@ class DecodeOnDevice {
   cuda::DecodeArgs args_{};
   Buffer<std::byte> workspace_;
 };
+
+// A page that QAQ's EncodePage made: reads so many planes, and outliers or none.
+void SetQaqPage(std::byte* page, int width, bool outliers);
 
 // 0 .. pages - 1 in random order.
 std::vector<int32_t> ShuffledTable(int64_t pages);

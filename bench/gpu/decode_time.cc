@@ -14,14 +14,22 @@ namespace {
 struct TimedShape {
   kv::CodecId codec;
   int batch, length, heads, kv_heads, head_dim = 128, chunk_pages = cuda::kDecodeChunkPages;
+  int width = 0;  // planes of every page of QAQ, without outliers
 };
+
+// What is read of a page.
+int64_t PageBytes(const TimedShape& s) {
+  const kv::PageShape shape{s.head_dim, kv::kPageTokens};
+  if (s.codec != kv::CodecId::kQaq) return kv::Get(s.codec).page_bytes(shape);
+  return kv::QaqRecordBytes(shape) + int64_t{s.width} * kv::QaqPlaneBytes(shape);
+}
 
 // Pages begin at multiples of 32 bytes, the sectors of the L2: at odd multiples of 16 it sends twice the
 // bytes.
 int64_t StrideOf(int64_t page_bytes) { return (page_bytes + 31) / 32 * 32; }
 
 // A pool of pages that repeat a few hundred encoded ones.
-Buffer<std::byte> MakePool(kv::CodecId codec, int head_dim, int64_t pages, uint32_t seed) {
+Buffer<std::byte> MakePool(kv::CodecId codec, int head_dim, int64_t pages, uint32_t seed, int width = 0) {
   constexpr int kDistinct = 128;
   const kv::CodecInfo& info = kv::Get(codec);
   const kv::PageShape shape{head_dim, kv::kPageTokens};
@@ -34,6 +42,7 @@ Buffer<std::byte> MakePool(kv::CodecId codec, int head_dim, int64_t pages, uint3
       rows[i] = info.raw == DType::kF16 ? HalfToFloat(FloatToHalf(x)) : Bf16ToFloat(FloatToBf16(x));
     }
     info.encode_page(shape, rows.data(), &host[size_t(p) * stride]);
+    if (codec == kv::CodecId::kQaq) SetQaqPage(&host[size_t(p) * stride], width, false);
   }
   Buffer<std::byte> pool(size_t(pages) * stride);
   for (size_t at = 0; at < pool.size(); at += host.size())
@@ -48,14 +57,15 @@ void TimeOne(Times* times, const TimedShape& s) {
   const std::string name = fmt::format("decode {}", codec.name);
   std::string shape = fmt::format("{} x {} {}/{} d{}", s.batch, s.length, s.heads, s.kv_heads, s.head_dim);
   if (s.chunk_pages != cuda::kDecodeChunkPages) shape += fmt::format(" chunks of {} pages", s.chunk_pages);
+  if (s.codec == kv::CodecId::kQaq) shape += fmt::format(" {} planes", s.width);
   if (!times->Wanted(name + " " + shape)) return;
   const int sealed = (s.length - 1) / kv::kPageTokens, open = s.length - sealed * kv::kPageTokens;
-  const int64_t page = codec.page_bytes({s.head_dim, kv::kPageTokens}), stride = StrideOf(page);
+  const int64_t page = PageBytes(s), stride = StrideOf(codec.page_bytes({s.head_dim, kv::kPageTokens}));
   const int64_t bytes = int64_t{2} * s.batch * s.kv_heads * (sealed * page + int64_t{open} * s.head_dim * 2);
   const int copies = ColdCopies(size_t(bytes));
   const int64_t pages = int64_t{s.batch} * sealed;
-  const Buffer<std::byte> k = MakePool(s.codec, s.head_dim, pages * copies * s.kv_heads, 1);
-  const Buffer<std::byte> v = MakePool(s.codec, s.head_dim, pages * copies * s.kv_heads, 2);
+  const Buffer<std::byte> k = MakePool(s.codec, s.head_dim, pages * copies * s.kv_heads, 1, s.width);
+  const Buffer<std::byte> v = MakePool(s.codec, s.head_dim, pages * copies * s.kv_heads, 2, s.width);
   const kv::CodecId raw = codec.raw == DType::kF16 ? kv::CodecId::kF16 : kv::CodecId::kBF16;
   const Buffer<std::byte> tails = MakePool(raw, s.head_dim, int64_t{2} * s.batch * copies * s.kv_heads, 3);
   const Buffer<int32_t> table(ShuffledTable(pages * copies)),
@@ -114,6 +124,9 @@ void TimeDecode(Times* times) {
     TimeOne(times, {codec, 64, 4096, 32, 8, 64});
     TimeOne(times, {codec, 64, 4096, 64, 4});  // 16 query heads a KV head
   }
+  for (const int width : {2, 3, 4, 6})
+    for (const auto& [batch, length] : {std::pair{64, 4096}, {16, 16384}})
+      TimeOne(times, {CodecId::kQaq, batch, length, 32, 8, 128, cuda::kDecodeChunkPages, width});
   for (const int chunk_pages : {4, 8})
     for (const auto& [batch, length] : {std::pair{1, 1024}, {1, 4096}, {1, 32768}, {16, 4096}, {64, 4096}})
       TimeOne(times, {CodecId::kInt4Token, batch, length, 32, 8, 128, chunk_pages});

@@ -54,6 +54,7 @@ struct QaqStore {
   kv::ArenaState* arenas = nullptr;               // [kv_heads, 2]: planes, cells
   std::byte* host = nullptr;                      // [pages, kv_heads, raw page] or null: source=host only
   int64_t plane_capacity = 0, cell_capacity = 0;  // of a KV head
+  int most_planes = 0, most_cells = 0;            // of a page
   const kv::QaqParams* params = nullptr;          // [kv_heads]
 };
 

@@ -11,7 +11,7 @@
 #include "backend/kv_view.h"
 #include "backend/qaq_pages.h"
 #include "base/check.h"
-#include "quant/kv/qaq_rules.h"
+#include "quant/kv/qaq_update.h"
 #include "quant/kv/registry.h"
 
 namespace nibble {
@@ -34,17 +34,11 @@ class Requantizer {
         rows_(rows),
         usage_(usage) {
     const int64_t tokens = s.position + s.rows;
-    tokens_ = double(a.window > 0 ? std::min(tokens, a.window) : tokens);
-    if (side == KvSide::kK) {
-      const double scaled =
-          kv_.qaq_state[int64_t{s.seq} * kv_.kv_heads + head].UpperQuantile(params_.quantile);
-      const double norm2 =
-          params_.norm == kv::QaqNorm::kScaled ? scaled : scaled / (double(a.scale) * double(a.scale));
-      sigma_ = kv::QaqKeySigma(tokens_, norm2, double(params_.sigma));
-    } else {
-      // Of a token with an equal share of the attention: what a new token will get is not known.
-      sigma_ = kv::QaqValueSigma(tokens_, 1 / tokens_, double(params_.sigma));
-    }
+    const double seen = double(a.window > 0 ? std::min(tokens, a.window) : tokens);
+    bound_ =
+        side == KvSide::kK
+            ? kv::QaqKeyBound(params_, seen, kv_.qaq_state[int64_t{s.seq} * kv_.kv_heads + head], a.scale)
+            : kv::QaqValueBound(params_, seen);
   }
 
   void Run() {
@@ -52,7 +46,7 @@ class Requantizer {
     FreeSpare();
     const std::byte* raw = RawPage(kv_, side_ == KvSide::kV, segment_.raw_slot, head_, RawPageBytes());
     std::byte* page = sealed_.At(segment_.seal_page);
-    pages_.Seal(Floats(raw), sigma_, page);
+    pages_.Seal(Floats(raw), bound_.sigma, page);
     if (store_.host != nullptr) memcpy(Host(segment_.seal_page), raw, RawPageBytes());
     for (int p = 0; p < segment_.pages; ++p) Count(Page(p));
     Count(page);
@@ -72,28 +66,16 @@ class Requantizer {
     return rows_;
   }
 
-  // Range over the deviation allowed, of the token that needs most.
-  double Need(kv::QaqHeader* h) const {
-    if (side_ == KvSide::kK) return 2 * double(h->half_range) / sigma_;
-    h->importance = std::max(h->fresh, params_.decay * h->importance);
-    h->fresh = 0;
-    return 2 * double(h->importance) * std::sqrt(tokens_) / double(params_.sigma);
-  }
-
   void Update(int p) {
     std::byte* page = Page(p);
     kv::QaqHeader h = kv::LoadQaqHeader(page);
-    h.need = float(Need(&h));
-    const int wanted = kv::QaqBits(double(h.need), params_.rule, params_.min, params_.max);
-    h.differed = wanted == h.width ? uint8_t{0} : uint8_t(h.differed + 1);
-    const bool change = h.differed >= params_.hysteresis && wanted != h.width;
-    if (change) h.differed = 0;
-    if (change && wanted < h.width) {
+    const int wanted = kv::QaqWantedWidth(params_, bound_, side_ == KvSide::kV, &h), before = h.width;
+    if (wanted < before) {
       h.width = uint8_t(wanted);
       ++usage_.narrowings;
     }
     kv::StoreQaqHeader(page, h);
-    if (change && wanted > h.width) Widen(p, wanted);
+    if (wanted > before) Widen(p, wanted);
   }
 
   void Widen(int p, int wanted) {
@@ -155,7 +137,7 @@ class Requantizer {
   QaqPages pages_;
   float* rows_;  // [tokens, head_dim]
   KvUsage& usage_;
-  double tokens_ = 0, sigma_ = 0;
+  kv::QaqBound bound_{};
 };
 
 }  // namespace

@@ -54,10 +54,9 @@ Status CudaBackend::CheckRecipe(const AttentionRecipe& recipe, int head_dim) con
   if (head_dim > cuda::kMaxAttentionHeadDim)
     return Error(Code::kUnsupported, "heads of {} channels: on a GPU at most {}; use --device cpu", head_dim,
                  cuda::kMaxAttentionHeadDim);
-  for (const kv::CodecId id : {recipe.k, recipe.v}) {
-    const kv::CodecInfo& codec = kv::Get(id);
-    if (codec.requantizes) return missing("requantizing (qaq)");
-  }
+  const bool host = (recipe.k == kv::CodecId::kQaq && recipe.k_qaq.source == kv::QaqSource::kHost) ||
+                    (recipe.v == kv::CodecId::kQaq && recipe.v_qaq.source == kv::QaqSource::kHost);
+  if (host) return missing("qaq with a full-precision copy on the host (source=host)");
   return {};
 }
 
@@ -78,8 +77,6 @@ Status CudaBackend::ReservePrompts(const AttentionRecipe& recipe, int64_t seq_to
   return grow(&sage_work_,
               SageBytes(pages, sage_step_tokens_, heads, kv_heads, head_dim, recipe.arithmetic.smooth));
 }
-
-KvUsage CudaBackend::Usage(KvSide) const { return {}; }
 
 // Calibration makes plans by the dozen, one where another was: what counts is the content.
 const float* CudaBackend::OfPlan(const std::vector<float>& values) {
@@ -241,6 +238,7 @@ void CudaBackend::CountDense(const KvView& kv, int64_t window) {
       kv::TailRowBytes(TailOf(kv), k.raw, kv.page) + kv::TailRowBytes(TailOf(kv), v.raw, kv.page);
   // Of all heads: those of 2 bits are as many in every sequence.
   const auto of_heads = [&kv](const kv::CodecInfo& codec, const HeadMix& mix) {
+    if (codec.requantizes) return int64_t{0};  // the device knows the widths
     return int64_t{kv.kv_heads - mix.two_bit} * codec.page_bytes(kv.page) +
            int64_t{mix.two_bit} * kv::Get(codec.two_bit).page_bytes(kv.page);
   };
@@ -314,35 +312,44 @@ void CudaBackend::RoundQueries(const AttendArgs& a) {
         stream_));
 }
 
-void CudaBackend::AttendOnTensorCores(const AttendArgs& a, const cuda::PagedKv& kv) {
-  const int rows = int(a.q.dim[0]), width = a.heads * kv.page.head_dim;
-  RoundQueries(a);
-  const DecodeEntries::Args args{
+void CudaBackend::AttendEntries(const AttendArgs& a, const cuda::PagedKv& kv, DecodeEntries::Rows which) {
+  entries_->Prepare(a.kv.segments, a.kv.page_table, which, *ring_);
+  entries_->Run(EntriesOf(a, kv));
+}
+
+DecodeEntries::Args CudaBackend::EntriesOf(const AttendArgs& a, const cuda::PagedKv& kv) const {
+  return {
       .kv = kv, .q = q_bf16_, .out = out_bf16_, .heads = a.heads, .scale = a.scale, .window = int(a.window)};
-  using Rows = DecodeEntries::Rows;
-  const auto entries = [&](Rows which) {
-    entries_->Prepare(a.kv.segments, a.kv.page_table, which, *ring_);
-    entries_->Run(args);
-  };
-  const bool prompts = Any(a.kv, [](const KvSegment&s) { return s.dense_rows > 0; }),
-             others = Any(a.kv, [](const KvSegment&s) { return s.dense_rows < s.rows; }),
-             selects = SelectOf(a.kv) != SelectKind::kAll;
-  const Prompts kind = PromptsOf(*a.kv.recipe, a.kv.page.head_dim, a.window);
-  const bool apart = kind != Prompts::kAsAll;
-  if (!apart && !selects) {
-    entries(Rows::kAll);
-  } else {
-    if (prompts && apart) AttendPrompts(a, kv, kind);
-    if (prompts && !apart) entries(Rows::kDense);
-    if (others && selects) AttendBySparq(a, args);
-    if (others && !selects) entries(Rows::kOther);
-  }
+}
+
+// From out_bf16_ into the step's outputs.
+void CudaBackend::WidenOutputs(const AttendArgs& a) {
+  const int rows = int(a.q.dim[0]), width = a.heads * a.kv.page.head_dim;
   const cuda::WidenArgs widen{
       .x = out_bf16_, .to = a.out.as<float>(), .to_stride = a.out.stride[0], .rows = rows, .k = width};
   const cuda::RowCopies copies = CopiesFor(width);
   if (!copies.any()) return CheckCuda(cuda::WidenBf16(widen, stream_));
   CheckCuda(cuda::WidenRows(widen, copies, stream_));
   Leave(Tensor::Dense(a.out.data, DType::kF32, Device::kCuda, {rows, width}), out_bf16_);
+}
+
+void CudaBackend::AttendOnTensorCores(const AttendArgs& a, const cuda::PagedKv& kv) {
+  RoundQueries(a);
+  using Rows = DecodeEntries::Rows;
+  const bool prompts = Any(a.kv, [](const KvSegment&s) { return s.dense_rows > 0; }),
+             others = Any(a.kv, [](const KvSegment&s) { return s.dense_rows < s.rows; }),
+             selects = SelectOf(a.kv) != SelectKind::kAll;
+  const Prompts kind = PromptsOf(*a.kv.recipe, a.kv.page.head_dim, a.window);
+  const bool apart = kind != Prompts::kAsAll;
+  if (!apart && !selects) {
+    AttendEntries(a, kv, Rows::kAll);
+  } else {
+    if (prompts && apart) AttendPrompts(a, kv, kind);
+    if (prompts && !apart) AttendEntries(a, kv, Rows::kDense);
+    if (others && selects) AttendBySparq(a, EntriesOf(a, kv));
+    if (others && !selects) AttendEntries(a, kv, Rows::kOther);
+  }
+  WidenOutputs(a);
 }
 
 void CudaBackend::Attention(const AttendArgs& a) {
@@ -359,17 +366,24 @@ void CudaBackend::Attend(const AttendArgs& a) {
   CheckSegments(kv, a.q.dim[0], kv.kv_heads, int(a.q.dim[2]));
   if (kv.segments.empty()) return;
   CountDense(kv, a.window);
+  if (kv.qaq_state != nullptr) return AttendInWaves(a);
   if (AttendsOnTensorCores(kv, a.heads)) return AttendOnTensorCores(a, PagedOf(kv));
   const Prompts kind =
       kv.recipe != nullptr ? PromptsOf(*kv.recipe, kv.page.head_dim, a.window) : Prompts::kAsAll;
-  const bool selects = SelectOf(kv) != SelectKind::kAll,
-             apart = kind != Prompts::kAsAll && Any(kv, [](const KvSegment&s) { return s.dense_rows > 0; });
-  // Rows that attend to all they see and have no kernel of their own.
+  const bool apart = kind != Prompts::kAsAll && Any(kv, [](const KvSegment& s) { return s.dense_rows > 0; });
+  AttendPages(a, PagedOf(kv), apart ? kind : Prompts::kAsAll);
+}
+
+// Rows that attend to all they see: prompts by the kernel of their `kind`, where they have one, and all
+// others; then those that select.
+void CudaBackend::AttendPages(const AttendArgs& a, const cuda::PagedKv& paged, Prompts kind) {
+  const KvView& kv = a.kv;
+  const bool selects = SelectOf(kv) != SelectKind::kAll, apart = kind != Prompts::kAsAll;
   int most_rows = 0;
   for (const KvSegment& s : kv.segments)
     most_rows = std::max(most_rows, (selects ? s.dense_rows : s.rows) - (apart ? s.dense_rows : 0));
   const cuda::PageAttentionArgs args{
-      .kv = PagedOf(kv),
+      .kv = paged,
       .q = a.q.as<const float>(),
       .out = a.out.as<float>(),
       .q_stride = a.q.stride[0],

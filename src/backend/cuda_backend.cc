@@ -58,6 +58,9 @@ CudaBackend::CudaBackend(int device, const cudaDeviceProp& properties)
   CheckCuda(cudaMallocAsync(reinterpret_cast<void**>(&device_counters_), sizeof(DeviceCounters), stream_),
             "counters");
   CheckCuda(cudaMemsetAsync(device_counters_, 0, sizeof(DeviceCounters), stream_), "counters");
+  CheckCuda(cudaMallocAsync(reinterpret_cast<void**>(&qaq_usage_), 2 * sizeof(cuda::QaqUsage), stream_),
+            "counters");
+  CheckCuda(cudaMemsetAsync(qaq_usage_, 0, 2 * sizeof(cuda::QaqUsage), stream_), "counters");
 }
 
 CudaBackend::~CudaBackend() {
@@ -66,8 +69,10 @@ CudaBackend::~CudaBackend() {
   for (const Buffer& b : weights_) Free(b);
   for (const auto& [host, kept] : plan_vectors_) Free(kept.buffer);
   for (const auto& [params, buffer] : sparq_) Free(buffer);
+  for (const auto& [params, buffer] : qaq_params_) Free(buffer);
   for (const auto& [heads, buffer] : planned_heads_) Free(buffer);
-  Free(work_), Free(select_work_), Free(prompt_pages_), Free(sage_work_), Free(draw_work_);
+  Free(work_), Free(select_work_), Free(prompt_pages_), Free(sage_work_), Free(draw_work_), Free(qaq_work_);
+  CheckCuda(cudaFreeAsync(qaq_usage_, stream_), "counters");
   CheckCuda(cudaFreeAsync(device_counters_, stream_), "counters");
   ring_.reset();
   CheckCuda(cudaStreamSynchronize(stream_), "kernels of this backend");

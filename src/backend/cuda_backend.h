@@ -13,6 +13,7 @@
 #include "backend/cuda_prompts.h"
 #include "kernels/cuda/attention_pages.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/qaq.h"
 #include "kernels/cuda/rows.h"
 #include "kernels/cuda/select.h"
 
@@ -108,7 +109,17 @@ class CudaBackend final : public Backend {
   void AttendPrompts(const AttendArgs&, const cuda::PagedKv&, Prompts);
   void RoundQueries(const AttendArgs&);
   void AttendOnTensorCores(const AttendArgs&, const cuda::PagedKv&);
+  DecodeEntries::Args EntriesOf(const AttendArgs&, const cuda::PagedKv&) const;
+  void AttendEntries(const AttendArgs&, const cuda::PagedKv&, DecodeEntries::Rows);
+  void WidenOutputs(const AttendArgs&);
+  void AttendPages(const AttendArgs&, const cuda::PagedKv&, Prompts kind);
   void AttendBySparq(const AttendArgs&, const DecodeEntries::Args&);
+  // QAQ (cuda_qaq.cc): attention page by page of every sequence, requantizing after each.
+  const kv::QaqParams* QaqOfHeads(const kv::QaqParams* of_heads, int kv_heads);
+  cuda::QaqSide QaqSideOf(const QaqStore&, int kv_heads);
+  bool Weighs(std::span<const KvSegment>) const;
+  void Requantize(const AttendArgs&, const cuda::PagedKv&);
+  void AttendInWaves(const AttendArgs&);
 
   const int device_;
   const cudaDeviceProp properties_;
@@ -149,6 +160,12 @@ class CudaBackend final : public Backend {
   int64_t select_tokens_ = 0;  // ReserveSelection's
   std::vector<std::pair<std::vector<SparqParams>, Buffer>>
       sparq_;  // [kv_heads] of every layer, equal ones once
+
+  std::vector<KvSegment> wave_;
+  int qaq_window_ = 0;  // the greatest of all recipes and heads seen so far
+  Buffer qaq_work_;
+  std::vector<std::pair<std::vector<kv::QaqParams>, Buffer>> qaq_params_;  // as sparq_
+  cuda::QaqUsage* qaq_usage_ = nullptr;                                    // [2]: K, V
 
   // Steps that were recorded as graphs (cuda_step.cc). They hold addresses: Free forgets them all.
   struct Recorded {

@@ -35,7 +35,7 @@ bool DecodeEntries::Takes(const AttentionRecipe& recipe, int heads, int kv_heads
   const bool codec = recipe.k == kv::CodecId::kF16 || recipe.k == kv::CodecId::kBF16 ||
                      recipe.k == kv::CodecId::kInt8Token || recipe.k == kv::CodecId::kInt4Token ||
                      recipe.k == kv::CodecId::kFlashQ4 || recipe.k == kv::CodecId::kFlashQ2 ||
-                     recipe.k == kv::CodecId::kFlashQ2Search;
+                     recipe.k == kv::CodecId::kFlashQ2Search || recipe.k == kv::CodecId::kQaq;
   const bool selects = recipe.select.kind != SelectKind::kAll;
   return bf16 && codec && recipe.k == recipe.v && recipe.tail == kv::Tail::kFloat && head_dim % 16 == 0 &&
          head_dim <= 256 && heads / kv_heads <= 16 &&
@@ -60,8 +60,15 @@ void DecodeEntries::MakePlan(std::span<const KvSegment> segments, std::span<cons
   for (const KvSegment& s : segments) p.max_pages = std::max(p.max_pages, s.pages);
   // A recorded launch serves until its table is too narrow.
   p.max_pages = (p.max_pages + kPagesStep - 1) / kPagesStep * kPagesStep;
+  int next = segments.front().row;  // of the entry that comes
   for (const KvSegment& s : segments) {
     // Rows that are not of the plan are entries without a length: row_begin has no gaps.
+    if (next != s.row) {
+      p.open.push_back(0), p.lengths.push_back(0), p.scratch_lengths.push_back(0),
+          p.row_begin.push_back(next);
+      p.table.resize(p.lengths.size() * size_t(p.max_pages));
+    }
+    next = s.row + s.rows;
     const int first = which == Rows::kOther ? s.dense_rows : 0,
               last = which == Rows::kDense ? s.dense_rows : s.rows;
     for (int row = 0, rows = 0; row < s.rows; row += rows) {

@@ -34,6 +34,7 @@ std::vector<int64_t> CudaBackend::FormOf(const StepInputs& in) const {
   std::vector<int64_t> form = (in.selects ? selected_ : entries_)->Form();
   form.push_back(int64_t(in.tokens.size()));
   form.push_back(Seals(in));
+  form.push_back(Weighs(in.segments));
   form.insert(form.end(), in.logit_rows.begin(), in.logit_rows.end());
   for (const void* p :
        {in.model, in.cache, static_cast<const void*>(tokens_.device()),

@@ -3,24 +3,9 @@
 
 #include <algorithm>
 
-#include "quant/kv/qaq_rules.h"
+#include "quant/kv/qaq_update.h"
 
 namespace nibble {
-namespace {
-
-constexpr int kOutlierBits = 32;  // token, channel and f16 value, as stored
-
-}  // namespace
-
-kv::OutlierCounts QaqPages::CountOutliers(const float* x, double sigma) const {
-  const int n = shape_.head_dim;
-  if (params_.pick == kv::QaqPick::kQuantile) return kv::QuantileOutliers(n, double(params_.outliers));
-  const int most = kv::MostCostOutliers(n).low;
-  const kv::QaqExtremes e(x, n, most + 1, most + 1);
-  float low[kv::kMaxCostOutliers + 1], high[kv::kMaxCostOutliers + 1];
-  for (int i = 0; i <= most; ++i) low[i] = x[e.low[i]], high[i] = x[e.high[i]];
-  return kv::CheapestOutliers(low, high, n, most, sigma, params_.rule, params_.max, kOutlierBits);
-}
 
 void QaqPages::Seal(const float* rows, double sigma, std::byte* page) {
   Release(page);
@@ -34,7 +19,7 @@ void QaqPages::Seal(const float* rows, double sigma, std::byte* page) {
     const float* x = rows + t * shape_.head_dim;
     kv::QaqRange range;
     if (kv::QaqFits(x, shape_.head_dim)) {
-      const kv::OutlierCounts n = CountOutliers(x, sigma);
+      const kv::OutlierCounts n = kv::QaqCountOutliers(params_, x, shape_.head_dim, sigma);
       const kv::QaqExtremes e(x, shape_.head_dim, n.low, n.high);
       range = kv::QaqFit(x, shape_.head_dim, e, n.low, n.high);
       for (int i = 0; i < n.low; ++i) outliers.Add(t, e.low[i], x[e.low[i]], take);

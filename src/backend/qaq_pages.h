@@ -34,8 +34,6 @@ class QaqPages {
   const std::byte* Load(const std::byte* from, std::byte* page);
 
  private:
-  kv::OutlierCounts CountOutliers(const float* x, double sigma) const;
-
   kv::PageShape shape_;
   const kv::QaqParams& params_;
   kv::PlaneArena planes_, cells_;

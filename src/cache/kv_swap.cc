@@ -3,7 +3,9 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
 #include <utility>
+#include <vector>
 
 #include "backend/kv_view.h"
 #include "backend/qaq_pages.h"
@@ -50,9 +52,63 @@ void VisitPage(const KvView& kv, int32_t page, F&& f) {
   if (kv.side.bytes > 0) f(PageRecord(kv, page, 0), size_t(kv.kv_heads * kv.side.bytes));
 }
 
-// f(pages of a KV head, the record of `page`) for the pages that lie in arenas.
+// f(address, bytes) for the places of a page of one KV head on a device: its record, planes and outliers.
+template <class F>
+void VisitPlaces(const KvView& kv, KvSide side, int head, int32_t page, F&& f) {
+  const QaqStore& store = side == KvSide::kK ? kv.k_qaq : kv.v_qaq;
+  const int64_t plane_bytes = kv::QaqPlaneBytes(kv.page);
+  f(SealedPagesOf(kv, side == KvSide::kV, 0, head).At(page), size_t(kv::QaqRecordBytes(kv.page)));
+  f(store.planes + (head * store.plane_capacity + int64_t{page} * store.most_planes) * plane_bytes,
+    size_t(store.most_planes * plane_bytes));
+  f(store.cells + (head * store.cell_capacity + int64_t{page} * store.most_cells) * kv::kQaqCellBytes,
+    size_t(store.most_cells) * kv::kQaqCellBytes);
+}
+
+// A record that was saved, and the cells that lie behind its planes, as they are to be at `page`.
+void MovePlaces(const KvView& kv, KvSide side, int head, int32_t page, std::byte* record, std::byte* cells) {
+  const QaqStore& store = side == KvSide::kK ? kv.k_qaq : kv.v_qaq;
+  const std::byte* at = SealedPagesOf(kv, side == KvSide::kV, 0, head).At(page);
+  kv::QaqHeader h = kv::LoadQaqHeader(record);
+  h.planes_at = store.planes + head * store.plane_capacity * kv::QaqPlaneBytes(kv.page) - at;
+  h.cells_at = store.cells + head * store.cell_capacity * kv::kQaqCellBytes - at;
+  for (int b = 0; b < store.most_planes; ++b) h.plane[b] = uint32_t(page * store.most_planes + b);
+  h.first_cell = uint32_t(page * store.most_cells);
+  kv::StoreQaqHeader(record, h);
+  for (int i = 0; i + 1 < kv::QaqCells(h.outliers); ++i) {
+    const uint32_t next = h.first_cell + uint32_t(i) + 1;
+    memcpy(cells + (i + 1) * kv::kQaqCellBytes - 4, &next, 4);
+  }
+}
+
+void SwapInPlaces(const SwapLayer& l, KvSide side, int head, int32_t page, const std::byte** from) {
+  std::vector<std::byte> bytes;
+  VisitPlaces(l.kv, side, head, page, [&](const std::byte*, size_t n) { bytes.resize(bytes.size() + n); });
+  memcpy(bytes.data(), *from, bytes.size());
+  *from += bytes.size();
+  const QaqStore& store = side == KvSide::kK ? l.kv.k_qaq : l.kv.v_qaq;
+  MovePlaces(l.kv, side, head, page, bytes.data(),
+             bytes.data() + bytes.size() - size_t(store.most_cells) * kv::kQaqCellBytes);
+  const std::byte* next = bytes.data();
+  VisitPlaces(l.kv, side, head, page, [&](std::byte* to, size_t n) {
+    l.backend.Upload(next, to, n);
+    next += n;
+  });
+}
+
+bool OnDevice(const SwapLayer& l) { return l.backend.Info().device == Device::kCuda; }
+
+// f(side, head) for the pages that a device keeps in places of their own.
+template <class F>
+void VisitHeads(const SwapLayer& l, F&& f) {
+  if (!OnDevice(l)) return;
+  for (const KvSide side : {KvSide::kK, KvSide::kV})
+    for (int head = 0; InArenas(l.kv, side) && head < l.kv.kv_heads; ++head) f(side, head);
+}
+
+// f(pages of a KV head, the record of `page`) for the pages that lie in arenas, on the host.
 template <class F>
 void VisitArenas(const SwapLayer& l, int32_t page, F&& f) {
+  if (OnDevice(l)) return;
   for (const KvSide side : {KvSide::kK, KvSide::kV}) {
     if (!InArenas(l.kv, side)) continue;
     for (int head = 0; head < l.kv.kv_heads; ++head) {
@@ -71,6 +127,7 @@ int64_t SwapBytes(const SwapLayer& l) {
   for (const int32_t page : l.pages) {
     VisitPage(l.kv, page, count);
     VisitArenas(l, page, [&](const QaqPages& qaq, const std::byte* record) { bytes += qaq.Bytes(record); });
+    VisitHeads(l, [&](KvSide side, int head) { VisitPlaces(l.kv, side, head, page, count); });
   }
   return bytes;
 }
@@ -84,6 +141,7 @@ std::byte* SwapOut(const SwapLayer& l, std::byte* to) {
   for (const int32_t page : l.pages) {
     VisitPage(l.kv, page, copy);
     VisitArenas(l, page, [&](const QaqPages& qaq, const std::byte* record) { to = qaq.Save(record, to); });
+    VisitHeads(l, [&](KvSide side, int head) { VisitPlaces(l.kv, side, head, page, copy); });
   }
   return to;
 }
@@ -105,6 +163,7 @@ const std::byte* SwapIn(const SwapLayer& l, int64_t skip, const std::byte* from)
       NIBBLE_CHECK(!there, "pages of QAQ are not shared");
       from = qaq.Load(from, record);
     });
+    VisitHeads(l, [&](KvSide side, int head) { SwapInPlaces(l, side, head, page, &from); });
   }
   return from;
 }

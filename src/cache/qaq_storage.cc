@@ -27,8 +27,9 @@ Status QaqStorage::Alloc(Backend& backend, int layers, int kv_heads, int64_t pag
   plane_bytes_ = kv::QaqPlaneBytes(page);
   kv_heads_ = kv_heads;
   first_.params = params_.data();
+  first_.most_planes = most, first_.most_cells = MaxCells(page, params);
   first_.plane_capacity = pages * most;
-  first_.cell_capacity = pages * MaxCells(page, params);
+  first_.cell_capacity = pages * first_.most_cells;
   const int64_t heads = int64_t{layers} * kv_heads;
   NIBBLE_ASSIGN(planes_, backend.Alloc(size_t(heads * first_.plane_capacity * plane_bytes_)));
   NIBBLE_ASSIGN(cells_, backend.Alloc(size_t(heads * first_.cell_capacity * kv::kQaqCellBytes)));

@@ -28,7 +28,7 @@ double Difference(const std::vector<float>& got, const std::vector<float>& want)
 }
 
 std::vector<std::pair<std::string, std::string>> RefusedOnGpu() {
-  return {{"qaq", "qaq"}, {"k=qaq", "qaq"}, {"v=qaq", "qaq"}};
+  return {{"k=qaq:source=host", "source=host"}, {"v=qaq:source=host", "source=host"}};
 }
 
 void OnGpu::SetUp() {

@@ -2,6 +2,7 @@
 // Checks of arguments, the plan of a launch, and the choice of its instance.
 #include "kernels/cuda/attention_decode.h"
 #include "kernels/cuda/decode_instances.cuh"
+#include "kernels/cuda/decode_qaq.h"
 
 namespace nibble::cuda {
 namespace {
@@ -73,10 +74,12 @@ Launch AttentionDecode(const DecodeArgs& a, Stream stream) {
     case kv::CodecId::kFlashQ2:
     case kv::CodecId::kFlashQ2Search:
       return decode::LaunchFlashQ2(a, plan, stream);
+    case kv::CodecId::kQaq:
+      return decode::LaunchQaq(a, plan, stream);
     default:
       return Refused(
-          "attention_decode: codec must be f16, bf16, int8-token, int4-token, flashq4, flashq2 or "
-          "flashq2-search");
+          "attention_decode: codec must be f16, bf16, int8-token, int4-token, flashq4, flashq2, "
+          "flashq2-search or qaq");
   }
 }
 

@@ -196,7 +196,7 @@ Launch Seal(const SealLayersArgs& a, unsigned blocks, Stream stream) {
   const PagedKv& kv = a.kv;
   Launch launch{};
   const auto seal = [&](kv::CodecId codec, bool of_k, bool of_v) {
-    if (!launch.ok() || (!of_k && !of_v)) return;
+    if (!launch.ok() || (!of_k && !of_v) || codec == kv::CodecId::kQaq) return;  // qaq_requantize.cu has it
     Visit(kv::Codecs{}, codec, [&]<class C>() {
       const int shared = SealBytes<C>(kv.page);
       const unsigned sides = of_k && of_v ? 2 : 1;

@@ -69,9 +69,36 @@ __device__ inline void LoadOpen(const PagedKv& kv, DType type, const std::byte* 
   }
 }
 
+// QAQ: the planes, then the outliers over them. Called by all threads of the block.
+__device__ inline void LoadPlanes(kv::PageShape s, const std::byte* page, float* tile, int stride) {
+  const kv::QaqHeader h = kv::LoadQaqHeader(page);
+  const int eights = s.head_dim / 8;
+  for (int i = int(threadIdx.x); i < s.tokens * eights; i += int(blockDim.x)) {
+    const kv::QaqRange r = kv::LoadQaqRange(s, page, i / eights);
+    const float min = HalfToFloat(r.min), half = HalfToFloat(r.half);
+    int planes[kv::kQaqPlanes];
+    for (int b = 0; b < h.width; ++b) planes[b] = int(kv::QaqPlane(s, page, h, b)[i]);
+    for (int j = 0; j < 8; ++j) {
+      int code = 0;
+      for (int b = 0; b < h.width; ++b) code = 2 * code + (planes[b] >> j & 1);
+      tile[i / eights * stride + i % eights * 8 + j] = kv::QaqDecode(code, min, half, h.width);
+    }
+  }
+  __syncthreads();
+  const std::byte* cells = page + h.cells_at + int64_t{h.first_cell} * kv::kQaqCellBytes;
+  for (int i = int(threadIdx.x); i < h.outliers;
+       i += int(blockDim.x)) {  // the cells of a page are neighbours
+    const std::byte* at = cells + i / kv::kQaqCellOutliers * kv::kQaqCellBytes + i % kv::kQaqCellOutliers * 4;
+    const int where = kv::LoadU16(at);
+    tile[(where >> 10) * stride + (where & 1023)] = HalfToFloat(kv::LoadU16(at + 2));
+  }
+}
+
 template <class C>
 __device__ __noinline__ void LoadPageOf(kv::PageShape s, const std::byte* page, float* tile, int stride) {
-  if constexpr (kv::HasDecodeRow<C>) {
+  if constexpr (C::kId == kv::CodecId::kQaq) {
+    LoadPlanes(s, page, tile, stride);
+  } else if constexpr (kv::HasDecodeRow<C>) {
     for (int t = int(threadIdx.x); t < s.tokens; t += int(blockDim.x))
       C::DecodeRow(s, page, t, tile + t * stride);
   } else {
