@@ -34,7 +34,8 @@ NIBBLE_HD size_t LinearZeroOffset(weight::Storage s, int n, int k) {
   return LinearScaleOffset(s, n, k) + size_t(RowBlocks(n)) * kBlockRows * 4;
 }
 NIBBLE_HD size_t LinearBytes(weight::Storage s, int n, int k) {
-  return LinearZeroOffset(s, n, k) + size_t(RowBlocks(n)) * kBlockRows;
+  return LinearZeroOffset(s, n, k) +
+         (s == weight::Storage::kW4A8Channel ? size_t(RowBlocks(n)) * kBlockRows : 0);
 }
 inline LinearWeight LinearWeightAt(weight::Storage s, int n, int k, const std::byte* memory) {
   return {s,
