@@ -224,7 +224,8 @@ TEST(ServeModel, WhatCannotBeIsOneLine) {
   expect({"serve", "-m", model, "-m", model, "--quiet"}, 1, "two models would be called \"novelist-10m\"");
 }
 
-// Fewer connections where the system allows few open files, as in a container; not where the user names a number.
+// Fewer connections where the system allows few open files, as in a container; not where the user names a
+// number.
 TEST(ServeModel, ConnectionsFitTheOpenFiles) {
   const auto run = [](const std::string& limit, const std::string& more) {
     const std::string command =

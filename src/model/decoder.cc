@@ -75,7 +75,8 @@ Status Decoder::AllocateWork() {
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&sin_, rows, {c.head_dim / 2}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&last_, logit_rows, {c.hidden}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&logits_, logit_rows, {c.vocab}));
-  NIBBLE_CHECK(work_bytes_ == PlanWork(c).Bytes(rows, logit_rows, false), "work memory is not what PlanWork says");
+  NIBBLE_CHECK(work_bytes_ == PlanWork(c).Bytes(rows, logit_rows, false),
+               "work memory is not what PlanWork says");
 
   NIBBLE_ASSIGN(inv_freq_, UploadVector(InverseFrequencies(c.rope, c.head_dim)));
   balance_.resize(size_t(c.layers));

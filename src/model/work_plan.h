@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Floor 7. What the steps of a model need in memory beside weights and cache: rows of activations, logits, and
-// on a GPU the copies of rows that its products read.
+// Floor 7. What the steps of a model need in memory beside weights and cache: rows of activations, logits,
+// and on a GPU the copies of rows that its products read.
 #pragma once
 #include <cstdint>
 

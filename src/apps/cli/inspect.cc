@@ -194,7 +194,8 @@ std::string MemoryText(const Inspection& in) {
   }
   const WorkPlan work = PlanWork(*in.config);
   return fmt::format(
-      "  weights in memory  {}\n  work memory        {} a token of a step ({} on a GPU), {} a row of logits\n\n{}",
+      "  weights in memory  {}\n  work memory        {} a token of a step ({} on a GPU), {} a row of "
+      "logits\n\n{}",
       HumanBytes(in.packed_bytes), HumanBytes(uint64_t(work.row_bytes)),
       HumanBytes(uint64_t(work.row_bytes + work.gpu_row_bytes)), HumanBytes(uint64_t(work.logit_row_bytes)),
       table.ToString());

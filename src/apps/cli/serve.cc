@@ -101,7 +101,8 @@ void FitConnections(ServeOptions& o) {
   if (allowed >= most) return;
   most = allowed;
   if (!o.common.quiet)
-    fmt::print(stderr, "nibble: at most {} connections: the system's limit on open files (ulimit -Hn) is low\n",
+    fmt::print(stderr,
+               "nibble: at most {} connections: the system's limit on open files (ulimit -Hn) is low\n",
                most);
 }
 

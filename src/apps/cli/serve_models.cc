@@ -63,9 +63,10 @@ Status PrintServePlan(const ServeOptions& o) {
                  MiB(static_cast<uint64_t>(kv.pool_bytes)));
     }
   }
-  fmt::print(stderr,
-             "nibble: plan: {:.1f} MiB of weights, steps and pools at most; a pool takes memory as it fills\n",
-             MiB(total));
+  fmt::print(
+      stderr,
+      "nibble: plan: {:.1f} MiB of weights, steps and pools at most; a pool takes memory as it fills\n",
+      MiB(total));
   return {};
 }
 
