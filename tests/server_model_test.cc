@@ -222,8 +222,27 @@ TEST(ServeModel, WhatCannotBeIsOneLine) {
   expect({"serve", "-m", model, "--recipes", "exact", "--recipe", "qserve"}, 2, "not both");
   expect({"serve", "-m", model, "-m", model, "-a", "a", "-a", "b", "-a", "c"}, 2, "3 names for 2 models");
   expect({"serve", "-m", model, "-m", model, "--quiet"}, 1, "two models would be called \"novelist-10m\"");
-  EXPECT_NE(test::RunNibble({"serve", "--print-limits"}).out.find("max_connections 4096\n"),
-            std::string::npos);
+}
+
+// Fewer connections where the system allows few open files, as in a container; not where the user names a
+// number.
+TEST(ServeModel, ConnectionsFitTheOpenFiles) {
+  const auto run = [](const std::string& limit, const std::string& more) {
+    const std::string command =
+        "ulimit -n " + limit + "; exec " NIBBLE_BINARY_DIR "/nibble serve " + more + " 2>&1";
+    FILE* out = popen(command.c_str(), "r");
+    std::string text;
+    for (int c = fgetc(out); c != EOF; c = fgetc(out)) text += char(c);
+    pclose(out);
+    return text;
+  };
+  EXPECT_NE(run("4160", "--print-limits").find("max_connections 4096\n"), std::string::npos);
+  const std::string few = run("300", "--print-limits");
+  EXPECT_NE(few.find("max_connections 236\n"), std::string::npos) << few;
+  EXPECT_NE(few.find("at most 236 connections"), std::string::npos) << few;
+  const std::string refused = run("300", "-m " + test::Model10m() + " --port 0 --max-connections 400");
+  EXPECT_NE(refused.find("400 connections need 464 open files, but the system allows 300"), std::string::npos)
+      << refused;
 }
 
 }  // namespace

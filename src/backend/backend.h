@@ -149,6 +149,8 @@ class Backend {
   // 64-byte aligned, zero-filled on first touch. kOutOfMemory names the size.
   virtual Result<Buffer> Alloc(size_t bytes) = 0;
   virtual void Free(Buffer) = 0;
+  // The most that buffers have taken at a time, of a device with memory of its own; else 0.
+  virtual int64_t MostAllocated() { return 0; }
   virtual void Upload(const void* host, std::byte* device, size_t bytes) = 0;
   virtual void Download(const std::byte* device, void* host, size_t bytes) = 0;
   virtual void Sync() = 0;

@@ -107,6 +107,14 @@ void CudaBackend::Free(Buffer b) {
   CheckCuda(cudaFreeAsync(b.data, stream_), "free");
 }
 
+int64_t CudaBackend::MostAllocated() {
+  cudaMemPool_t pool;
+  uint64_t bytes = 0;
+  CheckCuda(cudaDeviceGetDefaultMemPool(&pool, device_), "memory pool");
+  CheckCuda(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemHigh, &bytes), "memory pool");
+  return int64_t(bytes);
+}
+
 // From and to memory that is not pinned these return when the host side is done.
 void CudaBackend::Upload(const void* host, std::byte* device, size_t bytes) {
   Begin();

@@ -27,6 +27,7 @@ class CudaBackend final : public Backend {
 
   DeviceInfo Info() const override;
   Result<Buffer> Alloc(size_t bytes) override;
+  int64_t MostAllocated() override;
   void Free(Buffer) override;
   void Upload(const void* host, std::byte* device, size_t bytes) override;
   void Download(const std::byte* device, void* host, size_t bytes) override;

@@ -141,6 +141,8 @@ Status CudaBackend::SendIntegers(const weight::WeightView& view, const cuda::Lin
   on_device.zero = reinterpret_cast<const uint8_t*>(zero);
   CheckCuda(cuda::PackLinearRows(on_device, to, stream_));
   for (const Buffer& part : parts) Free(part);
+  // The next matrix comes when this one's parts are gone: loading takes little beside what it leaves.
+  CheckCuda(cudaStreamSynchronize(stream_), "packing");
   return {};
 }
 

@@ -17,12 +17,6 @@
 namespace nibble {
 namespace {
 
-// Work memory for logits stays near 16 MiB whatever the vocabulary; at least one row a sequence.
-int LogitRows(int vocab, int max_seqs, int step_rows) {
-  const int fit = static_cast<int>((int64_t{16} << 20) / (int64_t{4} * vocab));
-  return std::clamp(fit, std::min(max_seqs, step_rows), step_rows);
-}
-
 // What engines of one model share. The model is built on the backend and reads the plan.
 struct LoadedModel {
   std::unique_ptr<Backend> backend;
@@ -189,6 +183,11 @@ std::vector<std::string> EngineImpl::Explain() const {
 }
 
 }  // namespace
+
+int LogitRows(int vocab, int max_seqs, int step_rows) {
+  const int fit = static_cast<int>((int64_t{16} << 20) / (int64_t{4} * vocab));
+  return std::clamp(fit, std::min(max_seqs, step_rows), step_rows);
+}
 
 Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options, std::optional<Plan> plan) {
   NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(options.recipe, options.dtype));

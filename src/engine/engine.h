@@ -66,6 +66,10 @@ struct Completion {
   double prefill_seconds = 0, decode_seconds = 0;
 };
 
+// Rows with logits in a step: work memory for them stays near 16 MiB whatever the vocabulary; at least one a
+// sequence.
+int LogitRows(int vocab, int max_seqs, int step_rows);
+
 // What an engine is made of, for those who run steps of their own.
 struct EngineParts {
   Model& model;

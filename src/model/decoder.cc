@@ -7,6 +7,7 @@
 #include <set>
 
 #include "model/rope.h"
+#include "model/work_plan.h"
 
 namespace nibble {
 namespace {
@@ -56,6 +57,7 @@ Status Decoder::AllocateRows(Tensor* t, int64_t rows, std::initializer_list<int6
   for (int64_t d : rest) n *= d;
   NIBBLE_ASSIGN(Buffer b, backend_.Alloc(static_cast<size_t>(n) * sizeof(float)));
   buffers_.push_back(b);
+  work_bytes_ += static_cast<int64_t>(b.bytes);
   *t = Tensor::Dense(b.data, DType::kF32, backend_.Info().device, {rows, n / rows});
   if (rest.size() == 2) *t = Reshape(*t, {rows, rest.begin()[0], rest.begin()[1]});
   return {};
@@ -73,6 +75,8 @@ Status Decoder::AllocateWork() {
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&sin_, rows, {c.head_dim / 2}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&last_, logit_rows, {c.hidden}));
   NIBBLE_RETURN_IF_ERROR(AllocateRows(&logits_, logit_rows, {c.vocab}));
+  NIBBLE_CHECK(work_bytes_ == PlanWork(c).Bytes(rows, logit_rows, false),
+               "work memory is not what PlanWork says");
 
   NIBBLE_ASSIGN(inv_freq_, UploadVector(InverseFrequencies(c.rope, c.head_dim)));
   balance_.resize(size_t(c.layers));

@@ -75,6 +75,7 @@ class Decoder : public Model {
   ModelOptions options_;
   MatmulArith arith_;
   size_t weight_bytes_ = 0;
+  int64_t work_bytes_ = 0;
   std::unique_ptr<PackedWeights> packed_;
   std::vector<Buffer> buffers_;
   std::vector<LayerWeights> layers_;

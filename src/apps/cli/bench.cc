@@ -96,6 +96,8 @@ Json ToJson(const Options& o, BenchRun& run, const BenchCase& c, const BenchResu
   json["stddev_ts"] = rates.deviation;
   json["samples_ts"] = rates.samples;
   json["kv_bytes"] = result.kv_bytes;
+  json["planned_bytes"] = result.planned_bytes;
+  if (const int64_t most = run.backend().MostAllocated(); most > 0) json["device_bytes"] = most;
   json["load_seconds"] = run.load_seconds();
   json["peak_bytes"] = PeakBytes();
   json["random_weights"] = !o.shape.empty();

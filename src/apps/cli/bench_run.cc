@@ -9,6 +9,7 @@
 
 #include "apps/cli/bench_weights.h"
 #include "cache/kv_sizes.h"
+#include "model/work_plan.h"
 
 namespace nibble::cli {
 namespace {
@@ -153,6 +154,12 @@ Result<BenchResult> BenchRun::Run(const BenchCase& bench, int repetitions, const
   BenchResult result;
   const KvSizes sizes = PlanKv(shape, c.heads, recipe_, 1, bench.depth + each);
   result.kv_bytes = (sizes.pool_bytes + sizes.tail_bytes_per_seq) * bench.seqs;
+  const bool gpu = backend_->Info().device == Device::kCuda;
+  const KvSizes pool =
+      PlanKv(shape, c.heads, recipe_, bench.seqs, most * bench.seqs, std::max(options_.batch, bench.seqs));
+  result.planned_bytes =
+      int64_t(model_->weight_bytes()) + pool.pool_bytes + (gpu ? pool.prompt_bytes : 0) +
+      PlanWork(c).Bytes(std::max(options_.batch, options_.max_seqs), options_.max_seqs, gpu);
   result.seconds.reserve(size_t(repetitions));
   std::vector<SeqId> seqs;
   for (int i = -1; i < repetitions; ++i) {  // -1: the warm-up

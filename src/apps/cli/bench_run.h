@@ -38,6 +38,7 @@ struct BenchCase {
 struct BenchResult {
   std::vector<double> seconds;      // of each repetition
   int64_t kv_bytes = 0;             // sealed pages and open page of depth + tokens
+  int64_t planned_bytes = 0;        // weights, steps, and the cache of this case
   std::vector<std::string> memory;  // Backend::ExplainMemory at the end, the cache in use
 };
 

@@ -12,6 +12,7 @@
 #include "apps/cli/table.h"
 #include "io/check_weights.h"
 #include "io/manifest.h"
+#include "model/work_plan.h"
 #include "recipe/two_bit_heads.h"
 
 namespace nibble::cli {
@@ -123,7 +124,14 @@ Json ToJson(const Options& o, const Inspection& in) {
                      {"gpu_prompt_bytes", plan.sizes.prompt_bytes},
                      {"contexts", std::move(contexts)}});
   }
-  if (in.config) json["memory"] = {{"weight_bytes", in.packed_bytes}, {"kv", std::move(plans)}};
+  if (in.config) {
+    const WorkPlan work = PlanWork(*in.config);
+    json["memory"] = {{"weight_bytes", in.packed_bytes},
+                      {"work_bytes_per_row", work.row_bytes},
+                      {"work_bytes_per_logit_row", work.logit_row_bytes},
+                      {"gpu_work_bytes_per_row", work.gpu_row_bytes},
+                      {"kv", std::move(plans)}};
+  }
   json["notes"] = in.notes;
   json["tensors"] = std::move(tensors);
   return json;
@@ -184,7 +192,13 @@ std::string MemoryText(const Inspection& in) {
     if (prompts) row.push_back(HumanBytes(uint64_t(plan.sizes.prompt_bytes)));
     table.AddRow(std::move(row));
   }
-  return fmt::format("  weights in memory  {}\n\n{}", HumanBytes(in.packed_bytes), table.ToString());
+  const WorkPlan work = PlanWork(*in.config);
+  return fmt::format(
+      "  weights in memory  {}\n  work memory        {} a token of a step ({} on a GPU), {} a row of "
+      "logits\n\n{}",
+      HumanBytes(in.packed_bytes), HumanBytes(uint64_t(work.row_bytes)),
+      HumanBytes(uint64_t(work.row_bytes + work.gpu_row_bytes)), HumanBytes(uint64_t(work.logit_row_bytes)),
+      table.ToString());
 }
 
 Result<int> Run(const Options& o) {

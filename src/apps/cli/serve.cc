@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floor 9. nibble serve: the engine behind HTTP until a signal comes.
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -89,11 +90,28 @@ Result<int> Serve(const ServeOptions& o) {
   return cut == 0 ? kExitOk : kExitSignal + *signal;
 }
 
-Result<int> Run(const ServeOptions& o, Parser parser) {
+// As many connections as asked for, else as many as there may be.
+void FitConnections(ServeOptions& o) {
+  int& most = o.http.limits.max_connections;
+  if (o.max_connections > 0) {
+    most = o.max_connections;
+    return;
+  }
+  const int allowed = std::max(1, server::ConnectionsAllowed());
+  if (allowed >= most) return;
+  most = allowed;
+  if (!o.common.quiet)
+    fmt::print(stderr,
+               "nibble: at most {} connections: the system's limit on open files (ulimit -Hn) is low\n",
+               most);
+}
+
+Result<int> Run(ServeOptions& o, Parser parser) {
   if (o.config.print) {
     Print(DescribeConfig(parser, o.config, {"api-key"}));
     return kExitOk;
   }
+  FitConnections(o);
   if (o.print_limits) {
     Print(o.http.limits.ToString());
     return kExitOk;

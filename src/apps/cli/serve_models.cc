@@ -3,6 +3,7 @@
 
 #include "apps/cli/memory_plan.h"
 #include "engine/serving_plan.h"
+#include "model/work_plan.h"
 
 namespace nibble::cli {
 namespace {
@@ -10,6 +11,12 @@ namespace {
 constexpr double kMiB = 1 << 20;
 
 double MiB(uint64_t bytes) { return static_cast<double>(bytes) / kMiB; }
+
+// Of the steps; on a GPU where the device may be one.
+uint64_t WorkBytes(const ServingOptions& o, const ModelConfig& config) {
+  const int rows = o.max_num_batched_tokens, logit_rows = LogitRows(config.vocab, o.max_num_seqs, rows);
+  return uint64_t(PlanWork(config).Bytes(rows, logit_rows, o.engine.device != DeviceChoice::kCpu));
+}
 
 // The engines of one model, and what clients call them: NAME is the first recipe, NAME:RECIPE each of them.
 Status LoadModel(const ServeOptions& o, size_t index, Served* served) {
@@ -40,7 +47,10 @@ Status PrintServePlan(const ServeOptions& o) {
     NIBBLE_ASSIGN(const auto weights, io::Weights::Open(dir));
     const uint64_t bytes = PackedWeightBytes(weights->tensors(), options.engine.dtype);
     total += bytes;
-    fmt::print(stderr, "nibble: plan: {}: weights {:.1f} MiB, once for all recipes\n", dir, MiB(bytes));
+    const uint64_t work = WorkBytes(options, config);
+    total += work;
+    fmt::print(stderr, "nibble: plan: {}: weights {:.1f} MiB, steps {:.1f} MiB, once for all recipes\n", dir,
+               MiB(bytes), MiB(work));
     for (const std::string& name : o.recipes) {
       NIBBLE_ASSIGN(const AttentionRecipe recipe, ParseRecipe(name, options.engine.dtype));
       NIBBLE_ASSIGN(const int64_t tokens, PoolTokens(options, config, recipe));
@@ -53,9 +63,10 @@ Status PrintServePlan(const ServeOptions& o) {
                  MiB(static_cast<uint64_t>(kv.pool_bytes)));
     }
   }
-  fmt::print(stderr,
-             "nibble: plan: {:.1f} MiB of weights and pools at most; a pool takes memory as it fills\n",
-             MiB(total));
+  fmt::print(
+      stderr,
+      "nibble: plan: {:.1f} MiB of weights, steps and pools at most; a pool takes memory as it fills\n",
+      MiB(total));
   return {};
 }
 

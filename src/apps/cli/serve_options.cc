@@ -87,8 +87,9 @@ void AddEngine(Parser parser, ServeOptions& o) {
 
 void AddLimits(Parser parser, ServeOptions& o) {
   server::Limits& l = o.http.limits;
-  Add(parser, "--max-connections", l.max_connections, "Open connections [4096]", "N", kLimits)
-      .Range(1, 1 << 20);
+  Add(parser, "--max-connections", o.max_connections,
+      "Open connections; 0: 4096, or as many as the system's limit on open files leaves [0]", "N", kLimits)
+      .Range(0, 1 << 20);
   Add(parser, "--max-queued-requests", l.max_queued_requests, "Requests that wait; beyond them 429 [1024]",
       "N", kLimits)
       .Range(1, 1 << 20);

@@ -22,7 +22,8 @@ struct ServeOptions {
   server::HttpServerOptions http;
   ServingOptions engine;
   std::string admission = "prompt", preempt = "recompute";
-  double swap_gib = 4;  // --swap-space
+  double swap_gib = 4;      // --swap-space
+  int max_connections = 0;  // 0: those of the limits, fewer where the system allows fewer open files
   bool no_prefix_cache = false, print_limits = false, no_log = false;
   std::vector<std::string> api_keys, cors_origins;
   double watchdog_seconds = 120;

@@ -11,6 +11,7 @@
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/strand.hpp>
 #include <chrono>
+#include <climits>
 #include <condition_variable>
 #include <csignal>
 #include <mutex>
@@ -232,6 +233,13 @@ bool HttpServerImpl::WaitIdle(double seconds) {
 }
 
 }  // namespace
+
+int ConnectionsAllowed() {
+  rlimit files{};
+  getrlimit(RLIMIT_NOFILE, &files);
+  const auto most = std::min<rlim_t>(files.rlim_max, INT_MAX);
+  return std::max(0, static_cast<int>(most) - kSpareFiles);
+}
 
 Result<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpServerOptions& options,
                                                       HttpService* service) {

@@ -22,6 +22,9 @@ struct HttpServerOptions {
   std::shared_ptr<TlsContext> tls{};  // null: plain HTTP
 };
 
+// Connections that the system's limit on open files leaves room for (`ulimit -Hn`).
+int ConnectionsAllowed();
+
 class HttpServer {
  public:
   // Listens and answers from here on; `service` outlives the server. kIo names the address.

@@ -34,7 +34,8 @@ NIBBLE_HD size_t LinearZeroOffset(weight::Storage s, int n, int k) {
   return LinearScaleOffset(s, n, k) + size_t(RowBlocks(n)) * kBlockRows * 4;
 }
 NIBBLE_HD size_t LinearBytes(weight::Storage s, int n, int k) {
-  return LinearZeroOffset(s, n, k) + size_t(RowBlocks(n)) * kBlockRows;
+  return LinearZeroOffset(s, n, k) +
+         (s == weight::Storage::kW4A8Channel ? size_t(RowBlocks(n)) * kBlockRows : 0);
 }
 inline LinearWeight LinearWeightAt(weight::Storage s, int n, int k, const std::byte* memory) {
   return {s,
@@ -93,8 +94,9 @@ NIBBLE_HD void PackRow(const weight::WeightView& w, int row, std::byte* memory) 
   if (row < w.n) memcpy(&half, reinterpret_cast<const std::byte*>(w.scale) + int64_t{row} * 2, 2);
   const float scale = HalfToFloat(half);
   memcpy(memory + LinearScaleOffset(w.storage, w.n, w.k) + size_t(row) * 4, &scale, 4);
-  memory[LinearZeroOffset(w.storage, w.n, w.k) + size_t(row)] =
-      w.storage == weight::Storage::kW4A8Channel && row < w.n ? std::byte(w.zero[row]) : std::byte{0};
+  if (w.storage == weight::Storage::kW4A8Channel)
+    memory[LinearZeroOffset(w.storage, w.n, w.k) + size_t(row)] =
+        row < w.n ? std::byte(w.zero[row]) : std::byte{0};
 }
 
 // Code of a kW8A8 matrix.
