@@ -165,8 +165,8 @@ TEST(Serving, SharingWhatMayNotBeSharedIsSeen) {
 // Two recipes over one copy of the weights, at work at once: the bytes of each alone, and its own figures.
 TEST(Serving, RecipesTakeTurnsOverOneModel) {
   const std::vector<std::string> recipes{"qserve", "qaq", "sparq:r=16,k=32"};
-  ServingOptions o;
-  o.engine.model = kModel, o.engine.threads = 2, o.max_num_seqs = 4, o.max_num_batched_tokens = 64;
+  ServingOptions o = Placed({});
+  o.max_num_seqs = 4, o.max_num_batched_tokens = 64;
   FairTurns turns;
   auto engines = ServingEngine::StartAll(o, recipes, &turns);
   ASSERT_TRUE(engines.ok()) << engines.status().message();
@@ -287,8 +287,10 @@ TEST(Serving, LogprobsOfPromptsAndEmbeddings) {
   back.prompt.insert(back.prompt.end(), answer.tokens.begin(), answer.tokens.end());
   back.prompt_logprobs = 0, back.max_tokens = 0;
   const Outcome fed = Serve(*engine, {&back, 1})[0];
+  // A GPU in bf16 has kernels of their own for prompts, whose last bits differ (decision 14).
+  const float near = OnCuda() && Placed({}).engine.dtype == DType::kBF16 ? 0.02f : 0.0f;
   for (size_t i = 0; i < answer.tokens.size(); ++i)
-    EXPECT_EQ(fed.logprobs[greedy.prompt.size() - 1 + i], answer.logprobs[3 * i]) << i;
+    EXPECT_NEAR(fed.logprobs[greedy.prompt.size() - 1 + i], answer.logprobs[3 * i], near) << i;
 
   const auto embed = [&](Pooling pooling, std::vector<int32_t> prompt) {
     std::vector<float> embedding;

@@ -27,13 +27,18 @@ inline bool OnCuda() {
 
 inline bool Full() { return std::getenv("NIBBLE_TEST_FULL") != nullptr; }
 
-inline std::unique_ptr<ServingEngine> Start(ServingOptions options) {
+// On the device under test.
+inline ServingOptions Placed(ServingOptions options) {
   options.engine.model = kModel;
   if (options.engine.threads == 0) options.engine.threads = 2;
   if (OnCuda()) options.engine.device = DeviceChoice::kCuda;
   if (const char* dtype = std::getenv("NIBBLE_TEST_DTYPE"); dtype != nullptr && std::string(dtype) == "bf16")
     options.engine.dtype = DType::kBF16;
-  auto engine = ServingEngine::Start(options);
+  return options;
+}
+
+inline std::unique_ptr<ServingEngine> Start(const ServingOptions& options) {
+  auto engine = ServingEngine::Start(Placed(options));
   EXPECT_TRUE(engine.ok()) << engine.status().message();
   return engine.ok() ? *std::move(engine) : nullptr;
 }
