@@ -2,7 +2,7 @@
 // Checks of arguments, the plan of a launch, and the choice of its instance.
 #include "kernels/cuda/attention_decode.h"
 #include "kernels/cuda/decode_instances.cuh"
-#include "kernels/cuda/decode_qaq.h"
+#include "kernels/cuda/decode_qaq.cuh"
 
 namespace nibble::cuda {
 namespace {

@@ -4,7 +4,7 @@
 // what the kernel of f16 pages does. The planes of a page are neighbours, and so are its outliers' cells
 // (qaq.h); lane l knows those of page l of the chunk, so that no copy waits for a header.
 #include "kernels/cuda/decode_kernel.cuh"
-#include "kernels/cuda/decode_qaq.h"
+#include "kernels/cuda/decode_qaq.cuh"
 #include "quant/kv/qaq.h"
 
 namespace nibble::cuda::decode {
