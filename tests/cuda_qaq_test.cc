@@ -318,7 +318,7 @@ TEST_F(CudaQaq, Bf16OnTensorCores) {
 
 // More pages than a chunk of the decode kernel has.
 TEST_F(CudaQaq, LongContextsInBf16) {
-  if (Reduced()) GTEST_SKIP();
+  if (Reduced()) GTEST_SKIP() << "not in the reduced list";
   const Shape shape{8, 2, 128};
   const int tokens = 20 * 64 + 5;
   for (const std::string& recipe : {std::string("qaq"), kMoving}) {

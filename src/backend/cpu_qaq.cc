@@ -10,6 +10,7 @@
 #include "backend/cpu_backend.h"
 #include "backend/kv_view.h"
 #include "backend/qaq_pages.h"
+#include "backend/qaq_waves.h"
 #include "base/check.h"
 #include "quant/kv/qaq_update.h"
 #include "quant/kv/registry.h"
@@ -143,22 +144,13 @@ class Requantizer {
 }  // namespace
 
 void CpuBackend::AttendInWaves(const AttendArgs& a) {
-  const std::span<const KvSegment> all = a.kv.segments;
-  size_t left = all.size();
-  for (int wave = 0; left > 0; ++wave) {
-    wave_.clear();
-    int nth = 0;  // of its sequence in this step
-    for (size_t i = 0; i < all.size(); ++i) {
-      nth = i > 0 && all[i].seq == all[i - 1].seq ? nth + 1 : 0;
-      if (nth == wave) wave_.push_back(all[i]);
-    }
-    left -= wave_.size();
+  ForWaves(a.kv.segments, &wave_, [&] {
     AttendArgs part = a;
     part.kv.segments = wave_;
     AttendAll(part);
     GatherStatistics(part);
     const auto completed = [](const KvSegment& s) { return s.seal_page >= 0; };
-    if (std::none_of(wave_.begin(), wave_.end(), completed)) continue;
+    if (std::none_of(wave_.begin(), wave_.end(), completed)) return;
     pool_.Run(2 * a.kv.kv_heads, [&](int64_t item, int worker) {
       const KvSide side = item % 2 == 0 ? KvSide::kK : KvSide::kV;
       if (StoreOf(a.kv, side).params == nullptr) return;
@@ -167,7 +159,7 @@ void CpuBackend::AttendInWaves(const AttendArgs& a) {
         if (completed(s))
           Requantizer(part, side, s, int(item / 2), scratch.floats, scratch.usage[size_t(side)]).Run();
     });
-  }
+  });
 }
 
 // One item a sequence and KV head: the norms of all its queries, the attention of its last ones.

@@ -6,6 +6,7 @@
 
 #include "backend/cuda_backend.h"
 #include "backend/kv_view.h"
+#include "backend/qaq_waves.h"
 #include "base/check.h"
 #include "quant/kv/qaq.h"
 
@@ -85,7 +86,6 @@ void CudaBackend::Requantize(const AttendArgs& a, const cuda::PagedKv& kv) {
 
 // The segments of a step by waves. Those of a decode step are one wave, as they are.
 void CudaBackend::AttendInWaves(const AttendArgs& a) {
-  const std::span<const KvSegment> all = a.kv.segments;
   for (int head = 0; a.kv.v_qaq.params != nullptr && head < a.kv.kv_heads; ++head)
     qaq_window_ = std::max(qaq_window_, a.kv.v_qaq.params[head].window);
   const bool cores = AttendsOnTensorCores(a.kv, a.heads);
@@ -94,15 +94,7 @@ void CudaBackend::AttendInWaves(const AttendArgs& a) {
   } else {
     Begin();
   }
-  size_t left = all.size();
-  for (int wave = 0; left > 0; ++wave) {
-    wave_.clear();
-    int nth = 0;  // of its sequence in this step
-    for (size_t i = 0; i < all.size(); ++i) {
-      nth = i > 0 && all[i].seq == all[i - 1].seq ? nth + 1 : 0;
-      if (nth == wave) wave_.push_back(all[i]);
-    }
-    left -= wave_.size();
+  ForWaves(a.kv.segments, &wave_, [&] {
     AttendArgs part = a;
     part.kv.segments = wave_;
     const cuda::PagedKv kv = PagedOf(part.kv);
@@ -112,7 +104,7 @@ void CudaBackend::AttendInWaves(const AttendArgs& a) {
       AttendPages(part, kv, Prompts::kAsAll);
     }
     Requantize(part, kv);
-  }
+  });
   if (cores) WidenOutputs(a);
 }
 
