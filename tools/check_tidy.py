@@ -3,21 +3,17 @@
 """tools/check_tidy.py PRESET [FOLDER or SOURCE...]: clang-tidy over every source of src, tests and bench, or of some of them, as that
 build compiles it.
 
-Most of clang-tidy's time goes over the headers of the libraries, again for each source. So sources with the same flags are
-read together, through a file that includes several of them; those that cannot be joined (two functions of the same name in
-unnamed namespaces) go into different files, and a file that does not compile is taken apart and read source by source."""
+Sources with the same flags are read together, through a file that includes several of them (joined_sources.py); a file that does
+not compile is taken apart and read source by source."""
 import concurrent.futures
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
 
-BATCH = 12  # sources read together: beyond this little is saved, and the two last ones run longer alone
-DECLARED = re.compile(
-    r"^(?! )(?:template.*> *)?(?:static |inline |constexpr |const )*"
-    r"(?:(?:struct|class|enum class|enum) (?P<type>\w+)|[\w:<>,*& ]+[ *&](?P<name>\w+)(?: ?=|\(|\[|\{|;))", re.M)
+from joined_sources import make_groups
+
 # In a file of several sources, what one declares at its top is no concern of the next.
 JOINED = ["--checks=-bugprone-suspicious-include", "--extra-arg=-Wno-shadow"]
 
@@ -40,27 +36,6 @@ def read_sources(build, folders):
                 flags.append(word)
         sources[name] = (entry["directory"], tuple(flags))
     return sources
-
-
-def declared_names(source):
-    """What the unnamed namespaces of `source` declare: the names that may be there in another source, too."""
-    text = "\n".join(re.findall(r"^namespace \{$(.*?)^\}  // namespace$", open(source).read(), re.M | re.S))
-    return {m["type"] or m["name"] for m in DECLARED.finditer(text)}
-
-
-def make_batches(sources):
-    """Lists of sources with equal flags, none of which declares a name of another one in its list."""
-    batches = []  # [flags, sources, names]
-    for source, flags in sorted(sources.items()):
-        names = declared_names(source)
-        for batch in batches:
-            if batch[0] == flags and len(batch[1]) < BATCH and not names & batch[2]:
-                batch[1].append(source)
-                batch[2] |= names
-                break
-        else:
-            batches.append([flags, [source], names])
-    return [sources for _, sources, _ in batches]
 
 
 def write_commands(folder, sources, batches):
@@ -105,7 +80,7 @@ def main():
     sources = read_sources(build, folders)
     if not sources:
         sys.exit(f"{build}/compile_commands.json names no source below {' '.join(folders)}")
-    batches = make_batches(sources)
+    batches = make_groups(sources)
     folder = f"{build}/tidy"
     files = write_commands(folder, sources, batches)
     # The longest first: the last one to end should be a short one.
