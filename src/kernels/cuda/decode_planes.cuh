@@ -52,75 +52,75 @@ __device__ __forceinline__ uint32_t NibbleHalf2(const uint32_t (&n)[4], int k, i
   return (k < 2 ? n[r] : n[r] >> 8) & kMask << k % 2 * 4;
 }
 
-// Nibbles of 16 tokens, even ones and odd ones. at: of this lane (PlanesLane), of the first plane.
+// Nibbles of 16 tokens, the first and the last eight. at: of this lane, of the first plane.
 template <int kPlanes, int kPlaneBytes, bool kTransposed>
-__device__ __forceinline__ void LoadNibbles(uint32_t (&even)[4], uint32_t (&odd)[4], uint32_t at) {
+__device__ __forceinline__ void LoadNibbles(uint32_t (&upper)[4], uint32_t (&lower)[4], uint32_t at) {
   uint32_t x[kStepPlanes], y[kStepPlanes];
 #pragma unroll
-  for (int b = 0; b < kPlanes; b += 2) {  // of an odd number the one too many is not used
+  for (int b = 0; b < kPlanes; b += 2) {  // of an lower number the one too many is not used
     uint32_t pair[4];
     LoadMatrices<kTransposed>(pair, at + b * kPlaneBytes);
     x[b] = pair[0], y[b] = pair[1], x[b + 1] = pair[2], y[b + 1] = pair[3];
   }
-  Nibbles<kPlanes>(even, x);
-  Nibbles<kPlanes>(odd, y);
-}
-template <int kPlaneBytes>
-__device__ __forceinline__ uint32_t PlanesLane(int lane) {
-  return uint32_t(lane / 16 * kPlaneBytes + lane % 16 * 16);
+  Nibbles<kPlanes>(upper, x);
+  Nibbles<kPlanes>(lower, y);
 }
 
-// A step's planes in shared memory: [planes][parts of 128 channels][tokens][16 bytes], tokens of a block of 16
-// even ones first.
+// A step's planes in shared memory, as they lie in a page: copies of 16 bytes to places that are not neighbours
+// are requests of their own to the L2.
 template <int kTokens_, int kDim_>
 struct PlanesTile {
   static constexpr int kTokens = kTokens_, kDim = kDim_, kM = kTokens / 16, kParts = kDim / 128;
-  static constexpr int kPartBytes = kTokens * 16, kPlaneBytes = kParts * kPartBytes;
+  static constexpr int kRowBytes = kDim / 8, kPlaneBytes = kTokens * kRowBytes, kBlockBytes = 16 * kRowBytes;
   static constexpr int kRanges = kStepPlanes * kPlaneBytes;  // minima, then half ranges: f16
   static constexpr int kBytes = kRanges + 4 * kTokens;
-  // Of token t, byte b of its row.
-  __device__ static __forceinline__ uint32_t Offset(int t, int b) {
-    return uint32_t(b / 16 * kPartBytes + ((t & ~15) | (t & 1) << 3 | (t >> 1 & 7)) * 16 + b % 16);
+  // What LoadMatrices wants of a lane: 16 tokens of two planes.
+  __device__ static __forceinline__ uint32_t LaneOf(int lane) {
+    return uint32_t(lane / 16 * kPlaneBytes + lane % 16 * kRowBytes);
   }
 };
 
 // s += K Q^T in units of nibbles.
 template <int kPlanes, class T, int kN>
 __device__ __forceinline__ void MultiplyPlaneKeys(float (&s)[T::kM][kN][4], uint32_t tile,
-                                                  const uint32_t (&q)[kN][T::kDim / 8]) {
-  const uint32_t at = tile + PlanesLane<T::kPlaneBytes>(int(threadIdx.x % 32));
+                                                  int lane, const uint32_t (&q)[kN][T::kDim / 8]) {
+  const uint32_t at = tile + T::LaneOf(lane);
+  constexpr int kTogether = 2;  // blocks: one's matrix instructions wait for each other
 #pragma unroll
-  for (int part = 0; part < T::kParts; ++part) {
-    uint32_t even[T::kM][4], odd[T::kM][4];
+  for (int m = 0; m < T::kM; m += kTogether)
 #pragma unroll
-    for (int m = 0; m < T::kM; ++m)
-      LoadNibbles<kPlanes, T::kPlaneBytes, false>(even[m], odd[m], at + part * T::kPartBytes + m * 256);
+    for (int part = 0; part < T::kParts; ++part) {
+      uint32_t upper[kTogether][4], lower[kTogether][4];
 #pragma unroll
-    for (int i = 0; i < 16; i += 2)
+      for (int h = 0; h < kTogether; ++h)
+        LoadNibbles<kPlanes, T::kPlaneBytes, false>(upper[h], lower[h],
+                                                    at + part * 16 + (m + h) * T::kBlockBytes);
 #pragma unroll
-      for (int m = 0; m < T::kM; ++m) {
-        const auto half2 = [i](const uint32_t(&n)[4], int next) {
-          return NibbleHalf2<kPlanes>(n, i / 4, i % 4 + next);
-        };
+      for (int i = 0; i < 16; i += 2)
 #pragma unroll
-        for (int n = 0; n < kN; ++n)
-          Mma16816<false>(s[m][n], half2(even[m], 0), half2(odd[m], 0), half2(even[m], 1), half2(odd[m], 1),
-                          q[n][16 * part + i], q[n][16 * part + i + 1]);
-      }
-  }
+        for (int h = 0; h < kTogether; ++h) {
+          const auto half2 = [i](const uint32_t(&x)[4], int next) {
+            return NibbleHalf2<kPlanes>(x, i / 4, i % 4 + next);
+          };
+#pragma unroll
+          for (int n = 0; n < kN; ++n)
+            Mma16816<false>(s[m + h][n], half2(upper[h], 0), half2(lower[h], 0), half2(upper[h], 1),
+                            half2(lower[h], 1), q[n][16 * part + i], q[n][16 * part + i + 1]);
+        }
+    }
 }
 
 // o += V^T P^T.
 template <int kPlanes, class T, int kN>
 __device__ __forceinline__ void MultiplyPlaneValues(State<T::kDim, kN>& state, uint32_t tile,
-                                                    const uint32_t (&p)[T::kM][kN][2]) {
-  const uint32_t at = tile + PlanesLane<T::kPlaneBytes>(int(threadIdx.x % 32));
+                                                    int lane, const uint32_t (&p)[T::kM][kN][2]) {
+  const uint32_t at = tile + T::LaneOf(lane);
 #pragma unroll
   for (int part = 0; part < T::kParts; ++part)
 #pragma unroll
     for (int m = 0; m < T::kM; ++m) {
-      uint32_t even[4], odd[4];
-      LoadNibbles<kPlanes, T::kPlaneBytes, true>(even, odd, at + part * T::kPartBytes + m * 256);
+      uint32_t upper[4], lower[4];
+      LoadNibbles<kPlanes, T::kPlaneBytes, true>(upper, lower, at + part * 16 + m * T::kBlockBytes);
 #pragma unroll
       for (int i = 0; i < 16; i += 2) {
         const auto half2 = [i](const uint32_t(&n)[4], int next) {
@@ -128,8 +128,8 @@ __device__ __forceinline__ void MultiplyPlaneValues(State<T::kDim, kN>& state, u
         };
 #pragma unroll
         for (int n = 0; n < kN; ++n)
-          Mma16816<false>(state.o[8 * part + i / 2][n], half2(even, 0), half2(even, 1), half2(odd, 0),
-                          half2(odd, 1), p[m][n][0], p[m][n][1]);
+          Mma16816<false>(state.o[8 * part + i / 2][n], half2(upper, 0), half2(upper, 1), half2(lower, 0),
+                          half2(lower, 1), p[m][n][0], p[m][n][1]);
       }
     }
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The decode kernel over pages of QAQ, whose widths differ. As in decode_kernel.cuh a warp has its own tiles,
-// ring of copies and softmax. Planes become codes in registers (decode_planes.cuh). An outlier's bits are
-// cleared first, so that it counts as code 0; what it has beyond that goes, 16 tokens at a time and where a
-// page has any, through rows of f16 that are otherwise zero.
+// ring of copies and softmax. Planes become codes in registers (decode_planes.cuh). What outliers have beyond
+// their codes goes, 16 tokens at a time and where a page has any, through rows of f16 that are otherwise zero.
 #include "kernels/cuda/decode_kernel.cuh"
 #include "kernels/cuda/decode_qaq.cuh"
 #include "kernels/cuda/decode_qaq_feed.cuh"
@@ -18,71 +17,81 @@ __device__ __forceinline__ float Least(float min, float half, int width) {
   return fmaf(0.5f, kv::QaqStep(half, width), min);
 }
 
-// Of this lane's tokens 2 g and 2 g + 1 of block m.
-struct TokenPair {
-  float2 step, least;
-};
-template <class T>
-__device__ __forceinline__ TokenPair PairOf(uint32_t tile, int m, int width) {
-  const uint32_t at = tile + T::kRanges + threadIdx.x % 32 / 4 * 4 + 32 * m;
-  const float2 min = __half22float2(AsHalf2(SharedWord(at))),
-               half = __half22float2(AsHalf2(SharedWord(at + 2 * T::kTokens)));
-  return {{NibbleStep(half.x), NibbleStep(half.y)},
-          {Least(min.x, half.x, width), Least(min.y, half.y, width)}};
+__device__ __forceinline__ float SharedHalf(uint32_t address) {
+  uint16_t x;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address) : "memory");
+  return __half2float(__ushort_as_half(x));
+}
+__device__ __forceinline__ uint32_t SharedByte(uint32_t address) {
+  uint32_t x;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(x) : "r"(address) : "memory");
+  return x;
 }
 
-// One side of a tile while its outliers matter.
+// Of this lane's tokens g and g + 8 of block m.
+struct TokenPair {
+  float step[2], least[2];
+};
+template <class T>
+__device__ __forceinline__ TokenPair PairOf(uint32_t tile, int lane, int m, int width) {
+  TokenPair pair;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const uint32_t at = tile + T::kRanges + lane / 4 * 2 + 32 * m + 16 * h;
+    const float half = SharedHalf(at + 2 * T::kTokens);
+    pair.step[h] = NibbleStep(half), pair.least[h] = Least(SharedHalf(at), half, width);
+  }
+  return pair;
+}
+
+// One side of a tile whose page has outliers. `tile`: its last step.
 template <class Cfg>
 struct Outliers {
   using T = typename Cfg::Tile;
   const PagePlanes& page;
-  int token, first;  // of the page: the tile's, and the tile's first outlier
+  const int lane, row_bytes, token;  // token: of the page, the tile's first
+  const uint32_t tile, rows;
 
-  __device__ __forceinline__ Outliers(const PagePlanes& of, int token_of_page)
-      : page(of), token(token_of_page), first(0) {
-    if (page.outliers > 0 && token > 0) first = ForOutliers(page, 0, token, [](int, int, uint16_t) {});
+  __device__ __forceinline__ int First() const {
+    return token == 0 ? 0 : ForOutliers(page, lane, 0, token, [](int, int, uint16_t) {});
   }
-  __device__ __forceinline__ bool Any() const { return page.outliers > 0; }
-
-  __device__ __forceinline__ void Clear(uint32_t tile, int planes) const {
-    ForOutliers(page, first, token + T::kTokens, [&](int t, int channel, uint16_t) {
-      const uint32_t at = tile + T::Offset(t - token, channel / 32 * 4), keep = ~(1u << channel % 32);
+  // What a value decodes as.
+  __device__ __forceinline__ float Decoded(int t, int channel) const {
+    int code = 0;
 #pragma unroll
-      for (int b = 0; b < kStepPlanes; ++b)
-        if (b < planes)
-          asm volatile("red.shared.and.b32 [%0], %1;" ::"r"(at + b * T::kPlaneBytes), "r"(keep) : "memory");
-    });
-    __syncwarp();
+    for (int b = 0; b < kStepPlanes; ++b)
+      if (b < page.width)
+        code = 2 * code +
+               int(SharedByte(tile + b * T::kPlaneBytes + (t - token) * T::kRowBytes + channel / 8) >> channel % 8 & 1);
+#pragma unroll
+    for (int b = kStepPlanes; b < kv::kQaqPlanes; ++b)
+      if (b < page.width)
+        code = 2 * code + (int(page.planes[(b * kPage + t) * row_bytes + channel / 8]) >> channel % 8 & 1);
+    const uint32_t range = tile + T::kRanges + 2 * (t - token);
+    return kv::QaqDecode(code, SharedHalf(range), SharedHalf(range + 2 * T::kTokens), page.width);
   }
-  // Rows of tokens 16 m .. 16 m + 15 from outlier `at` on, in units of kOutlierUnit; the next outlier's index.
-  // V's columns stand as those of its planes do.
+  // The token of a tile of f16 that stands where token t of planes does.
+  __device__ static __forceinline__ int RowOf(int t) { return t % 8 * 2 + t / 8; }
+  // Rows of tokens 16 m .. 16 m + 15 from outlier `at` on: what they have beyond what the planes say, in units
+  // of kOutlierUnit. The next outlier's index. V's columns stand as those of its planes do.
   template <bool kValues>
-  __device__ __forceinline__ int Put(int at, int m, uint32_t tile, uint32_t rows) const {
+  __device__ __forceinline__ int Put(int at, int m) const {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < Cfg::Rows::kBytes / 512; ++i)
-      asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(rows + i * 512 + threadIdx.x % 32 * 16),
-                   "r"(0)
+      asm volatile("st.shared.v4.b32 [%0], {%1,%1,%1,%1};" ::"r"(rows + i * 512 + lane * 16), "r"(0)
                    : "memory");
     __syncwarp();
     const int begin = token + 16 * m;
-    at = ForOutliers(page, at, begin + 16, [&](int t, int channel, uint16_t x) {
-      const uint32_t range = tile + T::kRanges + 2 * (t - token);
-      const float least = Least(SharedHalf(range), SharedHalf(range + 2 * T::kTokens), page.width);
-      const float beyond = (__half2float(__ushort_as_half(x)) - least) / kOutlierUnit;
-      const int column =
-          kValues ? (channel & ~127) | (channel & 14) << 3 | (channel & 1) << 3 | (channel >> 4 & 7) : channel;
-      asm volatile("st.shared.b16 [%0], %1;" ::"r"(rows + Cfg::Rows::Offset(t - begin, 2 * column)),
+    at = ForOutliers(page, lane, at, begin + 16, [&](int t, int channel, uint16_t x) {
+      const float beyond = (__half2float(__ushort_as_half(x)) - Decoded(t, channel)) / kOutlierUnit;
+      const int column = kValues ? (channel & ~127) | (channel & 15) << 3 | (channel >> 4 & 7) : channel;
+      asm volatile("st.shared.b16 [%0], %1;" ::"r"(rows + Cfg::Rows::Offset(RowOf(t - begin), 2 * column)),
                    "h"(__half_as_ushort(__float2half_rn(beyond)))
                    : "memory");
     });
     __syncwarp();
     return at;
-  }
-  __device__ static __forceinline__ float SharedHalf(uint32_t address) {
-    uint16_t x;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address) : "memory");
-    return __half2float(__ushort_as_half(x));
   }
 };
 
@@ -116,6 +125,34 @@ struct RowQueries {
   }
 };
 
+// Planes of a step.
+__device__ __forceinline__ int StepPlanes(int width, bool low) {
+  return low ? width - kStepPlanes : min(width, kStepPlanes);
+}
+
+// s += what outliers have beyond their codes.
+template <class Cfg>
+__device__ __forceinline__ void AddKeyOutliers(float (&s)[Cfg::Tile::kM][Cfg::kN][4],
+                                               const Outliers<Cfg>& outliers,
+                                               const RowQueries<Cfg>& row_queries, float scale) {
+  int at = outliers.First();
+#pragma unroll 1
+  for (int m = 0; m < Cfg::Tile::kM; ++m) {
+    at = outliers.template Put<false>(at, m);
+    uint32_t words[Cfg::kN][Cfg::kDim / 8];
+    row_queries.Load(words);
+    float beyond[1][Cfg::kN][4] = {};
+    MultiplyKeys<F16, typename Cfg::Rows>(beyond, outliers.rows, words);
+#pragma unroll
+    for (int i = 0; i < Cfg::Tile::kM; ++i)
+      if (i == m)
+#pragma unroll
+        for (int n = 0; n < Cfg::kN; ++n)
+#pragma unroll
+          for (int k = 0; k < 4; ++k) s[i][n][k] = fmaf(beyond[0][n][k], scale * kOutlierUnit, s[i][n][k]);
+  }
+}
+
 template <class Cfg>
 __device__ __forceinline__ void TileScores(float (&s)[Cfg::Tile::kM][Cfg::kN][4], PlanesFeed<Cfg>& feed, int i,
                                            const uint32_t (&q)[Cfg::kN][Cfg::kDim / 8],
@@ -123,121 +160,127 @@ __device__ __forceinline__ void TileScores(float (&s)[Cfg::Tile::kM][Cfg::kN][4]
                                            float scale) {
   using T = typename Cfg::Tile;
   const PagePlanes& page = feed.PageOf(i, false);
-  const Outliers<Cfg> outliers(page, feed.TokenOfPage(i));
+  const int width = page.width;
 #pragma unroll
   for (int k = 0; k < T::kM * Cfg::kN * 4; ++k) s[k / 4 / Cfg::kN][k / 4 % Cfg::kN][k % 4] = 0;
   uint32_t tile;
 #pragma unroll 1
-  for (bool low = page.width > kStepPlanes;; low = false) {
+  for (bool low = width > kStepPlanes;; low = false) {
     tile = feed.Await();
-    const int planes = low ? page.width - kStepPlanes : min(page.width, kStepPlanes);
-    if (outliers.Any()) outliers.Clear(tile, planes);
-    ForPlanes(planes, [&](auto count) { MultiplyPlaneKeys<count.kValue, T>(s, tile, q); });
+    ForPlanes(StepPlanes(width, low),
+              [&](auto count) { MultiplyPlaneKeys<count.kValue, T>(s, tile, feed.lane, q); });
     if (!low) break;
 #pragma unroll
     for (int k = 0; k < T::kM * Cfg::kN * 4; ++k) s[k / 4 / Cfg::kN][k / 4 % Cfg::kN][k % 4] *= 1.0f / 16;
     feed.Release();
   }
-  int at = outliers.first;
 #pragma unroll
   for (int m = 0; m < T::kM; ++m) {
-    const TokenPair pair = PairOf<T>(tile, m, page.width);
-    float beyond[1][Cfg::kN][4] = {};
-    if (outliers.Any()) {
-      at = outliers.template Put<false>(at, m, tile, feed.Rows());
-      uint32_t words[Cfg::kN][Cfg::kDim / 8];
-      row_queries.Load(words);
-      MultiplyKeys<F16, typename Cfg::Rows>(beyond, feed.Rows(), words);
-    }
+    const TokenPair pair = PairOf<T>(tile, feed.lane, m, width);
 #pragma unroll
     for (int n = 0; n < Cfg::kN; ++n)
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float step = k < 2 ? pair.step.x : pair.step.y, least = k < 2 ? pair.least.x : pair.least.y;
-        s[m][n][k] = fmaf(s[m][n][k], step * (scale * kCodeUnit),
-                          fmaf(least, queries.sum[n][k % 2], beyond[0][n][k] * (scale * kOutlierUnit)));
+        s[m][n][k] = fmaf(s[m][n][k], pair.step[k / 2] * (scale * kCodeUnit),
+                          pair.least[k / 2] * queries.sum[n][k % 2]);
       }
   }
+  if (page.outliers > 0)
+    AddKeyOutliers<Cfg>(s,
+                        {page, feed.lane, feed.a.head_dim / 8, feed.TokenOfPage(i), tile, feed.Rows()},
+                        row_queries, scale);
   feed.Release();
 }
 
 // Folds ranges and minima of tokens into the weights. What was masked stays 0, whatever its range is.
-template <class T, int kDim, int kN>
-__device__ __forceinline__ void FoldRanges(float (&p)[T::kM][kN][4], uint32_t tile, int width,
+template <bool kMasked, class T, int kDim, int kN>
+__device__ __forceinline__ void FoldRanges(float (&p)[T::kM][kN][4], uint32_t tile, int lane, int width,
                                            State<kDim, kN>& state) {
 #pragma unroll
   for (int m = 0; m < T::kM; ++m) {
-    const TokenPair pair = PairOf<T>(tile, m, width);
+    const TokenPair pair = PairOf<T>(tile, lane, m, width);
 #pragma unroll
     for (int n = 0; n < kN; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if (p[m][n][i] == 0) continue;
-        state.least[n][i % 2] += p[m][n][i] * (i < 2 ? pair.least.x : pair.least.y);
-        p[m][n][i] *= (i < 2 ? pair.step.x : pair.step.y) * kTokenBoost<Planes>;
+        if (kMasked && p[m][n][i] == 0) continue;
+        state.least[n][i % 2] += p[m][n][i] * pair.least[i / 2];
+        p[m][n][i] *= pair.step[i / 2] * kTokenBoost<Planes>;
       }
   }
 }
 
 template <int kM, int kN>
-__device__ __forceinline__ void Pack(uint32_t (&packed)[kM][kN][2], const float (&p)[kM][kN][4], float unit) {
+__device__ __forceinline__ void Pack(uint32_t (&packed)[kM][kN][2], const float (&p)[kM][kN][4]) {
 #pragma unroll
   for (int m = 0; m < kM; ++m)
 #pragma unroll
     for (int n = 0; n < kN; ++n)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        packed[m][n][h] = PackWeights<Planes>(p[m][n][2 * h] * unit, p[m][n][2 * h + 1] * unit);
+        packed[m][n][h] = PackWeights<Planes>(p[m][n][2 * h], p[m][n][2 * h + 1]);
 }
 
-// o += the outliers of 16 tokens, which lie in `rows`.
+// o += p times what outliers have beyond their codes.
 template <class Cfg>
-__device__ __forceinline__ void AddOutliers(State<Cfg::kDim, Cfg::kN>& state, uint32_t rows,
-                                            const uint32_t (&p)[1][Cfg::kN][2]) {
+__device__ __forceinline__ void AddValueOutliers(State<Cfg::kDim, Cfg::kN>& state,
+                                                 const Outliers<Cfg>& outliers,
+                                                 const uint32_t (&p)[Cfg::Tile::kM][Cfg::kN][2]) {
+  int at = outliers.First();
+#pragma unroll 1
+  for (int m = 0; m < Cfg::Tile::kM; ++m) {
+    at = outliers.template Put<true>(at, m);
+    uint32_t mine[1][Cfg::kN][2];
 #pragma unroll
-  for (int c = 0; c < Cfg::Rows::kChunks; c += 2) {
-    float sum[1][Cfg::kN][4] = {};
-    MultiplyValues<F16, typename Cfg::Rows>(sum, 0, rows, c, p);
+    for (int i = 0; i < Cfg::Tile::kM; ++i)
+      if (i == m)
 #pragma unroll
-    for (int n = 0; n < Cfg::kN; ++n)
+        for (int n = 0; n < Cfg::kN; ++n) mine[0][n][0] = p[i][n][0], mine[0][n][1] = p[i][n][1];
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        state.o[c / 2][n][k] = fmaf(sum[0][n][k], kOutlierUnit / ValueUnit<Planes>(c + k / 2), state.o[c / 2][n][k]);
+    for (int c = 0; c < Cfg::Rows::kChunks; c += 2) {
+      float sum[1][Cfg::kN][4] = {};
+      MultiplyValues<F16, typename Cfg::Rows>(sum, 0, outliers.rows, c, mine);
+#pragma unroll
+      for (int n = 0; n < Cfg::kN; ++n)
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          state.o[c / 2][n][k] += sum[0][n][k] * (kOutlierUnit / ValueUnit<Planes>(c + k / 2));
+    }
   }
 }
 
 template <class Cfg>
 __device__ __forceinline__ void TileValues(float (&p)[Cfg::Tile::kM][Cfg::kN][4], PlanesFeed<Cfg>& feed, int i,
-                                           State<Cfg::kDim, Cfg::kN>& state) {
+                                           State<Cfg::kDim, Cfg::kN>& state, bool masked) {
   using T = typename Cfg::Tile;
   const PagePlanes& page = feed.PageOf(i, true);
-  const Outliers<Cfg> outliers(page, feed.TokenOfPage(i));
-  uint32_t weights[T::kM][1][Cfg::kN][2];
-  if (outliers.Any())
-#pragma unroll
-    for (int m = 0; m < T::kM; ++m)
-      Pack(weights[m], reinterpret_cast<const float(&)[1][Cfg::kN][4]>(p[m]), 1);
-  FoldRanges<T>(p, feed.Await(), page.width, state);
-  uint32_t tile;
+  const int width = page.width;
+  uint32_t weights[T::kM][Cfg::kN][2], packed[T::kM][Cfg::kN][2];
+  if (page.outliers > 0) Pack(weights, p);
+  uint32_t tile = feed.Await();
+  if (masked)
+    FoldRanges<true, T>(p, tile, feed.lane, width, state);
+  else
+    FoldRanges<false, T>(p, tile, feed.lane, width, state);
+  Pack(packed, p);
 #pragma unroll 1
-  for (bool low = page.width > kStepPlanes;; low = false) {
-    tile = feed.Await();
-    const int planes = low ? page.width - kStepPlanes : min(page.width, kStepPlanes);
-    if (outliers.Any()) outliers.Clear(tile, planes);
-    uint32_t packed[T::kM][Cfg::kN][2];
-    Pack(packed, p, low ? 1.0f / 16 : 1.0f);
-    ForPlanes(planes, [&](auto count) { MultiplyPlaneValues<count.kValue, T>(state, tile, packed); });
+  for (bool low = width > kStepPlanes;; low = false) {
+    if (low)
+#pragma unroll
+      for (int k = 0; k < T::kM * Cfg::kN * 2; ++k) {
+        uint32_t& x = packed[k / 2 / Cfg::kN][k / 2 % Cfg::kN][k % 2];
+        x = Bits(__hmul2(AsHalf2(x), __float2half2_rn(1.0f / 16)));
+      }
+    ForPlanes(StepPlanes(width, low),
+              [&](auto count) { MultiplyPlaneValues<count.kValue, T>(state, tile, feed.lane, packed); });
     if (!low) break;
     feed.Release();
+    tile = feed.Await();
+    Pack(packed, p);
   }
-  if (outliers.Any()) {
-    int at = outliers.first;
-#pragma unroll
-    for (int m = 0; m < T::kM; ++m) {
-      at = outliers.template Put<true>(at, m, tile, feed.Rows());
-      AddOutliers<Cfg>(state, feed.Rows(), weights[m]);
-    }
-  }
+  if (page.outliers > 0)
+    AddValueOutliers<Cfg>(state, {page, feed.lane, feed.a.head_dim / 8, feed.TokenOfPage(i), tile, feed.Rows()},
+                          weights);
   feed.Release();
 }
 
@@ -317,6 +360,7 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks)
   LoadQueries<Planes, kDim>(q, queries, a, item, plan.scale);
   const RowQueries<Cfg> row_queries(shared);
   __syncthreads();
+  feed.Begin();
   constexpr int kFirst = Cfg::kDepth - Cfg::kOpenSlots;
 #pragma unroll 1
   for (int i = 0; i < kFirst; ++i) feed.Load();
@@ -331,9 +375,10 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks)
   for (int i = 0; i < feed.total; ++i) {
     float s[Cfg::Tile::kM][kN][4], total[kN][2];
     TileScores<Cfg>(s, feed, i, q, queries, row_queries, plan.scale);
-    if (Masked(a, item, feed.Start(i), Cfg::Tile::kTokens)) Mask(s, queries, feed.Start(i));
+    const bool masked = Masked(a, item, feed.Start(i), Cfg::Tile::kTokens);
+    if (masked) Mask<8>(s, queries, feed.Start(i));
     Weigh(s, state, total);
-    TileValues<Cfg>(s, feed, i, state);
+    TileValues<Cfg>(s, feed, i, state, masked);
   }
   CopyWait<0>();
   __syncthreads();
