@@ -57,7 +57,7 @@ template <int kPlanes, int kPlaneBytes, bool kTransposed>
 __device__ __forceinline__ void LoadNibbles(uint32_t (&upper)[4], uint32_t (&lower)[4], uint32_t at) {
   uint32_t x[kStepPlanes], y[kStepPlanes];
 #pragma unroll
-  for (int b = 0; b < kPlanes; b += 2) {  // of an lower number the one too many is not used
+  for (int b = 0; b < kPlanes; b += 2) {  // of an odd number the one too many is not used
     uint32_t pair[4];
     LoadMatrices<kTransposed>(pair, at + b * kPlaneBytes);
     x[b] = pair[0], y[b] = pair[1], x[b + 1] = pair[2], y[b + 1] = pair[3];
@@ -80,21 +80,37 @@ struct PlanesTile {
   }
 };
 
+// Blocks of 16 tokens that are unrolled together: one's matrix instructions for K wait for each other, and the
+// code of four does not fit where instructions are at hand.
+inline constexpr int kTogether = 2;
+
+// The next blocks to the front.
+template <class X, int kM, int kN, int kEach>
+__device__ __forceinline__ void Rotate(X (&x)[kM][kN][kEach]) {
+  static_assert(kM == kTogether || kM == 2 * kTogether);
+  if constexpr (kM > kTogether)
+#pragma unroll
+    for (int i = 0; i < kTogether * kN * kEach; ++i) {
+      X& a = x[i / kEach / kN][i / kEach % kN][i % kEach];
+      X& b = x[i / kEach / kN + kTogether][i / kEach % kN][i % kEach];
+      const X kept = a;
+      a = b, b = kept;
+    }
+}
+
 // s += K Q^T in units of nibbles.
 template <int kPlanes, class T, int kN>
-__device__ __forceinline__ void MultiplyPlaneKeys(float (&s)[T::kM][kN][4], uint32_t tile,
-                                                  int lane, const uint32_t (&q)[kN][T::kDim / 8]) {
-  const uint32_t at = tile + T::LaneOf(lane);
-  constexpr int kTogether = 2;  // blocks: one's matrix instructions wait for each other
-#pragma unroll
-  for (int m = 0; m < T::kM; m += kTogether)
+__device__ __forceinline__ void MultiplyPlaneKeys(float (&s)[T::kM][kN][4], uint32_t tile, int lane,
+                                                  const uint32_t (&q)[kN][T::kDim / 8]) {
+  uint32_t at = tile + T::LaneOf(lane);
+#pragma unroll 1
+  for (int m = 0; m < T::kM; m += kTogether, at += kTogether * T::kBlockBytes) {
 #pragma unroll
     for (int part = 0; part < T::kParts; ++part) {
       uint32_t upper[kTogether][4], lower[kTogether][4];
 #pragma unroll
       for (int h = 0; h < kTogether; ++h)
-        LoadNibbles<kPlanes, T::kPlaneBytes, false>(upper[h], lower[h],
-                                                    at + part * 16 + (m + h) * T::kBlockBytes);
+        LoadNibbles<kPlanes, T::kPlaneBytes, false>(upper[h], lower[h], at + part * 16 + h * T::kBlockBytes);
 #pragma unroll
       for (int i = 0; i < 16; i += 2)
 #pragma unroll
@@ -104,34 +120,40 @@ __device__ __forceinline__ void MultiplyPlaneKeys(float (&s)[T::kM][kN][4], uint
           };
 #pragma unroll
           for (int n = 0; n < kN; ++n)
-            Mma16816<false>(s[m + h][n], half2(upper[h], 0), half2(lower[h], 0), half2(upper[h], 1),
+            Mma16816<false>(s[h][n], half2(upper[h], 0), half2(lower[h], 0), half2(upper[h], 1),
                             half2(lower[h], 1), q[n][16 * part + i], q[n][16 * part + i + 1]);
         }
     }
+    Rotate(s);
+  }
 }
 
-// o += V^T P^T.
+// o += V^T P^T. p: as it was at the end.
 template <int kPlanes, class T, int kN>
-__device__ __forceinline__ void MultiplyPlaneValues(State<T::kDim, kN>& state, uint32_t tile,
-                                                    int lane, const uint32_t (&p)[T::kM][kN][2]) {
-  const uint32_t at = tile + T::LaneOf(lane);
+__device__ __forceinline__ void MultiplyPlaneValues(State<T::kDim, kN>& state, uint32_t tile, int lane,
+                                                    uint32_t (&p)[T::kM][kN][2]) {
+  uint32_t at = tile + T::LaneOf(lane);
+#pragma unroll 1
+  for (int m = 0; m < T::kM; m += kTogether, at += kTogether * T::kBlockBytes) {
 #pragma unroll
-  for (int part = 0; part < T::kParts; ++part)
+    for (int h = 0; h < kTogether; ++h)
 #pragma unroll
-    for (int m = 0; m < T::kM; ++m) {
-      uint32_t upper[4], lower[4];
-      LoadNibbles<kPlanes, T::kPlaneBytes, true>(upper, lower, at + part * 16 + m * T::kBlockBytes);
+      for (int part = 0; part < T::kParts; ++part) {
+        uint32_t upper[4], lower[4];
+        LoadNibbles<kPlanes, T::kPlaneBytes, true>(upper, lower, at + part * 16 + h * T::kBlockBytes);
 #pragma unroll
-      for (int i = 0; i < 16; i += 2) {
-        const auto half2 = [i](const uint32_t(&n)[4], int next) {
-          return NibbleHalf2<kPlanes>(n, i / 4, i % 4 + next);
-        };
+        for (int i = 0; i < 16; i += 2) {
+          const auto half2 = [i](const uint32_t(&x)[4], int next) {
+            return NibbleHalf2<kPlanes>(x, i / 4, i % 4 + next);
+          };
 #pragma unroll
-        for (int n = 0; n < kN; ++n)
-          Mma16816<false>(state.o[8 * part + i / 2][n], half2(upper, 0), half2(upper, 1), half2(lower, 0),
-                          half2(lower, 1), p[m][n][0], p[m][n][1]);
+          for (int n = 0; n < kN; ++n)
+            Mma16816<false>(state.o[8 * part + i / 2][n], half2(upper, 0), half2(upper, 1), half2(lower, 0),
+                            half2(lower, 1), p[h][n][0], p[h][n][1]);
+        }
       }
-    }
+    Rotate(p);
+  }
 }
 
 // f of the number of planes as a constant.

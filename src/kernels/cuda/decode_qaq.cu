@@ -52,9 +52,6 @@ struct Outliers {
   const int lane, row_bytes, token;  // token: of the page, the tile's first
   const uint32_t tile, rows;
 
-  __device__ __forceinline__ int First() const {
-    return token == 0 ? 0 : ForOutliers(page, lane, 0, token, [](int, int, uint16_t) {});
-  }
   // What a value decodes as.
   __device__ __forceinline__ float Decoded(int t, int channel) const {
     int code = 0;
@@ -72,10 +69,10 @@ struct Outliers {
   }
   // The token of a tile of f16 that stands where token t of planes does.
   __device__ static __forceinline__ int RowOf(int t) { return t % 8 * 2 + t / 8; }
-  // Rows of tokens 16 m .. 16 m + 15 from outlier `at` on: what they have beyond what the planes say, in units
-  // of kOutlierUnit. The next outlier's index. V's columns stand as those of its planes do.
+  // Rows of tokens 16 m .. 16 m + 15: what outliers have beyond what the planes say, in units of kOutlierUnit.
+  // V's columns stand as those of its planes do.
   template <bool kValues>
-  __device__ __forceinline__ int Put(int at, int m) const {
+  __device__ __forceinline__ void Put(OutlierStream& stream, int m) const {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < Cfg::Rows::kBytes / 512; ++i)
@@ -83,7 +80,7 @@ struct Outliers {
                    : "memory");
     __syncwarp();
     const int begin = token + 16 * m;
-    at = ForOutliers(page, lane, at, begin + 16, [&](int t, int channel, uint16_t x) {
+    stream.Until(begin + 16, [&](int t, int channel, uint16_t x) {
       const float beyond = (__half2float(__ushort_as_half(x)) - Decoded(t, channel)) / kOutlierUnit;
       const int column = kValues ? (channel & ~127) | (channel & 15) << 3 | (channel >> 4 & 7) : channel;
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(rows + Cfg::Rows::Offset(RowOf(t - begin), 2 * column)),
@@ -91,7 +88,6 @@ struct Outliers {
                    : "memory");
     });
     __syncwarp();
-    return at;
   }
 };
 
@@ -125,20 +121,15 @@ struct RowQueries {
   }
 };
 
-// Planes of a step.
-__device__ __forceinline__ int StepPlanes(int width, bool low) {
-  return low ? width - kStepPlanes : min(width, kStepPlanes);
-}
-
 // s += what outliers have beyond their codes.
 template <class Cfg>
 __device__ __forceinline__ void AddKeyOutliers(float (&s)[Cfg::Tile::kM][Cfg::kN][4],
-                                               const Outliers<Cfg>& outliers,
+                                               const Outliers<Cfg>& outliers, OutlierStream& stream,
                                                const RowQueries<Cfg>& row_queries, float scale) {
-  int at = outliers.First();
+  if (outliers.token > 0) stream.Until(outliers.token, [](int, int, uint16_t) {});  // of tiles before
 #pragma unroll 1
   for (int m = 0; m < Cfg::Tile::kM; ++m) {
-    at = outliers.template Put<false>(at, m);
+    outliers.template Put<false>(stream, m);
     uint32_t words[Cfg::kN][Cfg::kDim / 8];
     row_queries.Load(words);
     float beyond[1][Cfg::kN][4] = {};
@@ -161,6 +152,7 @@ __device__ __forceinline__ void TileScores(float (&s)[Cfg::Tile::kM][Cfg::kN][4]
   using T = typename Cfg::Tile;
   const PagePlanes& page = feed.PageOf(i, false);
   const int width = page.width;
+  OutlierStream stream(page, feed.lane);
 #pragma unroll
   for (int k = 0; k < T::kM * Cfg::kN * 4; ++k) s[k / 4 / Cfg::kN][k / 4 % Cfg::kN][k % 4] = 0;
   uint32_t tile;
@@ -188,7 +180,7 @@ __device__ __forceinline__ void TileScores(float (&s)[Cfg::Tile::kM][Cfg::kN][4]
   if (page.outliers > 0)
     AddKeyOutliers<Cfg>(s,
                         {page, feed.lane, feed.a.head_dim / 8, feed.TokenOfPage(i), tile, feed.Rows()},
-                        row_queries, scale);
+                        stream, row_queries, scale);
   feed.Release();
 }
 
@@ -224,12 +216,12 @@ __device__ __forceinline__ void Pack(uint32_t (&packed)[kM][kN][2], const float 
 // o += p times what outliers have beyond their codes.
 template <class Cfg>
 __device__ __forceinline__ void AddValueOutliers(State<Cfg::kDim, Cfg::kN>& state,
-                                                 const Outliers<Cfg>& outliers,
+                                                 const Outliers<Cfg>& outliers, OutlierStream& stream,
                                                  const uint32_t (&p)[Cfg::Tile::kM][Cfg::kN][2]) {
-  int at = outliers.First();
+  if (outliers.token > 0) stream.Until(outliers.token, [](int, int, uint16_t) {});  // of tiles before
 #pragma unroll 1
   for (int m = 0; m < Cfg::Tile::kM; ++m) {
-    at = outliers.template Put<true>(at, m);
+    outliers.template Put<true>(stream, m);
     uint32_t mine[1][Cfg::kN][2];
 #pragma unroll
     for (int i = 0; i < Cfg::Tile::kM; ++i)
@@ -256,6 +248,7 @@ __device__ __forceinline__ void TileValues(float (&p)[Cfg::Tile::kM][Cfg::kN][4]
   const PagePlanes& page = feed.PageOf(i, true);
   const int width = page.width;
   uint32_t weights[T::kM][Cfg::kN][2], packed[T::kM][Cfg::kN][2];
+  OutlierStream stream(page, feed.lane);
   if (page.outliers > 0) Pack(weights, p);
   uint32_t tile = feed.Await();
   if (masked)
@@ -280,15 +273,14 @@ __device__ __forceinline__ void TileValues(float (&p)[Cfg::Tile::kM][Cfg::kN][4]
   }
   if (page.outliers > 0)
     AddValueOutliers<Cfg>(state, {page, feed.lane, feed.a.head_dim / 8, feed.TokenOfPage(i), tile, feed.Rows()},
-                          weights);
+                          stream, weights);
   feed.Release();
 }
 
 // Starts the copy of the warp's share of the open page, raw.
 template <class Cfg>
-__device__ __forceinline__ bool LoadOpenRows(const PlanesFeed<Cfg>& feed, int start) {
+__device__ __forceinline__ bool LoadOpenRows(const PlanesFeed<Cfg>& feed, const Item& item, int start) {
   const DecodeArgs& a = feed.a;
-  const Item& item = feed.item;
   const int first = item.first_seen - start, last = item.length - start;
   const bool any = item.has_open && last > 0 && first < kOpenTokens;
   if (any) {
@@ -302,7 +294,7 @@ __device__ __forceinline__ bool LoadOpenRows(const PlanesFeed<Cfg>& feed, int st
           asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + i * 4), "r"(0) : "memory");
       __syncwarp();
       CopyTile<F16, typename Cfg::Rows>(to, side.open + index * side.open_stride + item.head * side.open_head_stride,
-                                        feed.warp * kOpenTokens, a.head_dim, first, last, places);
+                                        int(threadIdx.x / 32) * kOpenTokens, a.head_dim, first, last, places);
     }
   }
   CopyCommit();
@@ -322,21 +314,28 @@ __device__ __forceinline__ void AttendOpenRows(State<Cfg::kDim, Cfg::kN>& state,
   Mask(s, queries, start);
   Weigh(s, state, total);
   Values<F16, Rows>(s, total, feed.OpenValues(), state, true);
-  Rearrange<Planes>(state, reinterpret_cast<float*>(shared + feed.warp * Cfg::kWarpBytes));
+  Rearrange<Planes>(state, reinterpret_cast<float*>(shared + threadIdx.x / 32 * Cfg::kWarpBytes));
   __syncwarp();
 }
 
-// What all warps of the block read: headers of the chunk's pages, K by the first warp and V by the second, and
+// What all warps of the block read: the item, headers of the chunk's pages, K by the first warp and V by the second, and
 // queries.
 template <class Cfg>
 __device__ __forceinline__ void ShareHeaders(const DecodeArgs& a, const Item& item, char* shared) {
   const int warp = int(threadIdx.x / 32), page = item.chunk_page + int(threadIdx.x % 32);
   if (warp == 2) RowQueries<Cfg>(shared).Store(a, item);
+  if (threadIdx.x == 32 * kWarps - 1) *reinterpret_cast<Item*>(shared + Cfg::kItem) = item;
   if (warp >= 2 || page < item.page_begin || page >= item.page_end) return;
   const int64_t index = a.page_table[int64_t{item.entry} * a.max_pages + page];
   const DecodeSide& side = warp == 0 ? a.k : a.v;
   reinterpret_cast<PagePlanes*>(shared + Cfg::kPages)[warp * Cfg::kMostPages + int(threadIdx.x % 32)] =
       ReadHeader(side.pool + index * side.page_stride + item.head * side.head_stride, {a.head_dim, kPage});
+}
+
+// The block's item, out of registers while tiles are read.
+template <class Cfg>
+__device__ __forceinline__ const Item& KeptItem(const char* shared) {
+  return *reinterpret_cast<const Item*>(shared + Cfg::kItem);
 }
 
 template <class Cfg>
@@ -350,41 +349,45 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks)
   if (!item.Present()) return;
   ShareHeaders<Cfg>(a, item, shared);
   PlanesFeed<Cfg> feed(a, item, shared);
-  const int open = item.sealed * kPage + feed.warp * kOpenTokens;
-  const bool has_open = LoadOpenRows(feed, open);
+  const int open = item.sealed * kPage + int(threadIdx.x / 32) * kOpenTokens;
+  const bool has_open = LoadOpenRows(feed, item, open);
   State<kDim, kN> state;
   state.Clear();
   Queries<kN> queries;
-  SetPositions(queries, a, item);
   uint32_t q[kN][kDim / 8];
   LoadQueries<Planes, kDim>(q, queries, a, item, plan.scale);
   const RowQueries<Cfg> row_queries(shared);
   __syncthreads();
-  feed.Begin();
   constexpr int kFirst = Cfg::kDepth - Cfg::kOpenSlots;
 #pragma unroll 1
   for (int i = 0; i < kFirst; ++i) feed.Load();
   if (has_open) {
     CopyWait<kFirst>();
     __syncwarp();
+    SetPositions(queries, a, item);
     AttendOpenRows(state, queries, row_queries, feed, open, plan.scale, shared);
   }
 #pragma unroll 1
   for (int i = 0; i < Cfg::kOpenSlots; ++i) feed.Load();
 #pragma unroll 1
-  for (int i = 0; i < feed.total; ++i) {
+  for (int i = feed.first; i < feed.end; i += kWarps) {
     float s[Cfg::Tile::kM][kN][4], total[kN][2];
     TileScores<Cfg>(s, feed, i, q, queries, row_queries, plan.scale);
-    const bool masked = Masked(a, item, feed.Start(i), Cfg::Tile::kTokens);
-    if (masked) Mask<8>(s, queries, feed.Start(i));
+    const bool masked = feed.Masked(i);
+    if (masked) {
+      const Item& kept = KeptItem<Cfg>(shared);
+      SetPositions(queries, a, kept);
+      Mask<8>(s, queries, kept.chunk_page * kPage + i * Cfg::Tile::kTokens);
+    }
     Weigh(s, state, total);
     TileValues<Cfg>(s, feed, i, state, masked);
   }
   CopyWait<0>();
+  const Item kept = KeptItem<Cfg>(shared);
   __syncthreads();
   KeepState<Planes>(state, reinterpret_cast<float*>(shared));
   __syncthreads();
-  Finish<kDim, kN>(a, plan, item, reinterpret_cast<float*>(shared));
+  Finish<kDim, kN>(a, plan, kept, reinterpret_cast<float*>(shared));
 }
 
 template <class Cfg>

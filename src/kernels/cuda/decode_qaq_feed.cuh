@@ -18,7 +18,7 @@ struct alignas(16) PagePlanes {
 
 template <int kDim_, int kN_>
 struct PlanesConfig {
-  static constexpr int kDim = kDim_, kN = kN_, kDepth = 3;  // steps under way
+  static constexpr int kDim = kDim_, kN = kN_, kDepth = 2;  // steps under way
   using Tile = PlanesTile<8192 / kDim, kDim>;
   using Rows = decode::Tile<F16, kOpenTokens, kDim>;  // of the open page, or of outliers
   static constexpr int kTilesOfPage = kPage / Tile::kTokens;
@@ -26,7 +26,8 @@ struct PlanesConfig {
   static constexpr int kOpenSlots = (Rows::kBytes + Tile::kBytes - 1) / Tile::kBytes;
   static constexpr int kWarpBytes = Rows::kBytes + kDepth * Tile::kBytes;
   static constexpr int kPages = kWarps * kWarpBytes;  // PagePlanes [2][kMostPages]
-  static constexpr int kMostPages = 32, kQueries = kPages + 2 * kMostPages * int(sizeof(PagePlanes));
+  static constexpr int kMostPages = 32, kItem = kPages + 2 * kMostPages * int(sizeof(PagePlanes));
+  static constexpr int kQueries = kItem + (int(sizeof(Item)) + 15) / 16 * 16;
   static constexpr int kSharedBytes = Max(kQueries + 32 * kN * Rows::kWords * 4, MergeBytes<kDim, kN>());
   // By registers, then by shared memory.
   static constexpr int kFit = kN == 2 || kDim == 256 ? 2 : 3;
@@ -63,40 +64,40 @@ __device__ __forceinline__ int Lane() {
   return lane;
 }
 
+// Planes of a step.
+__device__ __forceinline__ int StepPlanes(int width, bool low) {
+  return low ? width - kStepPlanes : min(width, kStepPlanes);
+}
+
 template <class Cfg>
 struct PlanesFeed {
   using T = typename Cfg::Tile;
   const DecodeArgs& a;
-  const Item& item;
   const PagePlanes* pages;  // of the chunk, K then V
   uint32_t shared;          // of the warp
-  int lane, warp, first, total;        // tiles
-  int load_slot = 0, slot = 0;         // of the next copy, of the oldest step
-  int next = 0;                        // tile that the next copy is of
+  int lane, first, end;     // tiles of the chunk: first, first + kWarps ..
+  int seen_from, seen_to;   // positions in the chunk that all rows see
+  int load_slot = 0, slot = 0;          // of the next copy, of the oldest step
+  int next;                             // tile that the next copy is of
   bool next_v = false, low_done = false;
-  PagePlanes coming;                   // its page
 
-  __device__ __forceinline__ PlanesFeed(const DecodeArgs& args, const Item& of, char* memory)
-      : a(args),
-        item(of),
-        pages(reinterpret_cast<const PagePlanes*>(memory + Cfg::kPages)),
-        lane(Lane()),
-        warp(int(threadIdx.x / 32)) {
+  __device__ __forceinline__ PlanesFeed(const DecodeArgs& args, const Item& item, char* memory)
+      : a(args), pages(reinterpret_cast<const PagePlanes*>(memory + Cfg::kPages)), lane(Lane()) {
+    const int warp = int(threadIdx.x / 32), begin = (item.page_begin - item.chunk_page) * Cfg::kTilesOfPage;
     shared = SharedAddress(memory) + uint32_t(warp * Cfg::kWarpBytes);
-    const int begin = (item.page_begin - item.chunk_page) * Cfg::kTilesOfPage;
-    const int end = (item.page_end - item.chunk_page) * Cfg::kTilesOfPage;
-    first = begin + (warp - begin % kWarps + kWarps) % kWarps;
-    total = first < end ? (end - first + kWarps - 1) / kWarps : 0;
+    next = first = begin + (warp - begin % kWarps + kWarps) % kWarps;
+    end = (item.page_end - item.chunk_page) * Cfg::kTilesOfPage;
+    const int start = item.chunk_page * kPage;
+    seen_from = a.window > 0 ? item.length - a.window - start : 0;
+    seen_to = item.length - item.rows + 1 - start;
   }
-  __device__ __forceinline__ int TileOf(int i) const { return first + i * kWarps; }
-  __device__ __forceinline__ int TokenOfPage(int i) const {
-    return TileOf(i) % Cfg::kTilesOfPage * T::kTokens;
+  __device__ __forceinline__ static int TokenOfPage(int tile) { return tile % Cfg::kTilesOfPage * T::kTokens; }
+  // Whether some row does not see some of the tile's tokens.
+  __device__ __forceinline__ bool Masked(int tile) const {
+    return tile * T::kTokens < seen_from || (tile + 1) * T::kTokens > seen_to;
   }
-  __device__ __forceinline__ int Start(int i) const {
-    return item.chunk_page * kPage + TileOf(i) * T::kTokens;
-  }
-  __device__ __forceinline__ const PagePlanes& PageOf(int i, bool is_v) const {
-    return pages[is_v * Cfg::kMostPages + TileOf(i) / Cfg::kTilesOfPage];
+  __device__ __forceinline__ const PagePlanes& PageOf(int tile, bool is_v) const {
+    return pages[is_v * Cfg::kMostPages + tile / Cfg::kTilesOfPage];
   }
   __device__ __forceinline__ uint32_t Rows() const { return shared; }
   __device__ __forceinline__ uint32_t Slot(int i) const {
@@ -104,17 +105,23 @@ struct PlanesFeed {
   }
   __device__ __forceinline__ uint32_t OpenValues() const { return Slot(Cfg::kDepth - Cfg::kOpenSlots); }
 
-  __device__ __forceinline__ void Copy(int token, int plane, int planes, uint32_t to) const {
+  // This lane's share of the planes from kPlane on.
+  template <int kPlane>
+  __device__ __forceinline__ static void CopyPlane(uint32_t to, const std::byte* from, int planes) {
+    if (kPlane < planes) CopyPieces<kPlane, 0>(to, from);
+    if constexpr (kPlane + 1 < kStepPlanes) CopyPlane<kPlane + 1>(to, from + kPage * T::kRowBytes - T::kPlaneBytes, planes);
+  }
+  template <int kPlane, int kPiece>
+  __device__ __forceinline__ static void CopyPieces(uint32_t to, const std::byte* from) {
+    CopyAsyncAt<kPlane * T::kPlaneBytes + kPiece>(to, from);
+    if constexpr (kPiece + 512 < T::kPlaneBytes) CopyPieces<kPlane, kPiece + 512>(to, from);
+  }
+  __device__ __forceinline__ void Copy(const PagePlanes& page, int token, int plane, int planes,
+                                       uint32_t to) const {
     const int row_bytes = a.head_dim / 8;
-    const std::byte* from = coming.planes + (plane * kPage + token) * row_bytes;
+    const std::byte* from = page.planes + (plane * kPage + token) * row_bytes;
     if (a.head_dim == T::kDim) {
-#pragma unroll
-      for (int b = 0; b < kStepPlanes; ++b)
-        if (b < planes)
-#pragma unroll
-          for (int i = 0; i < T::kPlaneBytes; i += 512)
-            CopyAsync<16>(to + b * T::kPlaneBytes + i + lane * 16,
-                          from + b * (kPage * T::kRowBytes) + i + lane * 16);
+      CopyPlane<0>(to + lane * 16, from + lane * 16, planes);
     } else if (row_bytes % 8 == 0) {
       CopyPlaneRows<T, 8>(to, from, row_bytes, planes);
     } else if (row_bytes % 4 == 0) {
@@ -125,25 +132,19 @@ struct PlanesFeed {
     constexpr int kPieces = T::kTokens / 8;
     if (lane < 2 * kPieces)
       CopyAsync<16>(to + T::kRanges + lane * 16,
-                    coming.record + kv::QaqMinOffset(lane / kPieces * kPage + token) + lane % kPieces * 16);
-    if (lane * 2 * kv::kQaqCellOutliers < coming.outliers)
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(coming.cells + lane * 2 * kv::kQaqCellBytes));
-  }
-  // Once the headers are there.
-  __device__ __forceinline__ void Begin() {
-    if (total > 0) coming = PageOf(0, false);
+                    page.record + kv::QaqMinOffset(lane / kPieces * kPage + token) + lane % kPieces * 16);
+    if (lane * 2 * kv::kQaqCellOutliers < page.outliers)
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(page.cells + lane * 2 * kv::kQaqCellBytes));
   }
   // Starts the copies of the next step.
   __device__ __forceinline__ void Load() {
-    if (next < total) {
-      const bool low = coming.width > kStepPlanes && !low_done;
-      Copy(TokenOfPage(next), low ? kStepPlanes : 0,
-           low ? coming.width - kStepPlanes : min(coming.width, kStepPlanes), Slot(load_slot));
+    if (next < end) {
+      const PagePlanes& page = PageOf(next, next_v);
+      const int width = page.width;
+      const bool low = width > kStepPlanes && !low_done;
+      Copy(page, TokenOfPage(next), low ? kStepPlanes : 0, StepPlanes(width, low), Slot(load_slot));
       low_done = low;
-      if (!low) {
-        next += next_v, next_v = !next_v;
-        if (next < total) coming = PageOf(next, next_v);
-      }
+      if (!low) next += next_v * kWarps, next_v = !next_v;
     }
     CopyCommit();
     load_slot = load_slot + 1 == Cfg::kDepth ? 0 : load_slot + 1;
@@ -162,23 +163,38 @@ struct PlanesFeed {
   }
 };
 
-// f(token, channel, f16) of the outliers from `at` on of tokens below `last`, each by one lane. Returns where
-// those end: tokens ascend.
-template <class F>
-__device__ __forceinline__ int ForOutliers(const PagePlanes& page, int lane, int at, int last, F f) {
-  while (true) {
-    const int i = at + lane;
-    uint32_t x = 0;
-    if (i < page.outliers)
-      x = *reinterpret_cast<const uint32_t*>(page.cells + i / kv::kQaqCellOutliers * kv::kQaqCellBytes +
-                                             i % kv::kQaqCellOutliers * 4);
-    const int token = int(x >> 10 & 63);
-    const bool mine = i < page.outliers && token < last;
-    if (mine) f(token, int(x & 1023), uint16_t(x >> 16));
-    const int count = __popc(__ballot_sync(kAll, mine));
-    at += count;
-    if (count < 32) return at;
+// The outliers of a page in order, tokens ascending, as far as one asks; two groups of 32 ahead in registers.
+struct OutlierStream {
+  const PagePlanes& page;
+  const int lane;
+  int at = 0;
+  uint32_t now, then;
+
+  __device__ __forceinline__ OutlierStream(const PagePlanes& of, int lane_of_warp)
+      : page(of), lane(lane_of_warp), now(Word(0)), then(Word(32)) {}
+  __device__ __forceinline__ uint32_t Word(int group) const {
+    const int i = group + lane;
+    return i < page.outliers
+               ? *reinterpret_cast<const uint32_t*>(page.cells + i / kv::kQaqCellOutliers * kv::kQaqCellBytes +
+                                                    i % kv::kQaqCellOutliers * 4)
+               : 0;
   }
-}
+  // f(token, channel, f16) of those of tokens below `last`, each by one lane.
+  template <class F>
+  __device__ __forceinline__ void Until(int last, F f) {
+    while (true) {
+      const int place = at % 32 + lane;
+      const uint32_t x = __shfl_sync(kAll, now, place % 32), y = __shfl_sync(kAll, then, place % 32);
+      const uint32_t word = place < 32 ? x : y;
+      const int token = int(word >> 10 & 63);
+      const bool mine = at + lane < page.outliers && token < last;
+      const int count = __popc(__ballot_sync(kAll, mine)), group = at / 32;
+      at += count;
+      if (at / 32 != group) now = then, then = Word((group + 2) * 32);
+      if (mine) f(token, int(word & 1023), uint16_t(word >> 16));
+      if (count < 32) return;
+    }
+  }
+};
 
 }  // namespace nibble::cuda::decode
