@@ -60,10 +60,9 @@ struct Outliers {
       if (b < page.width)
         code = 2 * code +
                int(SharedByte(tile + b * T::kPlaneBytes + (t - token) * T::kRowBytes + channel / 8) >> channel % 8 & 1);
-#pragma unroll
-    for (int b = kStepPlanes; b < kv::kQaqPlanes; ++b)
-      if (b < page.width)
-        code = 2 * code + (int(page.planes[(b * kPage + t) * row_bytes + channel / 8]) >> channel % 8 & 1);
+#pragma unroll 1
+    for (int b = kStepPlanes; b < page.width; ++b)
+      code = 2 * code + (int(page.planes[(b * kPage + t) * row_bytes + channel / 8]) >> channel % 8 & 1);
     const uint32_t range = tile + T::kRanges + 2 * (t - token);
     return kv::QaqDecode(code, SharedHalf(range), SharedHalf(range + 2 * T::kTokens), page.width);
   }
@@ -321,12 +320,12 @@ __device__ __forceinline__ void AttendOpenRows(State<Cfg::kDim, Cfg::kN>& state,
 // What all warps of the block read: the item, headers of the chunk's pages, K by the first warp and V by the second, and
 // queries.
 template <class Cfg>
-__device__ __forceinline__ void ShareHeaders(const DecodeArgs& a, const Item& item, char* shared) {
+__device__ __forceinline__ void ShareHeaders(const DecodeArgs& a, const Item& item, int64_t index,
+                                             char* shared) {
   const int warp = int(threadIdx.x / 32), page = item.chunk_page + int(threadIdx.x % 32);
   if (warp == 2) RowQueries<Cfg>(shared).Store(a, item);
   if (threadIdx.x == 32 * kWarps - 1) *reinterpret_cast<Item*>(shared + Cfg::kItem) = item;
   if (warp >= 2 || page < item.page_begin || page >= item.page_end) return;
-  const int64_t index = a.page_table[int64_t{item.entry} * a.max_pages + page];
   const DecodeSide& side = warp == 0 ? a.k : a.v;
   reinterpret_cast<PagePlanes*>(shared + Cfg::kPages)[warp * Cfg::kMostPages + int(threadIdx.x % 32)] =
       ReadHeader(side.pool + index * side.page_stride + item.head * side.head_stride, {a.head_dim, kPage});
@@ -345,9 +344,12 @@ __global__ void __launch_bounds__(32 * kWarps, Cfg::kBlocks)
   constexpr int kN = Cfg::kN, kDim = Cfg::kDim;
   ReleaseNext();
   const Item item(a, plan, 8 * kN);
+  // Read before the length is known, and used if the page is in the range.
+  const int page = item.chunk_page + int(threadIdx.x % 32);
+  const int64_t index = page < a.max_pages ? a.page_table[int64_t{item.entry} * a.max_pages + page] : 0;
   AwaitPrevious();
   if (!item.Present()) return;
-  ShareHeaders<Cfg>(a, item, shared);
+  ShareHeaders<Cfg>(a, item, index, shared);
   PlanesFeed<Cfg> feed(a, item, shared);
   const int open = item.sealed * kPage + int(threadIdx.x / 32) * kOpenTokens;
   const bool has_open = LoadOpenRows(feed, item, open);

@@ -168,10 +168,12 @@ struct OutlierStream {
   const PagePlanes& page;
   const int lane;
   int at = 0;
-  uint32_t now, then;
+  uint32_t now = 0, then = 0;
 
   __device__ __forceinline__ OutlierStream(const PagePlanes& of, int lane_of_warp)
-      : page(of), lane(lane_of_warp), now(Word(0)), then(Word(32)) {}
+      : page(of), lane(lane_of_warp) {
+    if (page.outliers > 0) now = Word(0), then = Word(32);
+  }
   __device__ __forceinline__ uint32_t Word(int group) const {
     const int i = group + lane;
     return i < page.outliers
@@ -179,20 +181,19 @@ struct OutlierStream {
                                                     i % kv::kQaqCellOutliers * 4)
                : 0;
   }
+  __device__ __forceinline__ static int TokenOf(uint32_t word) { return int(word >> 10 & 63); }
   // f(token, channel, f16) of those of tokens below `last`, each by one lane.
   template <class F>
   __device__ __forceinline__ void Until(int last, F f) {
-    while (true) {
+    while (at < page.outliers && TokenOf(__shfl_sync(kAll, now, at % 32)) < last) {
       const int place = at % 32 + lane;
       const uint32_t x = __shfl_sync(kAll, now, place % 32), y = __shfl_sync(kAll, then, place % 32);
       const uint32_t word = place < 32 ? x : y;
-      const int token = int(word >> 10 & 63);
-      const bool mine = at + lane < page.outliers && token < last;
-      const int count = __popc(__ballot_sync(kAll, mine)), group = at / 32;
-      at += count;
+      const bool mine = at + lane < page.outliers && TokenOf(word) < last;
+      const int group = at / 32;
+      at += __popc(__ballot_sync(kAll, mine));
       if (at / 32 != group) now = then, then = Word((group + 2) * 32);
-      if (mine) f(token, int(word & 1023), uint16_t(word >> 16));
-      if (count < 32) return;
+      if (mine) f(TokenOf(word), int(word & 1023), uint16_t(word >> 16));
     }
   }
 };
