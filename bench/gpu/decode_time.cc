@@ -175,7 +175,9 @@ void TimeDecode(Times* times) {
     for (const auto& [batch, length] : {std::pair{64, 4096}, {16, 16384}})
       for (const bool outliers : {false, true})
         if (!outliers || width == 4)
-          TimeOne(times, {CodecId::kQaq, batch, length, 32, 8, 128, cuda::kDecodeChunkPages, width, outliers});
+          TimeOne(times,
+                  {CodecId::kQaq, batch, length, 32, 8, 128, cuda::kDecodeChunkPages, width, outliers});
+  TimeOne(times, {CodecId::kQaq, 64, 4096, 32, 8, 64, cuda::kDecodeChunkPages, 4});
   for (const int chunk_pages : {4, 8})
     for (const auto& [batch, length] : {std::pair{1, 1024}, {1, 4096}, {1, 32768}, {16, 4096}, {64, 4096}})
       TimeOne(times, {CodecId::kInt4Token, batch, length, 32, 8, 128, chunk_pages});

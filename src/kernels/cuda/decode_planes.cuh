@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bit planes as operands of the tensor cores. A row of 128 channels of a plane is 16 bytes, so that eight
 // tokens of it are one 8x8 matrix of 16-bit elements: ldmatrix gives a lane word j of token g for K, and
-// transposed the channels 16 g .. 16 g + 15 of tokens 2 j and 2 j + 1 for V. Either way bit i and bit i + 16 of
-// the word are one half2. Up to four planes become four words of nibbles, the codes at their upper ends,
+// transposed the channels 16 g .. 16 g + 15 of tokens 2 j and 2 j + 1 for V. Either way bit i and bit i + 16
+// of the word are one half2. Up to four planes become four words of nibbles, the codes at their upper ends,
 // whatever the width: n[r] has in its nibbles bits 4 k + r of each plane. Masked, nibble k is a subnormal
 // c 2^(s - 24) with s = 0 or 4 (decode_codec.cuh).
 #pragma once
@@ -66,8 +66,8 @@ __device__ __forceinline__ void LoadNibbles(uint32_t (&upper)[4], uint32_t (&low
   Nibbles<kPlanes>(lower, y);
 }
 
-// A step's planes in shared memory, as they lie in a page: copies of 16 bytes to places that are not neighbours
-// are requests of their own to the L2.
+// A step's planes in shared memory, as they lie in a page: copies of 16 bytes to places that are not
+// neighbours are requests of their own to the L2.
 template <int kTokens_, int kDim_>
 struct PlanesTile {
   static constexpr int kTokens = kTokens_, kDim = kDim_, kM = kTokens / 16, kParts = kDim / 128;
@@ -80,8 +80,8 @@ struct PlanesTile {
   }
 };
 
-// Blocks of 16 tokens that are unrolled together: one's matrix instructions for K wait for each other, and the
-// code of four does not fit where instructions are at hand.
+// Blocks of 16 tokens that are unrolled together: one's matrix instructions for K wait for each other, and
+// the code of four does not fit where instructions are at hand.
 inline constexpr int kTogether = 2;
 
 // The next blocks to the front.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The decode kernel over pages of QAQ, whose widths differ. As in decode_kernel.cuh a warp has its own tiles,
 // ring of copies and softmax. Planes become codes in registers (decode_planes.cuh). What outliers have beyond
-// their codes goes, 16 tokens at a time and where a page has any, through rows of f16 that are otherwise zero.
+// their codes goes, 16 tokens at a time and where a page has any, through rows of f16 that are otherwise
+// zero.
 #include "kernels/cuda/decode_kernel.cuh"
 #include "kernels/cuda/decode_qaq.cuh"
 #include "kernels/cuda/decode_qaq_feed.cuh"
@@ -58,8 +59,10 @@ struct Outliers {
 #pragma unroll
     for (int b = 0; b < kStepPlanes; ++b)
       if (b < page.width)
-        code = 2 * code +
-               int(SharedByte(tile + b * T::kPlaneBytes + (t - token) * T::kRowBytes + channel / 8) >> channel % 8 & 1);
+        code =
+            2 * code + int(SharedByte(tile + b * T::kPlaneBytes + (t - token) * T::kRowBytes + channel / 8) >>
+                               channel % 8 &
+                           1);
 #pragma unroll 1
     for (int b = kStepPlanes; b < page.width; ++b)
       code = 2 * code + (int(page.planes[(b * kPage + t) * row_bytes + channel / 8]) >> channel % 8 & 1);
@@ -68,8 +71,8 @@ struct Outliers {
   }
   // The token of a tile of f16 that stands where token t of planes does.
   __device__ static __forceinline__ int RowOf(int t) { return t % 8 * 2 + t / 8; }
-  // Rows of tokens 16 m .. 16 m + 15: what outliers have beyond what the planes say, in units of kOutlierUnit.
-  // V's columns stand as those of its planes do.
+  // Rows of tokens 16 m .. 16 m + 15: what outliers have beyond what the planes say, in units of
+  // kOutlierUnit. V's columns stand as those of its planes do.
   template <bool kValues>
   __device__ __forceinline__ void Put(OutlierStream& stream, int m) const {
     __syncwarp();
@@ -98,7 +101,9 @@ struct RowQueries {
 
   __device__ __forceinline__ explicit RowQueries(const char* memory)
       : at(SharedAddress(memory) + Cfg::kQueries + threadIdx.x % 32 * 16) {}
-  __device__ __forceinline__ uint32_t Address(int n, int w) const { return at + (n * Rows::kWords + w) * 128; }
+  __device__ __forceinline__ uint32_t Address(int n, int w) const {
+    return at + (n * Rows::kWords + w) * 128;
+  }
   __device__ __forceinline__ void Store(const DecodeArgs& a, const Item& item) const {
     uint32_t words[Cfg::kN][Rows::kWords];
     Queries<Cfg::kN> unused;
@@ -144,10 +149,10 @@ __device__ __forceinline__ void AddKeyOutliers(float (&s)[Cfg::Tile::kM][Cfg::kN
 }
 
 template <class Cfg>
-__device__ __forceinline__ void TileScores(float (&s)[Cfg::Tile::kM][Cfg::kN][4], PlanesFeed<Cfg>& feed, int i,
-                                           const uint32_t (&q)[Cfg::kN][Cfg::kDim / 8],
-                                           const Queries<Cfg::kN>& queries, const RowQueries<Cfg>& row_queries,
-                                           float scale) {
+__device__ __forceinline__ void TileScores(float (&s)[Cfg::Tile::kM][Cfg::kN][4], PlanesFeed<Cfg>& feed,
+                                           int i, const uint32_t (&q)[Cfg::kN][Cfg::kDim / 8],
+                                           const Queries<Cfg::kN>& queries,
+                                           const RowQueries<Cfg>& row_queries, float scale) {
   using T = typename Cfg::Tile;
   const PagePlanes& page = feed.PageOf(i, false);
   const int width = page.width;
@@ -177,8 +182,7 @@ __device__ __forceinline__ void TileScores(float (&s)[Cfg::Tile::kM][Cfg::kN][4]
       }
   }
   if (page.outliers > 0)
-    AddKeyOutliers<Cfg>(s,
-                        {page, feed.lane, feed.a.head_dim / 8, feed.TokenOfPage(i), tile, feed.Rows()},
+    AddKeyOutliers<Cfg>(s, {page, feed.lane, feed.a.head_dim / 8, feed.TokenOfPage(i), tile, feed.Rows()},
                         stream, row_queries, scale);
   feed.Release();
 }
@@ -208,8 +212,7 @@ __device__ __forceinline__ void Pack(uint32_t (&packed)[kM][kN][2], const float 
 #pragma unroll
     for (int n = 0; n < kN; ++n)
 #pragma unroll
-      for (int h = 0; h < 2; ++h)
-        packed[m][n][h] = PackWeights<Planes>(p[m][n][2 * h], p[m][n][2 * h + 1]);
+      for (int h = 0; h < 2; ++h) packed[m][n][h] = PackWeights<Planes>(p[m][n][2 * h], p[m][n][2 * h + 1]);
 }
 
 // o += p times what outliers have beyond their codes.
@@ -241,8 +244,8 @@ __device__ __forceinline__ void AddValueOutliers(State<Cfg::kDim, Cfg::kN>& stat
 }
 
 template <class Cfg>
-__device__ __forceinline__ void TileValues(float (&p)[Cfg::Tile::kM][Cfg::kN][4], PlanesFeed<Cfg>& feed, int i,
-                                           State<Cfg::kDim, Cfg::kN>& state, bool masked) {
+__device__ __forceinline__ void TileValues(float (&p)[Cfg::Tile::kM][Cfg::kN][4], PlanesFeed<Cfg>& feed,
+                                           int i, State<Cfg::kDim, Cfg::kN>& state, bool masked) {
   using T = typename Cfg::Tile;
   const PagePlanes& page = feed.PageOf(i, true);
   const int width = page.width;
@@ -271,7 +274,8 @@ __device__ __forceinline__ void TileValues(float (&p)[Cfg::Tile::kM][Cfg::kN][4]
     Pack(packed, p);
   }
   if (page.outliers > 0)
-    AddValueOutliers<Cfg>(state, {page, feed.lane, feed.a.head_dim / 8, feed.TokenOfPage(i), tile, feed.Rows()},
+    AddValueOutliers<Cfg>(state,
+                          {page, feed.lane, feed.a.head_dim / 8, feed.TokenOfPage(i), tile, feed.Rows()},
                           stream, weights);
   feed.Release();
 }
@@ -292,8 +296,9 @@ __device__ __forceinline__ bool LoadOpenRows(const PlanesFeed<Cfg>& feed, const 
         for (int i = int(threadIdx.x % 32); i < Cfg::Rows::kBytes / 4; i += 32)
           asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + i * 4), "r"(0) : "memory");
       __syncwarp();
-      CopyTile<F16, typename Cfg::Rows>(to, side.open + index * side.open_stride + item.head * side.open_head_stride,
-                                        int(threadIdx.x / 32) * kOpenTokens, a.head_dim, first, last, places);
+      CopyTile<F16, typename Cfg::Rows>(
+          to, side.open + index * side.open_stride + item.head * side.open_head_stride,
+          int(threadIdx.x / 32) * kOpenTokens, a.head_dim, first, last, places);
     }
   }
   CopyCommit();
@@ -303,8 +308,9 @@ __device__ __forceinline__ bool LoadOpenRows(const PlanesFeed<Cfg>& feed, const 
 template <class Cfg>
 __device__ __forceinline__ void AttendOpenRows(State<Cfg::kDim, Cfg::kN>& state,
                                                const Queries<Cfg::kN>& queries,
-                                               const RowQueries<Cfg>& row_queries, const PlanesFeed<Cfg>& feed,
-                                               int start, float scale, char* shared) {
+                                               const RowQueries<Cfg>& row_queries,
+                                               const PlanesFeed<Cfg>& feed, int start, float scale,
+                                               char* shared) {
   using Rows = typename Cfg::Rows;
   KeyQueries<F16, Rows, Cfg::kN> q;
   row_queries.Load(q.words);
@@ -317,8 +323,8 @@ __device__ __forceinline__ void AttendOpenRows(State<Cfg::kDim, Cfg::kN>& state,
   __syncwarp();
 }
 
-// What all warps of the block read: the item, headers of the chunk's pages, K by the first warp and V by the second, and
-// queries.
+// What all warps of the block read: the item, headers of the chunk's pages, K by the first warp and V by the
+// second, and queries.
 template <class Cfg>
 __device__ __forceinline__ void ShareHeaders(const DecodeArgs& a, const Item& item, int64_t index,
                                              char* shared) {

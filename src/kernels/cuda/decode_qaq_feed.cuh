@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pages of QAQ on their way to one warp. A tile is kTokens tokens of a page's K or V; a step is up to four of
-// its planes, the low ones of a wide page first, and one group of copies into a ring of slots. The planes of a
-// page are neighbours, and so are its outliers' cells (qaq.h). A block reads the headers of its pages once, so
-// that no copy waits for one.
+// its planes, the low ones of a wide page first, and one group of copies into a ring of slots. The planes of
+// a page are neighbours, and so are its outliers' cells (qaq.h). A block reads the headers of its pages once,
+// so that no copy waits for one.
 #pragma once
 #include "kernels/cuda/decode_merge.cuh"
 #include "kernels/cuda/decode_planes.cuh"
@@ -41,10 +41,11 @@ __device__ __forceinline__ PagePlanes ReadHeader(const std::byte* page, kv::Page
           page + h->cells_at + int64_t{h->first_cell} * kv::kQaqCellBytes, h->width, h->outliers};
 }
 
-// Copies rows of head_dim < kDim channels by kGranule bytes; those of 2 bytes at once.
-template <class T, int kGranule>
+// Copies rows of head_dim < kDim channels by kGranule bytes, kPieces of them (0: any number); those of 2
+// bytes at once.
+template <class T, int kGranule, int kPieces = 0>
 __device__ __noinline__ void CopyPlaneRows(uint32_t to, const std::byte* from, int row_bytes, int planes) {
-  const int pieces = row_bytes / kGranule;
+  const int pieces = kPieces > 0 ? kPieces : row_bytes / kGranule;
   for (int i = int(threadIdx.x % 32); i < planes * T::kTokens * pieces; i += 32) {
     const int row = i / pieces, t = row % T::kTokens, b = row / T::kTokens, at = i % pieces * kGranule;
     const uint32_t place = to + b * T::kPlaneBytes + t * T::kRowBytes + at;
@@ -73,12 +74,12 @@ template <class Cfg>
 struct PlanesFeed {
   using T = typename Cfg::Tile;
   const DecodeArgs& a;
-  const PagePlanes* pages;  // of the chunk, K then V
-  uint32_t shared;          // of the warp
-  int lane, first, end;     // tiles of the chunk: first, first + kWarps ..
-  int seen_from, seen_to;   // positions in the chunk that all rows see
-  int load_slot = 0, slot = 0;          // of the next copy, of the oldest step
-  int next;                             // tile that the next copy is of
+  const PagePlanes* pages;      // of the chunk, K then V
+  uint32_t shared;              // of the warp
+  int lane, first, end;         // tiles of the chunk: first, first + kWarps ..
+  int seen_from, seen_to;       // positions in the chunk that all rows see
+  int load_slot = 0, slot = 0;  // of the next copy, of the oldest step
+  int next;                     // tile that the next copy is of
   bool next_v = false, low_done = false;
 
   __device__ __forceinline__ PlanesFeed(const DecodeArgs& args, const Item& item, char* memory)
@@ -91,7 +92,9 @@ struct PlanesFeed {
     seen_from = a.window > 0 ? item.length - a.window - start : 0;
     seen_to = item.length - item.rows + 1 - start;
   }
-  __device__ __forceinline__ static int TokenOfPage(int tile) { return tile % Cfg::kTilesOfPage * T::kTokens; }
+  __device__ __forceinline__ static int TokenOfPage(int tile) {
+    return tile % Cfg::kTilesOfPage * T::kTokens;
+  }
   // Whether some row does not see some of the tile's tokens.
   __device__ __forceinline__ bool Masked(int tile) const {
     return tile * T::kTokens < seen_from || (tile + 1) * T::kTokens > seen_to;
@@ -109,7 +112,8 @@ struct PlanesFeed {
   template <int kPlane>
   __device__ __forceinline__ static void CopyPlane(uint32_t to, const std::byte* from, int planes) {
     if (kPlane < planes) CopyPieces<kPlane, 0>(to, from);
-    if constexpr (kPlane + 1 < kStepPlanes) CopyPlane<kPlane + 1>(to, from + kPage * T::kRowBytes - T::kPlaneBytes, planes);
+    if constexpr (kPlane + 1 < kStepPlanes)
+      CopyPlane<kPlane + 1>(to, from + kPage * T::kRowBytes - T::kPlaneBytes, planes);
   }
   template <int kPlane, int kPiece>
   __device__ __forceinline__ static void CopyPieces(uint32_t to, const std::byte* from) {
@@ -122,6 +126,8 @@ struct PlanesFeed {
     const std::byte* from = page.planes + (plane * kPage + token) * row_bytes;
     if (a.head_dim == T::kDim) {
       CopyPlane<0>(to + lane * 16, from + lane * 16, planes);
+    } else if (row_bytes == 8) {
+      CopyPlaneRows<T, 8, 1>(to, from, row_bytes, planes);
     } else if (row_bytes % 8 == 0) {
       CopyPlaneRows<T, 8>(to, from, row_bytes, planes);
     } else if (row_bytes % 4 == 0) {
@@ -177,8 +183,8 @@ struct OutlierStream {
   __device__ __forceinline__ uint32_t Word(int group) const {
     const int i = group + lane;
     return i < page.outliers
-               ? *reinterpret_cast<const uint32_t*>(page.cells + i / kv::kQaqCellOutliers * kv::kQaqCellBytes +
-                                                    i % kv::kQaqCellOutliers * 4)
+               ? *reinterpret_cast<const uint32_t*>(
+                     page.cells + i / kv::kQaqCellOutliers * kv::kQaqCellBytes + i % kv::kQaqCellOutliers * 4)
                : 0;
   }
   __device__ __forceinline__ static int TokenOf(uint32_t word) { return int(word >> 10 & 63); }
