@@ -18,7 +18,7 @@ struct alignas(16) PagePlanes {
 
 template <int kDim_, int kN_>
 struct PlanesConfig {
-  static constexpr int kDim = kDim_, kN = kN_, kDepth = 2;  // steps under way
+  static constexpr int kDim = kDim_, kN = kN_, kDepth = 2;  // steps under way: a third is slower
   using Tile = PlanesTile<8192 / kDim, kDim>;
   using Rows = decode::Tile<F16, kOpenTokens, kDim>;  // of the open page, or of outliers
   static constexpr int kTilesOfPage = kPage / Tile::kTokens;
