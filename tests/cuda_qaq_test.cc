@@ -5,11 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <map>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -23,11 +21,7 @@ namespace {
 
 using test::Difference;
 using test::Random;
-
-struct Shape {
-  int heads, kv_heads, head_dim;
-  int64_t window = 0;
-};
+using Shape = test::AttentionShape;
 
 // A page as it is, wherever its parts lie.
 struct Page {
@@ -77,9 +71,6 @@ class Runner {
     k_before_ = backend.Usage(KvSide::kK), v_before_ = backend.Usage(KvSide::kV);
     backend.TakeCounters();
   }
-  ~Runner() {
-    for (const Buffer& b : buffers_) backend_.Free(b);
-  }
 
   void Step(const std::vector<int32_t>& counts) {
     std::vector<float> q, k, v;
@@ -94,17 +85,8 @@ class Runner {
       if (i == 0) own = counts[i];
     }
     NIBBLE_CHECK(cache_->BeginStep(seqs_, counts).ok(), "BeginStep");
-    const int64_t rows = std::accumulate(counts.begin(), counts.end(), int64_t{0});
-    const Tensor qt = Put(q, rows, shape_.heads), kt = Put(k, rows, shape_.kv_heads),
-                 vt = Put(v, rows, shape_.kv_heads),
-                 out = Put(std::vector<float>(q.size(), NAN), rows, shape_.heads);
-    const KvView view = cache_->View(0);
-    backend_.KvAppend({view, kt, vt});
-    backend_.Attention({view, qt, out, shape_.heads, 1 / std::sqrt(float(shape_.head_dim)), shape_.window});
-    std::vector<float> host(size_t(own * shape_.heads * shape_.head_dim));
-    backend_.Download(static_cast<const std::byte*>(out.data), host.data(), host.size() * 4);
-    backend_.Sync();
-    outcome_.out.insert(outcome_.out.end(), host.begin(), host.end());
+    const std::vector<float> out = test::AppendAndAttend(backend_, *cache_, shape_, q, k, v);
+    outcome_.out.insert(outcome_.out.end(), out.begin(), out.begin() + own * shape_.heads * shape_.head_dim);
   }
 
   // Out to the host, over another sequence's pages, and back.
@@ -177,19 +159,12 @@ class Runner {
     }
     return p;
   }
-  Tensor Put(const std::vector<float>& x, int64_t rows, int heads) {
-    const Buffer b = *backend_.Alloc(x.size() * 4);
-    buffers_.push_back(b);
-    backend_.Upload(x.data(), b.data, x.size() * 4);
-    return Tensor::Dense(b.data, DType::kF32, backend_.Info().device, {rows, heads, shape_.head_dim});
-  }
 
   Backend& backend_;
   const Shape shape_;
   const AttentionRecipe recipe_;
   std::unique_ptr<KvCache> cache_;
   std::vector<SeqId> seqs_;
-  std::vector<Buffer> buffers_;
   Outcome outcome_;
   KvUsage k_before_, v_before_;
   int other_ = 0;  // added to the number of a sequence, whose rows it then has

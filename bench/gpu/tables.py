@@ -3,6 +3,7 @@
 """tables.py: makes docs/results/h200.md from bench/results/h200_*.json."""
 import json
 import pathlib
+import re
 import statistics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -166,16 +167,33 @@ Chunks of 4 pages instead of 16 (int4-token) take 9.5 us for 13.8 at 1 x 4096 an
 
 
 def decode_qaq():
-    at, planes = {}, ["2 planes", "3 planes", "4 planes", "6 planes"]
-    for r in load("h200_decode_qaq.json")["rows"]:
-        shape, width = r["shape"].split(" 32/8 d128 ")
+    at, planes = {}, ["2 planes", "3 planes", "4 planes", "6 planes", "4 planes outliers"]
+    data = load("h200_decode_qaq.json")
+    for r in data["rows"]:
+        shape, width = re.fullmatch(r"(.* d\d+) (.*)", r["shape"]).groups()
         at.setdefault(shape, {})[width] = f"{r['seconds'] * 1e6:.0f} / {100 * r['floor_seconds'] / r['seconds']:.0f}%"
-    lines = [[shape] + [widths[p] for p in planes] for shape, widths in at.items()]
-    return f"""`qaq` reads pages whose widths differ (`bench/results/h200_decode_qaq.json`): all pages of one width and without outliers, int4-token 87.8 and 84.0 us
-in the same call. 277 cases of widths 0 to 8, with and without outliers, against `kernels/ref`: relative error 1.65e-3, of which rounding to bf16
-1.62e-3. It is correct and not fast: 320 of the microseconds do not hang on the planes, so that bytes saved are not yet time saved.
+    lines = [[shape] + [widths.get(p, "") for p in planes] for shape, widths in at.items()]
+    before = {shape: f"{seconds * 1e6:.0f}" for shape, seconds in data["before"].items()}
+    return f"""`qaq` reads pages whose widths differ (`bench/results/h200_decode_qaq.json`): all pages of one width, planes and outliers (two a token) in arenas
+of their own as in a cache; int4-token {data["int4_token"]["64 x 4096"] * 1e6:.1f} and {data["int4_token"]["16 x 16384"] * 1e6:.1f} us in the same call. 277 cases of widths 0 to 8, with and without outliers, against
+`kernels/ref`: relative error 1.62e-3, of which rounding to bf16 1.62e-3.
 
-{table(["qaq, 32/8 heads d128, us / share of the floor"] + planes, lines)}"""
+{table(["qaq, us / share of the floor"] + planes, lines)}
+The kernel before this one made rows of f16 of every tile in shared memory; it takes {before["64 x 4096 2 planes"]}, {before["64 x 4096 3 planes"]}, {before["64 x 4096 4 planes"]} and {before["64 x 4096 6 planes"]} us at 64 x 4096 on the same
+pages, {before["64 x 4096 4 planes outliers"]} with outliers and {before["64 x 4096 d64 4 planes"]} with 64 channels. By `ncu` what did not hang on the planes was neither memory (14% of its rate) nor waiting for headers:
+281 million warp instructions at 4 planes, 62% of the issue slots, 17 for each 32 values. Now it is 56 million, 28 of them in the
+loops that load planes by `ldmatrix`, turn four of them into nibbles (36 logic instructions for 32 values of a lane) and multiply.
+
+What helped at 4 planes, us (prediction was 100): planes in registers 472 -> 191; copies into neighbouring places 190 -> 152, since a copy of 16
+bytes to a place of its own was a request of its own, which filled two thirds of the L2's tag slots; two steps under way instead of three 152 ->
+139 (fewer registers spilled; memory is not what is waited for); loops over 32 tokens instead of a page unrolled, the block's item out of
+registers and copies by immediate offsets 140 -> 125 (nothing spills; instructions missing from the cache fell from 22% of stalls).
+What did not: four blocks on a multiprocessor instead of three (128 registers, spills: 148), tiles of 32 tokens (147), headers and page
+tables asked for earlier (0). What remains: 33% of the samples in starts and ends of blocks, and logic instructions at three
+warps a scheduler; so 2 planes stay behind int4-token. Outliers cost what they did, relative to the rest: some 300 instructions for 16 tokens of a side
+before each was asked for once, 274 us; 261 since. Heads of 64 channels are read as 128, half of them empty: a row of 8 bytes is half of
+what `ldmatrix` loads.
+"""
 
 
 def linear():

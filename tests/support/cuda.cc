@@ -27,6 +27,29 @@ double Difference(const std::vector<float>& got, const std::vector<float>& want)
   return size > 0 ? std::sqrt(difference / size) : difference;
 }
 
+std::vector<float> AppendAndAttend(Backend& backend, KvCache& cache, const AttentionShape& shape,
+                                   const std::vector<float>& q, const std::vector<float>& k,
+                                   const std::vector<float>& v) {
+  std::vector<Buffer> buffers;
+  const auto put = [&](const std::vector<float>& x, int heads) {
+    const Buffer b = *backend.Alloc(x.size() * 4);
+    buffers.push_back(b);
+    backend.Upload(x.data(), b.data, x.size() * 4);
+    return Tensor::Dense(b.data, DType::kF32, backend.Info().device,
+                         {int64_t(x.size()) / heads / shape.head_dim, heads, shape.head_dim});
+  };
+  const Tensor qt = put(q, shape.heads), kt = put(k, shape.kv_heads), vt = put(v, shape.kv_heads),
+               out = put(std::vector<float>(q.size(), NAN), shape.heads);
+  const KvView view = cache.View(0);
+  backend.KvAppend({view, kt, vt});
+  backend.Attention({view, qt, out, shape.heads, 1 / std::sqrt(float(shape.head_dim)), shape.window});
+  std::vector<float> host(q.size());
+  backend.Download(static_cast<const std::byte*>(out.data), host.data(), host.size() * 4);
+  backend.Sync();
+  for (const Buffer& b : buffers) backend.Free(b);
+  return host;
+}
+
 std::vector<std::pair<std::string, std::string>> RefusedOnGpu() {
   return {{"k=qaq:source=host", "source=host"}, {"v=qaq:source=host", "source=host"}};
 }

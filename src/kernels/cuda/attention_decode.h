@@ -65,7 +65,7 @@ int64_t DecodeWorkspaceBytes(const DecodeArgs&);
 
 // K and V of one codec: f16, bf16, int8-token, int4-token, flashq4, flashq2, flashq2-search or qaq. Others
 // are refused. sm_80 and later; at most 53 KB of shared memory a block at head_dim <= 128, 98 KB above; qaq
-// 65 and 129.
+// 57 and 72.
 Launch AttentionDecode(const DecodeArgs&, Stream);
 
 }  // namespace nibble::cuda

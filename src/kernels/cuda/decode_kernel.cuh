@@ -133,8 +133,9 @@ __device__ __forceinline__ void LoadQueries(uint32_t (&x)[kN][kDim / 8], Queries
       uint32_t words[kH];
 #pragma unroll
       for (int w = 0; w < kH; ++w)
-        words[w] =
-            real && channel < a.head_dim ? __ldg(reinterpret_cast<const uint32_t*>(q + channel) + w) : 0;
+        words[w] = real && channel + 2 * w < a.head_dim
+                       ? __ldg(reinterpret_cast<const uint32_t*>(q + channel) + w)
+                       : 0;
       if constexpr (C::kBf16) {
         x[n][c] = words[0];
       } else {

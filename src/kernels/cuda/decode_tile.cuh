@@ -210,7 +210,8 @@ __device__ __forceinline__ void Scores(float (&s)[T::kTokens / 16][kN][4], uint3
   }
 }
 
-template <int kM, int kN>
+// kNext: from the token of h = 0 to that of h = 1.
+template <int kNext = 1, int kM, int kN>
 __device__ __forceinline__ void Mask(float (&s)[kM][kN][4], const Queries<kN>& queries, int start) {
 #pragma unroll
   for (int m = 0; m < kM; ++m)
@@ -218,7 +219,7 @@ __device__ __forceinline__ void Mask(float (&s)[kM][kN][4], const Queries<kN>& q
     for (int n = 0; n < kN; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int at = start + 16 * m + int(threadIdx.x % 32 / 4) * 2 + i / 2;
+        const int at = start + 16 * m + int(threadIdx.x % 32 / 4) * (kNext == 1 ? 2 : 1) + i / 2 * kNext;
         if (at < queries.first[n][i % 2] || at > queries.last[n][i % 2]) s[m][n][i] = -INFINITY;
       }
 }

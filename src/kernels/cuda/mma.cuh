@@ -20,6 +20,13 @@ __device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, int val
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(valid)
                  : "memory");
 }
+// 16 bytes, both addresses kOffset further: as the instruction has it, not as sums.
+template <int kOffset>
+__device__ __forceinline__ void CopyAsyncAt(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0 + %2], [%1 + %2], 16;" ::"r"(to), "l"(from),
+               "n"(kOffset)
+               : "memory");
+}
 __device__ __forceinline__ void CopyCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most kPending of this thread's committed groups are under way.
 template <int kPending>
