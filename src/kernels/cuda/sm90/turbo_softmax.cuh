@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// The online softmax of TurboAttention on the accumulators of one warpgroup: 64 queries x 64 keys of a page. A
+// thread holds two rows (8 apart) and of every 8 keys two.
+//
+// Sums start at kMagic, the bits of 1.5 * 2^23, so that the accumulator read as a float is exactly kMagicFloat
+// + sum (|sum| <= 127 * 127 * 128 < 2^22): turning integers into floats costs nothing.
+#pragma once
+#include <cstdint>
+
+#include "kernels/cuda/sm90/sage_softmax.cuh"
+#include "kernels/cuda/sm90/tile.cuh"
+#include "kernels/cuda/sm90/turbo_sas.cuh"
+
+namespace nibble::hopper {
+
+inline constexpr float kPLevels = 119;  // of P's codes, by row and page
+
+struct TurboState {
+  float max[2] = {kLowest, kLowest};
+  float sum[2] = {0, 0};  // of this thread's keys, of weights that are not rounded
+};
+
+template <int kCount>
+NIBBLE_DEVICE void ClearSums(int32_t (&s)[kCount]) {
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) s[r] = kMagic;
+}
+
+// o += sums * factor, by row.
+template <int kCount>
+NIBBLE_DEVICE void AddSums(float (&o)[kCount], const int32_t (&part)[kCount], const float (&factor)[2]) {
+#pragma unroll
+  for (int r = 0; r < kCount; ++r)
+    o[r] = fmaf(__int_as_float(part[r]) - kMagicFloat, factor[r / 2 % 2], o[r]);
+}
+
+template <int kCount>
+NIBBLE_DEVICE void RescaleOutputs(float (&o)[kCount], const float (&alpha)[2]) {
+  if (!__any_sync(~0u, alpha[0] != 1.0f || alpha[1] != 1.0f)) return;
+#pragma unroll
+  for (int r = 0; r < kCount; ++r) o[r] *= alpha[r / 2 % 2];
+}
+
+// The greatest of the thread's 16 sums of a row.
+template <int kRow>
+NIBBLE_DEVICE float GreatestSum(const int32_t (&s)[32]) {
+  int32_t m = max(s[2 * kRow], s[2 * kRow + 1]);
+#pragma unroll
+  for (int j = 1; j < 8; ++j) m = Max3(m, s[4 * j + 2 * kRow], s[4 * j + 2 * kRow + 1]);
+  return __int_as_float(m);
+}
+
+NIBBLE_DEVICE float GreatestOfQuad(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+// Moves a row's maximum to `top` where that is greater; returns what the past is to be multiplied by.
+NIBBLE_DEVICE float MoveMax(TurboState& state, int i, float top) {
+  const float next = fmaxf(state.max[i], top), alpha = exp2_approx((state.max[i] - next) * 1.44269504f);
+  state.max[i] = next;
+  state.sum[i] *= alpha;
+  return alpha;
+}
+
+// The sum of eight pairs of f16.
+NIBBLE_DEVICE float SumOfPairs(const uint32_t (&p)[2][4]) {
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float2 x = from_half2(half2_add(half2_add(p[i][0], p[i][1]), half2_add(p[i][2], p[i][3])));
+    sum += x.x + x.y;
+  }
+  return sum;
+}
+
+NIBBLE_DEVICE float Distance(float max, float score) {
+  return __saturatef(fmaf(max - score, kSasStep, kSasStart));
+}
+
+// Scores of a page to weights and these to codes, two A fragments. `q_factor`: scales of the rows' queries and
+// of scores; `factor`: the scales of the codes.
+NIBBLE_DEVICE void Weigh(const int32_t (&s)[32], const float (&q_factor)[2], float k_scale, const SasTable& table,
+                         TurboState& state, uint32_t (&p)[2][4], float (&alpha)[2], float (&factor)[2]) {
+  const float greatest[2] = {GreatestSum<0>(s), GreatestSum<1>(s)};
+  float step[2], start[2], z_top[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    // Cut to 22 bits of mantissa: the product with kMagicFloat is exact.
+    const float f = __int_as_float(__float_as_int(q_factor[i] * k_scale) & ~3);
+    const float top = GreatestOfQuad(fmaf(greatest[i], f, -kMagicFloat * f));
+    alpha[i] = MoveMax(state, i, top);
+    step[i] = f * kSasStep;
+    start[i] = fmaf(kMagicFloat, step[i], fmaf(state.max[i], kSasStep, kSasStart));
+    z_top[i] = Distance(state.max[i], top);
+    state.sum[i] = fmaf(0.0f, f, state.sum[i]);  // NaN stays
+  }
+  // The weight of the page's greatest score is what its codes are relative to.
+  const uint32_t z = to_half2(z_top[0], z_top[1]), tops[4] = {z, z, z, z};
+  uint32_t most[4];
+  SasOfPairs(table, tops, most);
+  const float2 p_top = from_half2(most[0]);
+  factor[0] = p_top.x * (1 / kPLevels), factor[1] = p_top.y * (1 / kPLevels);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float inverse = factor[i] > 0 ? __fdividef(1.0f, factor[i]) : 0.0f;
+    const uint32_t levels = to_half2(inverse, inverse);
+    uint32_t weights[2][4];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      uint32_t z[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {  // the lane's keys of 8
+        const int at = 16 * c + 4 * j + 2 * i;
+        z[j] = to_half2(__saturatef(fmaf(__int_as_float(s[at]), -step[i], start[i])),
+                        __saturatef(fmaf(__int_as_float(s[at + 1]), -step[i], start[i])));
+      }
+      SasOfPairs(table, z, weights[c]);
+      constexpr uint32_t kInteger = 0x64006400;  // 1024: the low byte is the code
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        p[c][2 * h + i] = pick_bytes(half2_fma(weights[c][2 * h], levels, kInteger),
+                                      half2_fma(weights[c][2 * h + 1], levels, kInteger), 0x6420);
+    }
+    state.sum[i] += SumOfPairs(weights);
+  }
+}
+
+// Raw scores of the own page, of which a row sees the keys up to itself, to bf16 weights, four A fragments.
+NIBBLE_DEVICE void WeighOwn(float (&s)[32], int row, float scale, const SasTable& table, TurboState& state,
+                            uint32_t (&p)[4][4], float (&alpha)[2]) {
+  const int lane_key = 2 * (int(threadIdx.x) % 4);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float top = kLowest;
+#pragma unroll
+    for (int r = 0; r < 16; ++r) {
+      float& x = s[4 * (r / 2) + 2 * i + r % 2];
+      x = 8 * (r / 2) + lane_key + r % 2 <= row + 8 * i ? x * scale : -INFINITY;
+      top = fmaxf(top, x);
+      state.sum[i] = fmaf(0.0f, x == -INFINITY ? 0.0f : x, state.sum[i]);  // NaN stays
+    }
+    alpha[i] = MoveMax(state, i, GreatestOfQuad(top));
+    uint32_t weights[2][4];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      uint32_t z[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = 16 * c + 4 * j + 2 * i;
+        z[j] = to_half2(Distance(state.max[i], s[at]), Distance(state.max[i], s[at + 1]));
+      }
+      SasOfPairs(table, z, weights[c]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 pair = from_half2(weights[c][j]);
+        p[2 * c + j / 2][2 * (j % 2) + i] = to_bf16x2(pair.x, pair.y);
+      }
+    }
+    state.sum[i] += SumOfPairs(weights);
+  }
+}
+
+}  // namespace nibble::hopper
