@@ -136,6 +136,14 @@ struct Consumer {
 
   NIBBLE_DEVICE void WaitFull() { barrier_wait(&shared.full[ring.stage], ring.parity); }
   NIBBLE_DEVICE void Release(int stage) { barrier_arrive_if(&shared.empty[stage], lane == 0); }
+  // ptxas moves arithmetic behind a wait that follows it, so this arrival is made to hang on all of the codes, of
+  // which none has the upper bit.
+  NIBBLE_DEVICE void ReleaseAfter(const uint32_t (&p)[2][4], int stage, bool used) {
+    uint32_t all = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) all |= p[i / 4][i % 4];
+    barrier_arrive_if(&shared.empty[stage], used && lane == 0 && (all & 0x80808080u) == 0);
+  }
   NIBBLE_DEVICE void Skip(int stages) {
     for (int i = 0; i < stages; ++i) {
       WaitFull();
@@ -166,42 +174,46 @@ struct Consumer {
   // compiler wait for each; what nobody is to read comes of any bytes. Behind the sealed pages that a warpgroup
   // sees there always is a stage of the same unit.
   //
-  // Sealed pages, of which the warpgroup sees `pages`: the weights of one are made while the product of the
-  // one before and its own scores are done with, and the other warpgroup's are under way.
+  // Sealed pages, of which the warpgroup sees `pages`. The product of a page with its values runs while the
+  // scores of the next are read, and the scores of the one behind that while these become codes.
   NIBBLE_DEVICE void AttendSealed(int pages, TurboState& state, float (&o)[kOutputs]) {
     const float* q_scale = shared.q_scale[q_ring.stage] + mine * kPage + row;
     const float q_factor[2] = {q_scale[0], q_scale[8]};
     int32_t s[32], part[kOutputs];
-    uint32_t p[2][4];
+    uint32_t p[2][4] = {};
     float factor[2] = {0, 0};  // of the sums of the page before
     ClearSums(s);
-    ClearSums(part);
     WaitFull();
     IssueScores(s, ring.stage);
-    int j = 0, before = -1;
+    wgmma_wait<0>();
+    pin(s);
+    int j = 0, before = ring.stage;
     do {  // once without a page: a loop that may not run at all is such a branch too
       const int stage = ring.stage;
       const float k_scale = shared.scale[stage][0], v_scale = shared.scale[stage][1];
+      ClearSums(part);
+      IssueValues(part, p, before);  // at first weights of 0
       if (pages > 0) ring.advance();
-      WaitFull();
-      wgmma_wait<0>();
-      pin(s);
-      pin(part);
-      if (before >= 0) Release(before);
       float alpha[2], next[2];
-      Weigh(s, q_factor, k_scale, table, state, p, alpha, next);
+      const TurboPage page = ReadScores(s, q_factor, k_scale, table, state, alpha, next);
+      WaitFull();
+      ClearSums(s);
+      IssueScores(s, ring.stage);
+      wgmma_wait<1>();
+      pin(part);
       AddSums(o, part, factor);
       RescaleOutputs(o, alpha);
+      Weigh(page, table, state, p);
 #pragma unroll
       for (int i = 0; i < 2; ++i) factor[i] = next[i] * v_scale;
-      ClearSums(s);
-      ClearSums(part);
-      IssueValues(part, p, stage);
-      IssueScores(s, ring.stage);
+      ReleaseAfter(p, before, j > 0);
       before = stage;
+      wgmma_wait<0>();
+      pin(s);
     } while (++j < pages);
+    ClearSums(part);
+    IssueValues(part, p, before);
     wgmma_wait<0>();
-    pin(s);
     pin(part);
     if (pages > 0) {
       Release(before);

@@ -78,22 +78,35 @@ NIBBLE_DEVICE float Distance(float max, float score) {
   return __saturatef(fmaf(max - score, kSasStep, kSasStart));
 }
 
-// Scores of a page to weights and these to codes, two A fragments. `q_factor`: scales of the rows' queries and
-// of scores; `factor`: the scales of the codes.
-NIBBLE_DEVICE void Weigh(const int32_t (&s)[32], const float (&q_factor)[2], float k_scale, const SasTable& table,
-                         TurboState& state, uint32_t (&p)[2][4], float (&alpha)[2], float (&factor)[2]) {
+// A page between its scores and its codes.
+struct TurboPage {
+  uint32_t z[2][2][4];  // by row and 32 keys: what SasOfPairs takes
+  uint32_t levels[2];   // weights times these are codes
+};
+
+// `q_factor`: scales of the rows' queries and of scores; `factor`: of the codes; `alpha`: what the past is to be
+// multiplied by.
+NIBBLE_DEVICE TurboPage ReadScores(const int32_t (&s)[32], const float (&q_factor)[2], float k_scale,
+                                   const SasTable& table, TurboState& state, float (&alpha)[2],
+                                   float (&factor)[2]) {
+  TurboPage page;
   const float greatest[2] = {GreatestSum<0>(s), GreatestSum<1>(s)};
-  float step[2], start[2], z_top[2];
+  float z_top[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     // Cut to 22 bits of mantissa: the product with kMagicFloat is exact.
     const float f = __int_as_float(__float_as_int(q_factor[i] * k_scale) & ~3);
     const float top = GreatestOfQuad(fmaf(greatest[i], f, -kMagicFloat * f));
     alpha[i] = MoveMax(state, i, top);
-    step[i] = f * kSasStep;
-    start[i] = fmaf(kMagicFloat, step[i], fmaf(state.max[i], kSasStep, kSasStart));
+    const float step = f * kSasStep,
+                start = fmaf(kMagicFloat, step, fmaf(state.max[i], kSasStep, kSasStart));
     z_top[i] = Distance(state.max[i], top);
     state.sum[i] = fmaf(0.0f, f, state.sum[i]);  // NaN stays
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {  // the lane's keys of 8
+      const float x = __int_as_float(s[4 * j + 2 * i]), y = __int_as_float(s[4 * j + 2 * i + 1]);
+      page.z[i][j / 4][j % 4] = to_half2(__saturatef(fmaf(x, -step, start)), __saturatef(fmaf(y, -step, start)));
+    }
   }
   // The weight of the page's greatest score is what its codes are relative to.
   const uint32_t z = to_half2(z_top[0], z_top[1]), tops[4] = {z, z, z, z};
@@ -104,23 +117,24 @@ NIBBLE_DEVICE void Weigh(const int32_t (&s)[32], const float (&q_factor)[2], flo
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float inverse = factor[i] > 0 ? __fdividef(1.0f, factor[i]) : 0.0f;
-    const uint32_t levels = to_half2(inverse, inverse);
+    page.levels[i] = to_half2(inverse, inverse);
+  }
+  return page;
+}
+
+// The codes of a page's weights, two A fragments.
+NIBBLE_DEVICE void Weigh(const TurboPage& page, const SasTable& table, TurboState& state, uint32_t (&p)[2][4]) {
+  constexpr uint32_t kInteger = 0x64006400;  // 1024: the low byte is the code
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
     uint32_t weights[2][4];
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      uint32_t z[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {  // the lane's keys of 8
-        const int at = 16 * c + 4 * j + 2 * i;
-        z[j] = to_half2(__saturatef(fmaf(__int_as_float(s[at]), -step[i], start[i])),
-                        __saturatef(fmaf(__int_as_float(s[at + 1]), -step[i], start[i])));
-      }
-      SasOfPairs(table, z, weights[c]);
-      constexpr uint32_t kInteger = 0x64006400;  // 1024: the low byte is the code
+      SasOfPairs(table, page.z[i][c], weights[c]);
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        p[c][2 * h + i] = pick_bytes(half2_fma(weights[c][2 * h], levels, kInteger),
-                                      half2_fma(weights[c][2 * h + 1], levels, kInteger), 0x6420);
+        p[c][2 * h + i] = pick_bytes(half2_fma(weights[c][2 * h], page.levels[i], kInteger),
+                                     half2_fma(weights[c][2 * h + 1], page.levels[i], kInteger), 0x6420);
     }
     state.sum[i] += SumOfPairs(weights);
   }
