@@ -160,14 +160,14 @@ struct Consumer {
     const uint64_t q = k_major_line<kDim>(shared.q[q_ring.stage]) + mine * (kPage * kDim / 16),
                    k = k_major_line<kDim>(shared.stage[stage]);
 #pragma unroll
-    for (int step = 0; step < kDim / 32; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, 1);
+    for (int step = 0; step < kDim / 32; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, step > 0);
     wgmma_commit();
   }
   NIBBLE_DEVICE void IssueValues(int32_t (&part)[kOutputs], const uint32_t (&p)[2][4], int stage) {
     wgmma_fence();
     const uint64_t v = k_major_line<64>(shared.stage[stage] + Memory::kBytes / 2);
 #pragma unroll
-    for (int c = 0; c < 2; ++c) wgmma_s8_rs(part, p[c], v + c * kStepK, 1);
+    for (int c = 0; c < 2; ++c) wgmma_s8_rs(part, p[c], v + c * kStepK, c > 0);
     wgmma_commit();
   }
   // Products are issued whether or not there is something to multiply, as a branch around them would make the
@@ -182,7 +182,6 @@ struct Consumer {
     int32_t s[32], part[kOutputs];
     uint32_t p[2][4] = {};
     float factor[2] = {0, 0};  // of the sums of the page before
-    ClearSums(s);
     WaitFull();
     IssueScores(s, ring.stage);
     wgmma_wait<0>();
@@ -191,18 +190,18 @@ struct Consumer {
     do {  // once without a page: a loop that may not run at all is such a branch too
       const int stage = ring.stage;
       const float k_scale = shared.scale[stage][0], v_scale = shared.scale[stage][1];
-      ClearSums(part);
       IssueValues(part, p, before);  // at first weights of 0
       if (pages > 0) ring.advance();
       float alpha[2], next[2];
       const TurboPage page = ReadScores(s, q_factor, k_scale, table, state, alpha, next);
       WaitFull();
-      ClearSums(s);
-      IssueScores(s, ring.stage);
+        IssueScores(s, ring.stage);
       wgmma_wait<1>();
       pin(part);
-      AddSums(o, part, factor);
       RescaleOutputs(o, alpha);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) factor[i] *= alpha[i];
+      AddSums(o, part, factor);
       Weigh(page, table, state, p);
 #pragma unroll
       for (int i = 0; i < 2; ++i) factor[i] = next[i] * v_scale;
@@ -211,7 +210,6 @@ struct Consumer {
       wgmma_wait<0>();
       pin(s);
     } while (++j < pages);
-    ClearSums(part);
     IssueValues(part, p, before);
     wgmma_wait<0>();
     pin(part);

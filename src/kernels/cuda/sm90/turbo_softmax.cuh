@@ -1,37 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 // The online softmax of TurboAttention on the accumulators of one warpgroup: 64 queries x 64 keys of a page. A
 // thread holds two rows (8 apart) and of every 8 keys two.
-//
-// Sums start at kMagic, the bits of 1.5 * 2^23, so that the accumulator read as a float is exactly kMagicFloat
-// + sum (|sum| <= 127 * 127 * 128 < 2^22): turning integers into floats costs nothing.
 #pragma once
 #include <cstdint>
 
-#include "kernels/cuda/sm90/sage_softmax.cuh"
 #include "kernels/cuda/sm90/tile.cuh"
 #include "kernels/cuda/sm90/turbo_sas.cuh"
 
 namespace nibble::hopper {
 
 inline constexpr float kPLevels = 119;  // of P's codes, by row and page
+inline constexpr float kLowest = -1e30f;
 
 struct TurboState {
   float max[2] = {kLowest, kLowest};
   float sum[2] = {0, 0};  // of this thread's keys, of weights that are not rounded
 };
 
-template <int kCount>
-NIBBLE_DEVICE void ClearSums(int32_t (&s)[kCount]) {
-#pragma unroll
-  for (int r = 0; r < kCount; ++r) s[r] = kMagic;
-}
-
 // o += sums * factor, by row.
 template <int kCount>
 NIBBLE_DEVICE void AddSums(float (&o)[kCount], const int32_t (&part)[kCount], const float (&factor)[2]) {
 #pragma unroll
   for (int r = 0; r < kCount; ++r)
-    o[r] = fmaf(__int_as_float(part[r]) - kMagicFloat, factor[r / 2 % 2], o[r]);
+    o[r] = fmaf(__int2float_rn(part[r]), factor[r / 2 % 2], o[r]);
 }
 
 template <int kCount>
@@ -46,8 +37,8 @@ template <int kRow>
 NIBBLE_DEVICE float GreatestSum(const int32_t (&s)[32]) {
   int32_t m = max(s[2 * kRow], s[2 * kRow + 1]);
 #pragma unroll
-  for (int j = 1; j < 8; ++j) m = Max3(m, s[4 * j + 2 * kRow], s[4 * j + 2 * kRow + 1]);
-  return __int_as_float(m);
+  for (int j = 1; j < 8; ++j) m = __vimax3_s32(m, s[4 * j + 2 * kRow], s[4 * j + 2 * kRow + 1]);
+  return __int2float_rn(m);
 }
 
 NIBBLE_DEVICE float GreatestOfQuad(float x) {
@@ -94,17 +85,14 @@ NIBBLE_DEVICE TurboPage ReadScores(const int32_t (&s)[32], const float (&q_facto
   float z_top[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    // Cut to 22 bits of mantissa: the product with kMagicFloat is exact.
-    const float f = __int_as_float(__float_as_int(q_factor[i] * k_scale) & ~3);
-    const float top = GreatestOfQuad(fmaf(greatest[i], f, -kMagicFloat * f));
+    const float f = q_factor[i] * k_scale, top = GreatestOfQuad(greatest[i] * f);
     alpha[i] = MoveMax(state, i, top);
-    const float step = f * kSasStep,
-                start = fmaf(kMagicFloat, step, fmaf(state.max[i], kSasStep, kSasStart));
+    const float step = f * kSasStep, start = fmaf(state.max[i], kSasStep, kSasStart);
     z_top[i] = Distance(state.max[i], top);
     state.sum[i] = fmaf(0.0f, f, state.sum[i]);  // NaN stays
 #pragma unroll
     for (int j = 0; j < 8; ++j) {  // the lane's keys of 8
-      const float x = __int_as_float(s[4 * j + 2 * i]), y = __int_as_float(s[4 * j + 2 * i + 1]);
+      const float x = __int2float_rn(s[4 * j + 2 * i]), y = __int2float_rn(s[4 * j + 2 * i + 1]);
       page.z[i][j / 4][j % 4] = to_half2(__saturatef(fmaf(x, -step, start)), __saturatef(fmaf(y, -step, start)));
     }
   }
