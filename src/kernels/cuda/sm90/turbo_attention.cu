@@ -44,6 +44,7 @@ struct alignas(1024) Shared {
   alignas(16) float scale[kStages][4];
   float q_scale[2][kTile];
   Work work[2];
+  SasTable table;  // from here it stays in registers; from a parameter ptxas fetches it again for every page
   uint64_t q_full[2], q_empty[2], full[kStages], empty[kStages];
 };
 
@@ -308,6 +309,7 @@ __global__ __launch_bounds__(384, 1) void TurboKernel(const __grid_constant__ Ma
   extern __shared__ uint8_t raw[];
   auto& shared = *reinterpret_cast<Memory*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
   if (threadIdx.x == 0) {
+    shared.table = table;
     for (int i = 0; i < 2; ++i) {
       barrier_init(&shared.q_full[i], 1);
       barrier_init(&shared.q_empty[i], 8);  // one arrival a consumer warp
@@ -325,7 +327,7 @@ __global__ __launch_bounds__(384, 1) void TurboKernel(const __grid_constant__ Ma
     if (threadIdx.x == 0) Producer<kDim>{maps, a, shared}.Run(units);
   } else {
     grow_registers<240>();
-    const SasTable mine = table;
+    const SasTable mine = shared.table;
     Consumer<kDim>{a, mine, shared}.Run(units);
   }
 }

@@ -19,32 +19,48 @@ __device__ uint32_t FourCodes(float a, float b, float c, float d) {
   return byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
 }
 
-// A warp a row: lane l has channels l * kEach, ...
+template <int kCount>
+struct alignas(4 * kCount) Floats {
+  float at[kCount];
+};
+template <int kCount>
+struct alignas(kCount) Codes {
+  int8_t at[kCount];
+};
+
+// A warp has kAtOnce rows in flight: of each lane l has channels l * kEach, ...
 template <int kDim>
 __device__ void QueryCodes(const TurboCodesArgs& a, int tile, int head) {
-  constexpr int kEach = kDim / 32;
+  constexpr int kEach = kDim / 32, kAtOnce = 8;
   const TurboPlan& p = a.plan;
   int n = 0;
   while (tile >= p.q_tile_ends[n]) ++n;
   const int queries = p.q_offsets[n + 1] - p.q_offsets[n], keys = p.k_offsets[n + 1] - p.k_offsets[n];
   const int start = keys - queries, block = start / kTile + tile - (n > 0 ? p.q_tile_ends[n - 1] : 0);
   const int64_t at = (int64_t{head} * p.q_tiles + tile) * kTile;
-  const int lane = int(threadIdx.x) % 32;
-  for (int row = int(threadIdx.x) / 32; row < kTile; row += kThreads / 32) {
-    const int position = block * kTile + row;
-    const bool inside = position >= start && position < keys;
-    const float* q = a.q + int64_t{p.q_offsets[n] + position - start} * a.q_stride + head * kDim + lane * kEach;
-    float x[kEach] = {};
-    uint32_t amax = 0;
-    for (int i = 0; i < kEach && inside; ++i) {
-      x[i] = q[i];
-      amax = max(amax, MagnitudeBits(x[i]));
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const float* first = a.q + int64_t{p.q_offsets[n] + block * kTile - start} * a.q_stride + head * kDim;
+  for (int row0 = warp * kAtOnce; row0 < kTile; row0 += kThreads / 32 * kAtOnce) {
+    Floats<kEach> x[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = row0 + i, position = block * kTile + row;
+      x[i] = {};
+      if (position >= start && position < keys)
+        x[i] = *reinterpret_cast<const Floats<kEach>*>(first + row * a.q_stride + lane * kEach);
     }
-    const CodeScale c = ScaleOf(__reduce_max_sync(~0u, amax), 127);
-    int8_t codes[kEach];
-    for (int i = 0; i < kEach; ++i) codes[i] = int8_t(CodeOf(x[i], c.inverse));
-    memcpy(__builtin_assume_aligned(a.tiles.q + (at + row) * kDim + lane * kEach, kEach), codes, kEach);
-    if (lane == 0) a.tiles.q_scale[at + row] = c.scale * a.scale;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      uint32_t amax = 0;
+#pragma unroll
+      for (const float y : x[i].at) amax = max(amax, MagnitudeBits(y));
+      const CodeScale c = ScaleOf(__reduce_max_sync(~0u, amax), 127);
+      Codes<kEach> codes;
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) codes.at[e] = int8_t(CodeOf(x[i].at[e], c.inverse));
+      reinterpret_cast<Codes<kEach>*>(a.tiles.q + (at + row0 + i) * kDim)[lane] = codes;
+      if (lane == 0) a.tiles.q_scale[at + row0 + i] = c.scale * a.scale;
+    }
   }
 }
 
@@ -87,7 +103,7 @@ __device__ void PageCodes(const TurboCodesArgs& a, const std::byte* page, int64_
 }
 
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) TurboCodesKernel(const __grid_constant__ TurboCodesArgs a) {
+__global__ void __launch_bounds__(kThreads, 3) TurboCodesKernel(const __grid_constant__ TurboCodesArgs a) {
   __shared__ alignas(16) uint8_t turned[kDim * kPitch];
   const TurboPlan& p = a.plan;
   const int index = int(blockIdx.y);
@@ -128,6 +144,7 @@ TurboTiles TurboTilesAt(int heads, int kv_heads, int head_dim, int q_tiles, int 
 Launch TurboCodes(const TurboCodesArgs& a, Stream stream) {
   const TurboPlan& p = a.plan;
   if (p.head_dim != 64 && p.head_dim != 128) return Refused("turbo: head_dim must be 64 or 128");
+  if (a.q_stride % 4) return Refused("turbo: row strides must be multiples of 4");
   const dim3 grid(unsigned(p.heads + 2 * p.kv_heads), unsigned(p.q_tiles > p.pages ? p.q_tiles : p.pages));
   if (p.head_dim == 64)
     TurboCodesKernel<64><<<grid, kThreads, 0, stream>>>(a);
