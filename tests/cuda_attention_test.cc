@@ -170,8 +170,8 @@ double BoundOf(const std::string& recipe, int head_dim, double tolerance) {
              : tolerance;
 }
 
-// Prompts on INT8 tensor cores: queries and weights of the own page in bf16, SAS in f16, which moves codes of P
-// to their neighbours; and rows there are not counted.
+// Prompts on INT8 tensor cores: queries and weights of the own page in bf16, SAS in f16, which moves codes of
+// P to their neighbours; and rows there are not counted.
 bool ByIntegers(const std::string& recipe, const Shape& shape) {
   return TurboPrompts(*ParseRecipe(recipe, DType::kF32), shape.head_dim) && shape.window == 0;
 }
@@ -347,7 +347,8 @@ TEST_F(CudaAttention, TurboPromptsByIntegers) {
       for (size_t i = 64; i < gpu.out.size(); i += 128) gpu.out[i] = cpu.out[i - 64];
       EXPECT_GT(Difference(gpu.out, cpu.out), 0.05) << "a channel of another head is seen";
     }
-  for (const std::string recipe : {"turbo softmax=sas:threshold=-2.5", "turbo softmax=sas:cubic=base2", "turbo softmax=sas2"})
+  for (const std::string recipe :
+       {"turbo softmax=sas:threshold=-2.5", "turbo softmax=sas:cubic=base2", "turbo softmax=sas2"})
     EXPECT_FALSE(ByIntegers(recipe, kPrompts[0])) << recipe << ": not what the table of powers holds";
 }
 

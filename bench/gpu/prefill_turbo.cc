@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prefill attention: TurboAttention over FlashQ pages against its definition in double, and its speed with and
-// without the pass that makes codes.
+// Prefill attention: TurboAttention over FlashQ pages against its definition in double, and its speed with
+// and without the pass that makes codes.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -27,7 +27,8 @@ struct Side {
   std::vector<uint16_t> own;
 };
 
-// Sequences as the backend plans them: of each the pages before that of its last row, then those that have rows.
+// Sequences as the backend plans them: of each the pages before that of its last row, then those that have
+// rows.
 struct TurboProblem {
   PrefillCase c;
   kv::PageShape page;
@@ -62,14 +63,16 @@ struct TurboProblem {
   size_t PageBytes() const { return size_t(codec.pool_bytes(page)); }
   size_t At(int index, int head) const { return size_t(index * c.kv_heads + head); }
 
-  // The rows of page p of a sequence: whole as a sealed page sees them, as far as there are any as an own page.
+  // The rows of page p of a sequence: whole as a sealed page sees them, as far as there are any as an own
+  // page.
   std::vector<float> Rows(size_t s, int p, int head, uint32_t seed) const {
     std::vector<float> rows(Values());
     for (size_t i = 0; i < rows.size(); ++i) {
       const auto token = uint32_t(k_offsets[s] + p * kPage) + uint32_t(i) / uint32_t(c.head_dim);
       const uint32_t channel = uint32_t(i) % uint32_t(c.head_dim);
       const float spread = c.outliers && channel % 37 == 5 ? 4.0f : 1.0f;
-      rows[i] = Bf16ToFloat(FloatToBf16(spread * Normal(token * 4096 + uint32_t(head) * 256 + channel, seed)));
+      rows[i] =
+          Bf16ToFloat(FloatToBf16(spread * Normal(token * 4096 + uint32_t(head) * 256 + channel, seed)));
     }
     return rows;
   }
@@ -89,12 +92,14 @@ struct TurboProblem {
       for (int p = 0; p <= older; ++p)
         for (int h = 0; h < c.kv_heads; ++h, ++n) {
           if (distinct == 0 || n < size_t(distinct)) {
-            Made& m = all.emplace_back(Rows(s, p, h, seed), std::vector<uint16_t>{}, std::vector<std::byte>(PageBytes()));
+            Made& m = all.emplace_back(Rows(s, p, h, seed), std::vector<uint16_t>{},
+                                       std::vector<std::byte>(PageBytes()));
             codec.encode_page(page, m.rows.data(), m.sealed.data());
             for (const float x : m.rows) m.own.push_back(FloatToBf16(x));
           }
           const Made& m = all[n % all.size()];
-          if (p < older) std::copy(m.sealed.begin(), m.sealed.end(), &side.pool[At(bases[s].older + p, h) * PageBytes()]);
+          if (p < older)
+            std::copy(m.sealed.begin(), m.sealed.end(), &side.pool[At(bases[s].older + p, h) * PageBytes()]);
           if (p < start / kPage) continue;
           const size_t at = At(bases[s].own + p, h) * Values(),
                        filled = size_t(std::min(kPage, c.keys[s] - p * kPage) * c.head_dim);
@@ -154,8 +159,8 @@ struct Turbo {
     if (p.q.empty()) {
       const int k = p.c.heads * p.c.head_dim;
       FillNormal(q16.data(), q16.size() * 2, true, 5);
-      Require(cuda::WidenBf16({.x = q16.data(), .to = q.data(), .to_stride = k, .rows = p.q_offsets.back(), .k = k},
-                              nullptr));
+      Require(cuda::WidenBf16(
+          {.x = q16.data(), .to = q.data(), .to_stride = k, .rows = p.q_offsets.back(), .k = k}, nullptr));
     } else {
       std::vector<uint16_t> rounded;
       for (const float x : p.q) rounded.push_back(FloatToBf16(x));
@@ -190,10 +195,10 @@ struct Turbo {
     Require(cuda::TurboCodes({plan, kv, pages.data(), q.data(), width, scale, tiles}, stream));
   }
   void Attend(const Arithmetic& arithmetic, cudaStream_t stream) const {
-    Require(cuda::TurboAttention({plan, tiles, q16.data(), own_k.data(), own_v.data(), width,
-                                  int(int64_t(q.size()) / width), out.data(), width, scale,
-                                  PolynomialOf(arithmetic), int(arithmetic.sas.threshold)},
-                                 stream));
+    Require(cuda::TurboAttention(
+        {plan, tiles, q16.data(), own_k.data(), own_v.data(), width, int(int64_t(q.size()) / width),
+         out.data(), width, scale, PolynomialOf(arithmetic), int(arithmetic.sas.threshold)},
+        stream));
   }
 
   Buffer<int32_t> q_offsets, k_offsets, tile_ends;
@@ -261,6 +266,45 @@ void CheckCase(const PrefillCase& c, kv::CodecId codec, const char* recipe, Chec
     checks->AtMost(name + " is far from other rows", 0.3, DistanceOf(got, shifted, c.head_dim).all);
 }
 
+// NaN in a query, or in a sealed page of K or V, shows in the rows that read it and nowhere else.
+void CheckNan(int dim, Checks* checks) {
+  const std::string name = fmt::format("prefill turbo NaN stays in its rows, d{}", dim);
+  if (!checks->Wanted(name)) return;
+  const PrefillCase c{{200, 150}, {200, 150}, 2, 2, true, false, dim};
+  TurboProblem problem(c, kv::CodecId::kFlashQ4);
+  const Arithmetic arithmetic = ArithmeticOf("turbo");
+  const auto run = [&] {
+    const Turbo turbo(problem);
+    turbo.MakeCodes(nullptr);
+    turbo.Attend(arithmetic, nullptr);
+    return turbo.out.Host();
+  };
+  const std::vector<uint16_t> good = run();
+  const TurboProblem kept = problem;
+  const size_t width = size_t(2 * dim);
+  const auto expect = [&](const char* of, size_t first, size_t last, int head) {
+    const std::vector<uint16_t> got = run();
+    bool right = true;
+    for (size_t i = 0; i < got.size(); ++i) {
+      const size_t row = i / width;
+      const bool broken = row >= first && row < last && (head < 0 || int(i % width) / dim == head);
+      right &= broken ? std::isnan(Bf16ToFloat(got[i])) : got[i] == good[i];
+    }
+    checks->Equal(fmt::format("{}, of {}", name, of), right);
+  };
+  std::fill_n(problem.q.begin() + 70 * int64_t(width), width, NAN);
+  expect("Q", 70, 71, -1);
+  problem.q = kept.q;
+  for (const bool is_v : {false, true}) {
+    Side& side = is_v ? problem.v : problem.k;
+    std::vector<float> rows = problem.Rows(0, 1, 1, 7);
+    rows[5] = NAN;
+    problem.codec.encode_page(problem.page, rows.data(), &side.pool[problem.At(1, 1) * problem.PageBytes()]);
+    expect(is_v ? "V" : "K", 128, 200, 1);
+    side.pool = (is_v ? kept.v : kept.k).pool;
+  }
+}
+
 void TimeTurbo(Times* times, int length, int dim) {
   const PrefillCase c{std::vector<int>(size_t(kPrefillTokens / length), length),
                       std::vector<int>(size_t(kPrefillTokens / length), length),
@@ -292,6 +336,7 @@ void TimeTurbo(Times* times, int length, int dim) {
 
 void CheckPrefillTurbo(Checks* checks) {
   for (const int dim : {64, 128}) {
+    CheckNan(dim, checks);
     const std::vector<PrefillCase> cases = {
         {{1}, {1}, 1, 1, true, false, dim},
         {{64}, {64}, 1, 1, true, false, dim},

@@ -73,8 +73,7 @@ Status CudaBackend::ReservePrompts(const AttentionRecipe& recipe, int64_t seq_to
   NIBBLE_RETURN_IF_ERROR(grow(&prompt_pages_, PromptBytes(pages, kv_heads, head_dim)));
   prompt_step_tokens_ = std::max(prompt_step_tokens_, step_tokens);
   const int heads = int(max_q_width_ / head_dim);  // Reserve's
-  return grow(&prompt_codes_,
-              PromptCodeBytes(recipe, pages, prompt_step_tokens_, heads, kv_heads, head_dim));
+  return grow(&prompt_codes_, PromptCodeBytes(recipe, pages, prompt_step_tokens_, heads, kv_heads, head_dim));
 }
 
 // Calibration makes plans by the dozen, one where another was: what counts is the content.

@@ -101,14 +101,13 @@ void UnpackedPrompts::RunGroup(const Args& a, const Group& group) {
   const int64_t width = int64_t{a.heads} * a.kv.page.head_dim;
   auto* k = reinterpret_cast<uint16_t*>(a.memory.data());
   auto* v = reinterpret_cast<uint16_t*>(a.memory.data() + a.memory.size() / 2);
-  CheckCuda(cuda::UnpackPages(
-      {.kv = a.kv,
-       .pages = sent_.pages + group.first_page,
-       .count = group.pages,
-       .k = k,
-       .v = v,
-       .open_only = a.turbo != nullptr},
-      stream_));
+  CheckCuda(cuda::UnpackPages({.kv = a.kv,
+                               .pages = sent_.pages + group.first_page,
+                               .count = group.pages,
+                               .k = k,
+                               .v = v,
+                               .open_only = a.turbo != nullptr},
+                              stream_));
   if (a.turbo != nullptr) return RunTurbo(a, group, k, v);
   cuda::SageTiles tiles{};
   float* lse = nullptr;

@@ -14,9 +14,9 @@ namespace nibble::cuda {
 
 // Codes as the kernel reads them. A tile of queries has the positions 128 b .. 128 b + 127 of its sequence.
 struct TurboTiles {
-  int8_t* q;       // [heads][q_tiles][128][head_dim], 0 for rows of another step
-  int8_t* k;       // [kv_heads][pages][64][head_dim]
-  int8_t* v;       // [kv_heads][pages][head_dim][64], tokens of each 32 in the order of token_of (fragment.cuh)
+  int8_t* q;  // [heads][q_tiles][128][head_dim], 0 for rows of another step
+  int8_t* k;  // [kv_heads][pages][64][head_dim]
+  int8_t* v;  // [kv_heads][pages][head_dim][64], tokens of each 32 in the order of token_of (fragment.cuh)
   float* q_scale;  // [heads][q_tiles][128], the scale of the scores in it
   float* scale;    // [kv_heads][pages][4]: of K, of V, nothing
 };
@@ -46,8 +46,8 @@ Launch TurboCodes(const TurboCodesArgs&, Stream);
 struct TurboAttentionArgs {
   TurboPlan plan;
   TurboTiles tiles;
-  const void* q;        // bf16 [q_rows][heads][head_dim], row stride q_stride
-  const void *k, *v;    // bf16 [pages][kv_heads][64][head_dim]: own pages, finite behind their last rows
+  const void* q;      // bf16 [q_rows][heads][head_dim], row stride q_stride
+  const void *k, *v;  // bf16 [pages][kv_heads][64][head_dim]: own pages, finite behind their last rows
   int64_t q_stride;
   int q_rows;
   void* out;  // bf16 [q_rows][heads][head_dim]

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// TurboAttention's prompts (arXiv 2412.08585): INT8 Q K^T and P V over the codes of sealed pages, then the own
-// page of each query in bf16. A block is persistent: one producer thread feeds a ring with TMA, two consumer
-// warpgroups own 64 queries each, which stand in one page. A page is a tile: its scales and those of its
-// weights are factors of an integer sum, which is added to the outputs in f32.
+// TurboAttention's prompts (arXiv 2412.08585): INT8 Q K^T and P V over the codes of sealed pages, then the
+// own page of each query in bf16. A block is persistent: one producer thread feeds a ring with TMA, two
+// consumer warpgroups own 64 queries each, which stand in one page. A page is a tile: its scales and those of
+// its weights are factors of an integer sum, which is added to the outputs in f32.
 //
 // Pages come in order and the own page last, as in kernels/ref: what SAS takes from a weight, and what P is
 // rounded to, are relative to the greatest score so far.
@@ -25,10 +25,10 @@ constexpr int kPanelBytes = kPage * kSwizzleBytes;  // 64 channels of a page in 
 
 // A unit of work: 128 queries of one head. Made by the producer, which runs ahead.
 struct Work {
-  int head, tile;        // tile: among all q tiles
-  int query;             // row of the packed input that the tile's row 0 is, or would be
-  int first, queries;    // rows [first, queries) of the tile are of this call
-  int block;             // the tile's rows stand in pages 2 block and 2 block + 1 of the sequence
+  int head, tile;      // tile: among all q tiles
+  int query;           // row of the packed input that the tile's row 0 is, or would be
+  int first, queries;  // rows [first, queries) of the tile are of this call
+  int block;           // the tile's rows stand in pages 2 block and 2 block + 1 of the sequence
   PageBases bases;
   // Rows of a half of the tile, which is one page, that are of this call.
   NIBBLE_DEVICE bool Has(int half) const { return half == 0 ? first < kPage : queries > kPage; }
@@ -131,14 +131,15 @@ struct Consumer {
   const SasTable& table;
   Memory& shared;
   const int mine = int(threadIdx.x) / 128 - 1, lane = int(threadIdx.x) % 32;
-  const int row = int(threadIdx.x) % 128 / 32 * 16 + lane / 4;  // of the warpgroup's, first of the thread's two
+  const int row =
+      int(threadIdx.x) % 128 / 32 * 16 + lane / 4;  // of the warpgroup's, first of the thread's two
   RingPosition<2> q_ring;
   RingPosition<Memory::kStages> ring;
 
   NIBBLE_DEVICE void WaitFull() { barrier_wait(&shared.full[ring.stage], ring.parity); }
   NIBBLE_DEVICE void Release(int stage) { barrier_arrive_if(&shared.empty[stage], lane == 0); }
-  // ptxas moves arithmetic behind a wait that follows it, so this arrival is made to hang on all of the codes, of
-  // which none has the upper bit.
+  // ptxas moves arithmetic behind a wait that follows it, so this arrival is made to hang on all of the
+  // codes, of which none has the upper bit.
   NIBBLE_DEVICE void ReleaseAfter(const uint32_t (&p)[2][4], int stage, bool used) {
     uint32_t all = 0;
 #pragma unroll
@@ -161,7 +162,8 @@ struct Consumer {
     const uint64_t q = k_major_line<kDim>(shared.q[q_ring.stage]) + mine * (kPage * kDim / 16),
                    k = k_major_line<kDim>(shared.stage[stage]);
 #pragma unroll
-    for (int step = 0; step < kDim / 32; ++step) wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, step > 0);
+    for (int step = 0; step < kDim / 32; ++step)
+      wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, step > 0);
     wgmma_commit();
   }
   NIBBLE_DEVICE void IssueValues(int32_t (&part)[kOutputs], const uint32_t (&p)[2][4], int stage) {
@@ -172,8 +174,8 @@ struct Consumer {
     wgmma_commit();
   }
   // Products are issued whether or not there is something to multiply, as a branch around them would make the
-  // compiler wait for each; what nobody is to read comes of any bytes. Behind the sealed pages that a warpgroup
-  // sees there always is a stage of the same unit.
+  // compiler wait for each; what nobody is to read comes of any bytes. Behind the sealed pages that a
+  // warpgroup sees there always is a stage of the same unit.
   //
   // Sealed pages, of which the warpgroup sees `pages`. The product of a page with its values runs while the
   // scores of the next are read, and the scores of the one behind that while these become codes.
@@ -196,7 +198,7 @@ struct Consumer {
       float alpha[2], next[2];
       const TurboPage page = ReadScores(s, q_factor, k_scale, table, state, alpha, next);
       WaitFull();
-        IssueScores(s, ring.stage);
+      IssueScores(s, ring.stage);
       wgmma_wait<1>();
       pin(part);
       RescaleOutputs(o, alpha);

@@ -68,10 +68,11 @@ __device__ void QueryCodes(const TurboCodesArgs& a, int tile, int head) {
 template <class C, int kDim>
 __device__ void PageCodes(const TurboCodesArgs& a, const std::byte* page, int64_t at, bool is_v,
                           uint8_t* turned) {
-  const float scale = kv::Int8Scale<C>(a.kv.page, page), inverse = scale > 1.2e-38f ? __fdiv_rn(1.0f, scale) : 0.0f;
+  const float scale = kv::Int8Scale<C>(a.kv.page, page),
+              inverse = scale > 1.2e-38f ? __fdiv_rn(1.0f, scale) : 0.0f;
   if (threadIdx.x == 0) a.tiles.scale[at * 4 + (is_v ? 1 : 0)] = scale;
   constexpr int kEights = kDim / 8;
-  const auto code = [&](int token, int eight, float (&x)[8]) {
+  const auto code = [&](int token, int eight, float(&x)[8]) {
     C::Decode8(a.kv.page, page, token, eight * 8, x);
 #pragma unroll
     for (float& y : x) y = CodeOf(y, inverse);
@@ -98,7 +99,8 @@ __device__ void PageCodes(const TurboCodesArgs& a, const std::byte* page, int64_
   __syncthreads();
   for (int i = int(threadIdx.x); i < kDim * kPage / 16; i += kThreads) {
     const auto* from = reinterpret_cast<const uint32_t*>(turned + i / 4 * kPitch + i % 4 * 16);
-    reinterpret_cast<uint4*>(a.tiles.v + at * kPage * kDim)[i] = make_uint4(from[0], from[1], from[2], from[3]);
+    reinterpret_cast<uint4*>(a.tiles.v + at * kPage * kDim)[i] =
+        make_uint4(from[0], from[1], from[2], from[3]);
   }
 }
 

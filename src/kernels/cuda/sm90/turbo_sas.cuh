@@ -13,7 +13,8 @@
 
 namespace nibble::hopper {
 
-inline constexpr float kSasStep = 1.0f / 8, kSasStart = 1.0f / 16;  // z of a distance: distance * step + start
+inline constexpr float kSasStep = 1.0f / 8,
+                       kSasStart = 1.0f / 16;  // z of a distance: distance * step + start
 
 NIBBLE_DEVICE uint32_t half2_fma(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t d;
@@ -50,8 +51,9 @@ NIBBLE_DEVICE uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t select) {
   return d;
 }
 
-// What a kernel is given of SAS: e^(1 - i) for i = 0 .. 7 by bytes, 0 from the threshold on, and the polynomial
-// of fraction - 1/2, each coefficient twice. (i = 0 is there for a distance just below 0.) Made by the host.
+// What a kernel is given of SAS: e^(1 - i) for i = 0 .. 7 by bytes, 0 from the threshold on, and the
+// polynomial of fraction - 1/2, each coefficient twice. (i = 0 is there for a distance just below 0.) Made by
+// the host.
 struct SasTable {
   uint32_t low[2], high[2], c[4];
 };
@@ -81,7 +83,8 @@ NIBBLE_DEVICE void SasOfPairs(const SasTable& t, const uint32_t (&z)[4], uint32_
     cubic[i] = half2_fma(half2_fma(half2_fma(t.c[3], u, t.c[2]), u, t.c[1]), u, t.c[0]);
   }
   // Low bytes of `whole` are 0 .. 8, nibbles that select; 8 picks the sign of entry 0, which is 0.
-  const uint32_t select = pick_bytes(whole[0], whole[1], 0x6420) + (pick_bytes(whole[2], whole[3], 0x6420) << 4);
+  const uint32_t select =
+      pick_bytes(whole[0], whole[1], 0x6420) + (pick_bytes(whole[2], whole[3], 0x6420) << 4);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {  // halves 0 of pairs i and i + 2, then halves 1
     const uint32_t low = pick_bytes(t.low[0], t.low[1], select >> 16 * i),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The online softmax of TurboAttention on the accumulators of one warpgroup: 64 queries x 64 keys of a page. A
-// thread holds two rows (8 apart) and of every 8 keys two.
+// The online softmax of TurboAttention on the accumulators of one warpgroup: 64 queries x 64 keys of a page.
+// A thread holds two rows (8 apart) and of every 8 keys two.
 #pragma once
 #include <cstdint>
 
@@ -21,8 +21,7 @@ struct TurboState {
 template <int kCount>
 NIBBLE_DEVICE void AddSums(float (&o)[kCount], const int32_t (&part)[kCount], const float (&factor)[2]) {
 #pragma unroll
-  for (int r = 0; r < kCount; ++r)
-    o[r] = fmaf(__int2float_rn(part[r]), factor[r / 2 % 2], o[r]);
+  for (int r = 0; r < kCount; ++r) o[r] = fmaf(__int2float_rn(part[r]), factor[r / 2 % 2], o[r]);
 }
 
 template <int kCount>
@@ -75,8 +74,8 @@ struct TurboPage {
   uint32_t levels[2];   // weights times these are codes
 };
 
-// `q_factor`: scales of the rows' queries and of scores; `factor`: of the codes; `alpha`: what the past is to be
-// multiplied by.
+// `q_factor`: scales of the rows' queries and of scores; `factor`: of the codes; `alpha`: what the past is to
+// be multiplied by.
 NIBBLE_DEVICE TurboPage ReadScores(const int32_t (&s)[32], const float (&q_factor)[2], float k_scale,
                                    const SasTable& table, TurboState& state, float (&alpha)[2],
                                    float (&factor)[2]) {
@@ -93,7 +92,8 @@ NIBBLE_DEVICE TurboPage ReadScores(const int32_t (&s)[32], const float (&q_facto
 #pragma unroll
     for (int j = 0; j < 8; ++j) {  // the lane's keys of 8
       const float x = __int2float_rn(s[4 * j + 2 * i]), y = __int2float_rn(s[4 * j + 2 * i + 1]);
-      page.z[i][j / 4][j % 4] = to_half2(__saturatef(fmaf(x, -step, start)), __saturatef(fmaf(y, -step, start)));
+      page.z[i][j / 4][j % 4] =
+          to_half2(__saturatef(fmaf(x, -step, start)), __saturatef(fmaf(y, -step, start)));
     }
   }
   // The weight of the page's greatest score is what its codes are relative to.
@@ -111,7 +111,8 @@ NIBBLE_DEVICE TurboPage ReadScores(const int32_t (&s)[32], const float (&q_facto
 }
 
 // The codes of a page's weights, two A fragments.
-NIBBLE_DEVICE void Weigh(const TurboPage& page, const SasTable& table, TurboState& state, uint32_t (&p)[2][4]) {
+NIBBLE_DEVICE void Weigh(const TurboPage& page, const SasTable& table, TurboState& state,
+                         uint32_t (&p)[2][4]) {
   constexpr uint32_t kInteger = 0x64006400;  // 1024: the low byte is the code
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
