@@ -44,7 +44,9 @@ struct alignas(1024) Shared {
   alignas(16) float scale[kStages][4];
   float q_scale[2][kTile];
   Work work[2];
-  SasTable table;  // from here it stays in registers; from a parameter ptxas fetches it again for every page
+  // A copy a lane, from which it stays in registers: from a parameter ptxas fetches it again for every page,
+  // and what all lanes share it keeps in uniform registers, of which PRMT takes but one.
+  SasTable table[32];
   uint64_t q_full[2], q_empty[2], full[kStages], empty[kStages];
 };
 
@@ -133,6 +135,8 @@ struct Consumer {
   const int mine = int(threadIdx.x) / 128 - 1, lane = int(threadIdx.x) % 32;
   const int row =
       int(threadIdx.x) % 128 / 32 * 16 + lane / 4;  // of the warpgroup's, first of the thread's two
+  const uint64_t keys = k_major_line<kDim>(shared.stage[0]),
+                 values = k_major_line<64>(shared.stage[0] + Memory::kBytes / 2);
   RingPosition<2> q_ring;
   RingPosition<Memory::kStages> ring;
 
@@ -157,20 +161,23 @@ struct Consumer {
 #pragma unroll
     for (int r = 0; r < kOutputs; ++r) o[r] = 0;
   }
-  NIBBLE_DEVICE void IssueScores(int32_t (&s)[32], int stage) {
+  // `bytes` on from what a descriptor points at: the address is in its low word and stays there.
+  NIBBLE_DEVICE static uint64_t MoveOn(uint64_t descriptor, int bytes) {
+    return (descriptor & 0xFFFFFFFF00000000) | (uint32_t(descriptor) + uint32_t(bytes / 16));
+  }
+  NIBBLE_DEVICE void IssueScores(int32_t (&s)[32], uint64_t queries, int stage) {
     wgmma_fence();
-    const uint64_t q = k_major_line<kDim>(shared.q[q_ring.stage]) + mine * (kPage * kDim / 16),
-                   k = k_major_line<kDim>(shared.stage[stage]);
+    const uint64_t k = MoveOn(keys, stage * Memory::kBytes);
 #pragma unroll
     for (int step = 0; step < kDim / 32; ++step)
-      wgmma_s8_ss(s, q + step * kStepK, k + step * kStepK, step > 0);
+      wgmma_s8_ss(s, MoveOn(queries, 32 * step), MoveOn(k, 32 * step), step > 0);
     wgmma_commit();
   }
   NIBBLE_DEVICE void IssueValues(int32_t (&part)[kOutputs], const uint32_t (&p)[2][4], int stage) {
     wgmma_fence();
-    const uint64_t v = k_major_line<64>(shared.stage[stage] + Memory::kBytes / 2);
+    const uint64_t v = MoveOn(values, stage * Memory::kBytes);
 #pragma unroll
-    for (int c = 0; c < 2; ++c) wgmma_s8_rs(part, p[c], v + c * kStepK, c > 0);
+    for (int c = 0; c < 2; ++c) wgmma_s8_rs(part, p[c], MoveOn(v, 32 * c), c > 0);
     wgmma_commit();
   }
   // Products are issued whether or not there is something to multiply, as a branch around them would make the
@@ -185,8 +192,9 @@ struct Consumer {
     int32_t s[32], part[kOutputs];
     uint32_t p[2][4] = {};
     float factor[2] = {0, 0};  // of the sums of the page before
+    const uint64_t queries = MoveOn(k_major_line<kDim>(shared.q[q_ring.stage]), mine * kPage * kDim);
     WaitFull();
-    IssueScores(s, ring.stage);
+    IssueScores(s, queries, ring.stage);
     wgmma_wait<0>();
     pin(s);
     int j = 0, before = ring.stage;
@@ -198,7 +206,7 @@ struct Consumer {
       float alpha[2], next[2];
       const TurboPage page = ReadScores(s, q_factor, k_scale, table, state, alpha, next);
       WaitFull();
-      IssueScores(s, ring.stage);
+      IssueScores(s, queries, ring.stage);
       wgmma_wait<1>();
       pin(part);
       RescaleOutputs(o, alpha);
@@ -311,7 +319,6 @@ __global__ __launch_bounds__(384, 1) void TurboKernel(const __grid_constant__ Ma
   extern __shared__ uint8_t raw[];
   auto& shared = *reinterpret_cast<Memory*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
   if (threadIdx.x == 0) {
-    shared.table = table;
     for (int i = 0; i < 2; ++i) {
       barrier_init(&shared.q_full[i], 1);
       barrier_init(&shared.q_empty[i], 8);  // one arrival a consumer warp
@@ -322,6 +329,7 @@ __global__ __launch_bounds__(384, 1) void TurboKernel(const __grid_constant__ Ma
     }
     barrier_init_fence();
   }
+  if (threadIdx.x < 32) shared.table[threadIdx.x] = table;
   __syncthreads();
   const int units = a.plan.heads * a.plan.q_tiles;
   if (threadIdx.x < 128) {
@@ -329,7 +337,7 @@ __global__ __launch_bounds__(384, 1) void TurboKernel(const __grid_constant__ Ma
     if (threadIdx.x == 0) Producer<kDim>{maps, a, shared}.Run(units);
   } else {
     grow_registers<240>();
-    const SasTable mine = shared.table;
+    const SasTable mine = shared.table[threadIdx.x % 32];
     Consumer<kDim>{a, mine, shared}.Run(units);
   }
 }

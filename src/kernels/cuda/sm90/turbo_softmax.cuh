@@ -104,7 +104,8 @@ NIBBLE_DEVICE TurboPage ReadScores(const int32_t (&s)[32], const float (&q_facto
   factor[0] = p_top.x * (1 / kPLevels), factor[1] = p_top.y * (1 / kPLevels);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const float inverse = factor[i] > 0 ? __fdividef(1.0f, factor[i]) : 0.0f;
+    // At most 119 e^6, or else all weights are 0.
+    const float inverse = fminf(reciprocal_approx(factor[i]), 6e4f);
     page.levels[i] = to_half2(inverse, inverse);
   }
   return page;
