@@ -104,14 +104,16 @@ TOP/s. "Codes" is the pass that quantizes queries and lays out the codes of page
 the definition in double by 0.0025 of their length.
 
 {table(["batch x length", "kernel", "codes and kernel", "codes, us", "kernel of 1,900"], rows)}
-The kernel is bound by issue slots, not by the tensor cores: an iteration is 64 keys, as P has a scale a page, and at head size 128 takes 660 instructions a warp:
-128 to turn 64 integer sums into floats and add them, 300 for 32 weights. `ncu` (1x16384, head size 128, of 1,960 cycles for an iteration of both warpgroups):
-two consumer warps a scheduler issue in 64% of them, the rest waits for pipes (I2FP, PRMT and VIMNMX share one of half rate) and for results. In steps,
-1x16384 at head size 128: 457 TOP/s with products waited for at once; 474 with the product of a page under the scores of the next and the scores of that
-under its weights; 487 with sums that start at 0 and are converted (I2FP) instead of starting at 1.5 * 2^23; 501 with SAS's table in registers instead of
-the parameter that ptxas fetches again for every page. Expected had been 600. ptxas makes all products wait for each other where a branch stands around
-one or where two groups are under way at the end of the loop's body, hence products of weights of 0 and scores that nobody reads. What is not tried:
-exp2 of the special function units in place of SAS (about 100 instructions less, another function), and three consumer warpgroups at head size 64.
+The kernel is bound by issue slots, not by the tensor cores: an iteration is 64 keys, as P has a scale a page, and at head size 128 takes about 620
+instructions a warp: 128 to turn 64 integer sums into floats and add them, about 300 for 32 weights, the rest scales, maxima and addresses. `ncu` on the
+third of the steps below (1x16384, head size 128; 655 instructions): 1,960 cycles for an iteration of both warpgroups, in 64% of which a scheduler issues; its
+two consumer warps wait for pipes (I2FP, PRMT and VIMNMX share one of half rate), for results, and for SAS's coefficients. In steps, 1x16384 at head size
+128: 457 TOP/s with products waited for at once; 474 with the product of a page under the scores of the next and the scores of that under its weights; 487 with sums
+that start at 0 and are converted (I2FP) instead of starting at 1.5 * 2^23; 501 with SAS's table in registers instead of the parameter that ptxas fetches again
+for every page; 527 with that table out of uniform registers too, descriptors moved on by their low words, and reciprocals without a case for small numbers. Before
+the first, 540 had been expected. ptxas makes all products wait for each other where a branch stands around one or where two groups are under way at the end
+of the loop's body, hence products with weights of 0 and scores that nobody reads. Not tried: exp2 of the special function units in place of SAS (about 100
+instructions less, but another function), and three consumer warpgroups at head size 64.
 """
 
 
