@@ -170,7 +170,7 @@ TEST_F(CudaModel, RecipesDivergeAsOnTheCpu) {
     fmt::print("{}: KL divergence {:.6f} on the CPU, {:.6f} on the GPU\n", recipe, cpu, gpu);
   }
   for (const std::string recipe : {"exact", "kv8", "qserve", "flashq4", "flashq2", "kivi2", "turboquant4",
-                                   "qaq", "sage2-8b", "sage2-4b"}) {
+                                   "qaq", "sage2-8b", "sage2-4b", "turbo", "turbo-mixed"}) {
     const double cpu = kld(DeviceChoice::kCpu, recipe, DType::kBF16),
                  gpu = kld(DeviceChoice::kCuda, recipe, DType::kBF16);
     EXPECT_NEAR(gpu, cpu, std::max(0.0005, 0.05 * cpu)) << recipe << ", prompts in bf16";

@@ -22,6 +22,7 @@ int Check(const std::string& filter) {
   CheckSparq(&checks);
   CheckPrefill(&checks);
   CheckPrefillExact(&checks);
+  CheckPrefillTurbo(&checks);
   fmt::print("{} cases, {} failed\n", checks.cases(), checks.failed());
   return checks.failed() == 0 && checks.cases() > 0 ? 0 : 1;
 }
@@ -33,6 +34,7 @@ int Time(const std::string& filter, const std::string& output) {
   TimeSparq(&times);
   TimePrefill(&times);
   TimePrefillExact(&times);
+  TimePrefillTurbo(&times);
   if (output.empty()) return 0;
   cudaDeviceProp device{};
   Require(cudaGetDeviceProperties(&device, 0), "device");

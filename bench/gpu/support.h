@@ -103,6 +103,8 @@ void CheckSparq(Checks*);
 void TimeSparq(Times*);
 void CheckPrefill(Checks*);
 void TimePrefill(Times*);
+void CheckPrefillTurbo(Checks*);
+void TimePrefillTurbo(Times*);
 void CheckPrefillExact(Checks*);
 void TimePrefillExact(Times*);
 

@@ -71,11 +71,9 @@ Status CudaBackend::ReservePrompts(const AttentionRecipe& recipe, int64_t seq_to
   };
   const int64_t pages = PromptPages(seq_tokens, step_tokens);
   NIBBLE_RETURN_IF_ERROR(grow(&prompt_pages_, PromptBytes(pages, kv_heads, head_dim)));
-  if (!SagePrompts(recipe, head_dim)) return {};
-  sage_step_tokens_ = std::max(sage_step_tokens_, step_tokens);
+  prompt_step_tokens_ = std::max(prompt_step_tokens_, step_tokens);
   const int heads = int(max_q_width_ / head_dim);  // Reserve's
-  return grow(&sage_work_,
-              SageBytes(pages, sage_step_tokens_, heads, kv_heads, head_dim, recipe.arithmetic.smooth));
+  return grow(&prompt_codes_, PromptCodeBytes(recipe, pages, prompt_step_tokens_, heads, kv_heads, head_dim));
 }
 
 // Calibration makes plans by the dozen, one where another was: what counts is the content.
@@ -282,8 +280,16 @@ void CudaBackend::AttendPrompts(const AttendArgs& a, const cuda::PagedKv& kv, Pr
   const AttentionRecipe& recipe = *a.kv.recipe;
   UnpackedPrompts::Args args{kv,      q_bf16_, out_bf16_,
                              a.heads, a.scale, std::span(prompt_pages_.data, prompt_pages_.bytes)};
-  if (!SagePrompts(recipe, kv.page.head_dim))
-    return prompts_->Run(args, a.kv.segments, a.kv.page_table, *ring_);
+  const auto run = [&] { prompts_->Run(args, a.kv.segments, a.kv.page_table, *ring_); };
+  const std::span codes(prompt_codes_.data, prompt_codes_.bytes);
+  const UnpackedPrompts::Turbo turbo{.q = a.q.as<const float>(),
+                                     .q_stride = a.q.stride[0],
+                                     .polynomial = PolynomialOf(recipe.arithmetic),
+                                     .threshold = int(recipe.arithmetic.sas.threshold),
+                                     .memory = codes,
+                                     .step_tokens = prompt_step_tokens_};
+  if (TurboPrompts(recipe, kv.page.head_dim)) args.turbo = &turbo;
+  if (!SagePrompts(recipe, kv.page.head_dim)) return run();
   const cuda::Means means = MeansOf(a.kv);
   const UnpackedPrompts::Sage sage{.q = a.q.as<const float>(),
                                    .q_stride = a.q.stride[0],
@@ -295,10 +301,10 @@ void CudaBackend::AttendPrompts(const AttendArgs& a, const cuda::PagedKv& kv, Pr
                                    .q_sum_stride = kv.side_bytes,
                                    .levels = recipe.arithmetic.qk == QkArith::kInt4Thread ? 7.0f : 127.0f,
                                    .by_page = recipe.arithmetic.qk == QkArith::kInt8Block,
-                                   .memory = std::span(sage_work_.data, sage_work_.bytes),
-                                   .step_tokens = sage_step_tokens_};
+                                   .memory = codes,
+                                   .step_tokens = prompt_step_tokens_};
   args.sage = &sage;
-  prompts_->Run(args, a.kv.segments, a.kv.page_table, *ring_);
+  run();
 }
 
 void CudaBackend::RoundQueries(const AttendArgs& a) {
@@ -439,6 +445,7 @@ std::string CudaBackend::ExplainAttention(const AttentionRecipe& recipe) const {
       kind == Prompts::kBf16Pages ? "cuda/exact-wgmma/bf16"
       : SagePrompts(recipe, 128) && IsHopper()
           ? (a.qk == QkArith::kInt4Thread ? "cuda/sage-wgmma/int4,e4m3" : "cuda/sage-wgmma/int8,e4m3")
+      : TurboPrompts(recipe, 128) && IsHopper() ? "cuda/turbo-wgmma/int8,int8"
       : kind == Prompts::kDecoded
           ? fmt::format("cuda/exact-wgmma/decoded {},{}", kv::Get(recipe.k).name, kv::Get(recipe.v).name)
           : "";

@@ -71,7 +71,8 @@ CudaBackend::~CudaBackend() {
   for (const auto& [params, buffer] : sparq_) Free(buffer);
   for (const auto& [params, buffer] : qaq_params_) Free(buffer);
   for (const auto& [heads, buffer] : planned_heads_) Free(buffer);
-  Free(work_), Free(select_work_), Free(prompt_pages_), Free(sage_work_), Free(draw_work_), Free(qaq_work_);
+  Free(work_), Free(select_work_), Free(prompt_pages_), Free(prompt_codes_), Free(draw_work_),
+      Free(qaq_work_);
   CheckCuda(cudaFreeAsync(qaq_usage_, stream_), "counters");
   CheckCuda(cudaFreeAsync(device_counters_, stream_), "counters");
   ring_.reset();

@@ -148,8 +148,8 @@ class CudaBackend final : public Backend {
   std::unique_ptr<DecodeEntries> entries_, selected_;  // of rows that select: in selected_
   std::unique_ptr<PrefillSequences> prefill_;
   std::unique_ptr<UnpackedPrompts> prompts_;
-  Buffer prompt_pages_, sage_work_;  // ReservePrompts'
-  int sage_step_tokens_ = 0;
+  Buffer prompt_pages_, prompt_codes_;  // ReservePrompts'
+  int prompt_step_tokens_ = 0;
   struct PlanVector {
     std::vector<float> values;
     Buffer buffer;  // on the device

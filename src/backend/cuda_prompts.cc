@@ -101,8 +101,14 @@ void UnpackedPrompts::RunGroup(const Args& a, const Group& group) {
   const int64_t width = int64_t{a.heads} * a.kv.page.head_dim;
   auto* k = reinterpret_cast<uint16_t*>(a.memory.data());
   auto* v = reinterpret_cast<uint16_t*>(a.memory.data() + a.memory.size() / 2);
-  CheckCuda(cuda::UnpackPages(
-      {.kv = a.kv, .pages = sent_.pages + group.first_page, .count = group.pages, .k = k, .v = v}, stream_));
+  CheckCuda(cuda::UnpackPages({.kv = a.kv,
+                               .pages = sent_.pages + group.first_page,
+                               .count = group.pages,
+                               .k = k,
+                               .v = v,
+                               .open_only = a.turbo != nullptr},
+                              stream_));
+  if (a.turbo != nullptr) return RunTurbo(a, group, k, v);
   cuda::SageTiles tiles{};
   float* lse = nullptr;
   if (a.sage != nullptr) {
@@ -147,6 +153,46 @@ void UnpackedPrompts::RunGroup(const Args& a, const Group& group) {
   if (a.sage != nullptr && group.sages > 0) RunSage(a, group, k, v, lse, tiles);
 }
 
+void UnpackedPrompts::RunTurbo(const Args& a, const Group& group, const uint16_t* k, const uint16_t* v) {
+  const UnpackedPrompts::Turbo& turbo = *a.turbo;
+  const int64_t width = int64_t{a.heads} * a.kv.page.head_dim;
+  const int at = group.first_sequence, index = int(&group - groups_.data());
+  size_t bytes = 0;
+  const cuda::TurboTiles tiles = cuda::TurboTilesAt(a.heads, a.kv.kv_heads, a.kv.page.head_dim, group.q_tiles,
+                                                    group.pages, turbo.memory.data(), &bytes);
+  NIBBLE_CHECK(bytes <= turbo.memory.size(), "Attention: more rows than ReservePrompts was told");
+  const cuda::TurboPlan plan{.heads = a.heads,
+                             .kv_heads = a.kv.kv_heads,
+                             .head_dim = a.kv.page.head_dim,
+                             .q_tiles = group.q_tiles,
+                             .pages = group.pages,
+                             .q_offsets = sent_.q_offsets + at + index,
+                             .k_offsets = sent_.k_offsets + at + index,
+                             .q_tile_ends = sent_.tile_ends + at,
+                             .bases = sent_.bases + at};
+  CheckCuda(cuda::TurboCodes({.plan = plan,
+                              .kv = a.kv,
+                              .page_list = sent_.pages + group.first_page,
+                              .q = turbo.q + group.first_row * turbo.q_stride,
+                              .q_stride = turbo.q_stride,
+                              .scale = a.scale,
+                              .tiles = tiles},
+                             stream_));
+  CheckCuda(cuda::TurboAttention({.plan = plan,
+                                  .tiles = tiles,
+                                  .q = a.q + group.first_row * width,
+                                  .k = k,
+                                  .v = v,
+                                  .q_stride = width,
+                                  .q_rows = group.rows,
+                                  .out = a.out + group.first_row * width,
+                                  .out_stride = width,
+                                  .scale = a.scale,
+                                  .polynomial = turbo.polynomial,
+                                  .threshold = turbo.threshold},
+                                 stream_));
+}
+
 void UnpackedPrompts::RunSage(const Args& a, const Group& group, const uint16_t* k, const uint16_t* v,
                               const float* lse, const cuda::SageTiles& tiles) {
   const int64_t width = int64_t{a.heads} * a.kv.page.head_dim;
@@ -188,11 +234,22 @@ void UnpackedPrompts::RunSage(const Args& a, const Group& group, const uint16_t*
                                 stream_));
 }
 
+UnpackedPrompts::Limits UnpackedPrompts::LimitsOf(const Args& a) {
+  const int dim = a.kv.page.head_dim;
+  Limits limits{.pages = int64_t(a.memory.size()) / PromptBytes(1, a.kv.kv_heads, dim),
+                .q_tiles = std::numeric_limits<int>::max()};
+  if (a.sage != nullptr) limits.q_tiles = SageQueryTiles(a.sage->step_tokens);
+  if (a.turbo == nullptr) return limits;
+  limits.q_tiles = SageQueryTiles(a.turbo->step_tokens);
+  const int64_t queries = TurboBytes(0, a.turbo->step_tokens, a.heads, a.kv.kv_heads, dim),
+                page = TurboBytes(1, 0, 0, a.kv.kv_heads, dim) - TurboBytes(0, 0, 0, a.kv.kv_heads, dim);
+  limits.pages = std::min(limits.pages, (int64_t(a.turbo->memory.size()) - queries) / page);
+  return limits;
+}
+
 void UnpackedPrompts::Run(const Args& a, std::span<const KvSegment> segments,
                           std::span<const int32_t> page_table, SendRing& ring) {
-  const Limits limits{
-      .pages = int64_t(a.memory.size()) / PromptBytes(1, a.kv.kv_heads, a.kv.page.head_dim),
-      .q_tiles = a.sage != nullptr ? SageQueryTiles(a.sage->step_tokens) : std::numeric_limits<int>::max()};
+  const Limits limits = LimitsOf(a);
   if (limits != planned_limits_ || !SameBytes(segments, planned_) ||
       !std::equal(page_table.begin(), page_table.end(), planned_table_.begin(), planned_table_.end())) {
     MakePlan(segments, page_table, limits);

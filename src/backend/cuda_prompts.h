@@ -10,6 +10,7 @@
 #include "backend/cuda_memory.h"
 #include "kernels/args.h"
 #include "kernels/cuda/attention_prefill.h"
+#include "kernels/cuda/attention_turbo.h"
 #include "kernels/cuda/unpack.h"
 
 namespace nibble {
@@ -36,6 +37,15 @@ class UnpackedPrompts {
     int step_tokens;              // that it is for
     bool smooths_queries() const { return q_mean != nullptr || q_sums != nullptr; }
   };
+  // TurboAttention over the codes of sealed pages, with the own page in bf16.
+  struct Turbo {
+    const float* q;  // [rows, heads, head_dim], row stride q_stride
+    int64_t q_stride;
+    SasPolynomial polynomial;
+    int threshold;
+    std::span<std::byte> memory;  // TurboBytes of recipe/prompt_pages.h
+    int step_tokens;              // that it is for
+  };
   struct Args {
     cuda::PagedKv kv;
     const uint16_t* q;  // bf16 [rows, heads, head_dim], dense
@@ -43,7 +53,8 @@ class UnpackedPrompts {
     int heads;
     float scale;
     std::span<std::byte> memory;  // for decoded pages, 256-byte aligned; enough for the longest sequence
-    const Sage* sage = nullptr;   // or exact attention
+    const Sage* sage = nullptr;   // or exact attention, where neither is given
+    const Turbo* turbo = nullptr;
   };
   // The step's prompt rows. A plan is made and sent when the step is another one than before.
   void Run(const Args&, std::span<const KvSegment> segments, std::span<const int32_t> page_table, SendRing&);
@@ -62,11 +73,13 @@ class UnpackedPrompts {
     int q_tiles = 0;
     bool operator==(const Limits&) const = default;
   };
+  static Limits LimitsOf(const Args&);
   void MakePlan(std::span<const KvSegment> segments, std::span<const int32_t> page_table, const Limits&);
   void Add(std::span<const KvSegment> of_sequence, std::span<const int32_t> page_table, const Limits&);
   void AddSage(Group& group, const cuda::PageBases& bases, int rows, int keys, int seq,
                std::span<const int32_t> pages);
   void RunGroup(const Args&, const Group&);
+  void RunTurbo(const Args&, const Group&, const uint16_t* k, const uint16_t* v);
   void RunSage(const Args&, const Group&, const uint16_t* k, const uint16_t* v, const float* lse,
                const cuda::SageTiles&);
 

@@ -38,9 +38,7 @@ int64_t PlanPrompts(const KvShape& shape, int heads, const AttentionRecipe& reci
   if (!DecodesPrompts(recipe, shape.head_dim)) return 0;
   const int64_t pages = PromptPages(tokens, step_tokens);
   return PromptBytes(pages, shape.kv_heads, shape.head_dim) +
-         (SagePrompts(recipe, shape.head_dim)
-              ? SageBytes(pages, step_tokens, heads, shape.kv_heads, shape.head_dim, recipe.arithmetic.smooth)
-              : 0);
+         PromptCodeBytes(recipe, pages, step_tokens, heads, shape.kv_heads, shape.head_dim);
 }
 
 }  // namespace

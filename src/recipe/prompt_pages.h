@@ -15,6 +15,9 @@ bool DecodesPrompts(const AttentionRecipe& recipe, int head_dim);
 // SageAttention on INT8 and FP8 tensor cores: over bf16 pages, P V in FP8, the mean of K taken off or none;
 // that of Q under INT4.
 bool SagePrompts(const AttentionRecipe& recipe, int head_dim);
+// TurboAttention on INT8 tensor cores: over FlashQ pages, nothing taken off K, P V in INT8, SAS in base e
+// with a whole threshold from -6 to -1, which is what its table of powers holds.
+bool TurboPrompts(const AttentionRecipe& recipe, int head_dim);
 
 // Most pages that the longest sequence takes: all it has, and those of a step's tokens once more, raw.
 constexpr int64_t PromptPages(int64_t seq_tokens, int step_tokens) {
@@ -41,5 +44,15 @@ constexpr int64_t SageBytes(int64_t pages, int step_tokens, int heads, int kv_he
          SageKeyTiles(pages, step_tokens) * kv_heads * k_tile + int64_t{step_tokens} * heads * 4 +
          (means > 0 ? 8 : 6) * 256;  // parts begin at multiples of 256
 }
+
+// TurboPrompts: tiles of 128 queries that run together, and codes and scales of queries and pages.
+constexpr int64_t TurboBytes(int64_t pages, int step_tokens, int heads, int kv_heads, int head_dim) {
+  return SageQueryTiles(step_tokens) * heads * 128 * (int64_t{head_dim} + 4) +
+         pages * kv_heads * (int64_t{128} * head_dim + 16) + 5 * 256;
+}
+
+// What a recipe's prompts take besides PromptBytes.
+int64_t PromptCodeBytes(const AttentionRecipe& recipe, int64_t pages, int step_tokens, int heads,
+                        int kv_heads, int head_dim);
 
 }  // namespace nibble

@@ -94,27 +94,50 @@ __global__ void __launch_bounds__(kThreads) RopeAppendKernel(const __grid_consta
   }
 }
 
-// A page's scale comes from the page before, so one thread does all segments of a sequence in order.
+struct WarpLanes {
+  int first = int(threadIdx.x);
+  static constexpr int count = 32;
+  __device__ float Max(float x) const {  // of what is not negative, integers order as the floats do
+    return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(x)));
+  }
+  __device__ int Sum(int x) const { return __reduce_add_sync(~0u, x); }
+};
+
+// A page's scale comes from the page before, so one warp does all segments of a sequence in order. It asks
+// for rows ahead, as it waits for every one.
 __global__ void AppendInt8Kernel(AppendArgs a) {
+  constexpr int kAhead = 8;
   const PagedKv& kv = a.kv;
   const bool is_v = blockIdx.z == 1;
   const PagedSide& side = is_v ? kv.v : kv.k;
   const int first = int(blockIdx.x), head = int(blockIdx.y), end = SequenceEnd(kv, first);
+  const auto row_of = [&](const KvSegment& s, int row) {
+    return is_v ? a.v + (s.row + row) * a.v_stride + head * a.v_head_stride
+                : a.k + (s.row + row) * a.k_stride + head * a.k_head_stride;
+  };
   // What the last step left in the sequence's slot: the page before, where this step begins one.
   const std::byte* before = OpenPage(kv, side, kv.segments[first].seq, head);
+  const WarpLanes lanes;
   int64_t clamped = 0;
   for (int i = first; i < end; ++i) {
     const KvSegment s = kv.segments[i];
     std::byte* tail = OpenPage(kv, side, s.raw_slot, head);
-    for (int row = 0; row < s.rows; ++row) {
-      const float* x = is_v ? a.v + (s.row + row) * a.v_stride + head * a.v_head_stride
-                            : a.k + (s.row + row) * a.k_stride + head * a.k_head_stride;
-      clamped += kv::Int8Tail::Append(kv.page, tail, s.position % kv.page.tokens + row, x,
-                                      s.position > 0 ? before : nullptr);
+    const int token = s.position % kv.page.tokens;
+    if (s.position == 0) before = nullptr;
+    kv::Int8Tail::Row row = token == 0 ? kv::Int8Tail::Begin(kv.page, row_of(s, 0), before, lanes)
+                                       : kv::Int8Tail::After(kv.page, tail, token);
+    for (int r = 0; r < s.rows; ++r) {
+      if (r + kAhead < s.rows)
+        for (int d = lanes.first; d < kv.page.head_dim; d += lanes.count)
+          asm volatile("prefetch.global.L1 [%0];" ::"l"(row_of(s, r + kAhead) + d));
+      clamped += kv::Int8Tail::Append(kv.page, tail, token + r, row_of(s, r), row, lanes);
     }
+    __syncwarp();
+    if (lanes.first == 0) kv::Int8Tail::Store(kv.page, tail, row);
+    __syncwarp();
     before = tail;
   }
-  if (clamped > 0) atomicAdd(a.clamped, static_cast<unsigned long long>(clamped));
+  if (clamped > 0 && lanes.first == 0) atomicAdd(a.clamped, static_cast<unsigned long long>(clamped));
 }
 
 }  // namespace
@@ -126,7 +149,7 @@ Launch CopyOpenRows(const PagedKv& kv, Stream stream) {
 
 Launch AppendRows(const AppendArgs& a, Stream stream) {
   if (a.kv.open == kv::Tail::kInt8)
-    AppendInt8Kernel<<<Grid(a.kv), 1, 0, stream>>>(a);
+    AppendInt8Kernel<<<Grid(a.kv), 32, 0, stream>>>(a);
   else
     AppendKernel<<<Grid(a.kv), kThreads, 0, stream>>>(a);
   return Launched("append to the cache");

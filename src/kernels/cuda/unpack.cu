@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kThreads)
     if (open) UnpackOpen(a.kv, side, p, to);
     return;
   }
+  if (a.open_only) return;
   const SealedPages pages = SealedPagesOf(a.kv, side, p.seq, head);
   if (pages.codec == C::kId) UnpackSealed<C>(a.kv.page, pages.At(p.page), rows, to);
 }
@@ -94,6 +95,7 @@ Launch UnpackPages(const UnpackArgs& a, Stream stream) {
   unpack(v.codec, false, v.codec != k.codec, true);
   const bool k_two = k.places != nullptr, v_two = v.places != nullptr,
              same = k_two && v_two && k.two_bit == v.two_bit;
+  if (a.open_only) return launch;
   unpack(k.two_bit, k_two, same, false);
   unpack(v.two_bit, false, v_two && !same, false);
   return launch;

@@ -19,7 +19,8 @@ struct UnpackArgs {
   PagedKv kv;
   const UnpackedPage* pages;  // [count]
   int count;
-  uint16_t *k, *v;  // bf16 [count, kv_heads, 64, head_dim], 16-byte aligned
+  uint16_t *k, *v;         // bf16 [count, kv_heads, 64, head_dim], 16-byte aligned
+  bool open_only = false;  // sealed pages are passed over
 };
 // REQUIRES head_dim to be a multiple of 8 and no codec that requantizes.
 Launch UnpackPages(const UnpackArgs&, Stream);

@@ -39,15 +39,48 @@ struct Int8Tail {
   // Returns how many values were clamped.
   NIBBLE_HD static int Append(PageShape s, std::byte* tail, int token, const float* x,
                               const std::byte* before) {
-    State state = token == 0 ? Begin(s, x, before) : LoadState(s, tail);
-    int exponent = token == 0 ? 0 : int(tail[ExponentOffset(s) + token - 1]);
+    Row row = token == 0 ? Begin(s, x, before, OneLane{}) : After(s, tail, token);
+    const int clamped = Append(s, tail, token, x, row, OneLane{});
+    Store(s, tail, row);
+    return clamped;
+  }
+
+  // The same by lanes that share a row and keep what a buffer is between rows. Lanes: `first` and `count`,
+  // the channels of a lane; Max of values that are not negative, and Sum, over all of them.
+  struct Row {
+    State state;
+    int exponent;  // of the row before
+  };
+  struct OneLane {
+    static constexpr int first = 0, count = 1;
+    NIBBLE_HD float Max(float x) const { return x; }
+    NIBBLE_HD int Sum(int x) const { return x; }
+  };
+  template <class Lanes>
+  NIBBLE_HD static Row Begin(PageShape s, const float* x, const std::byte* before, Lanes lanes) {
+    float greatest = before != nullptr ? LoadState(s, before).greatest : 0;
+    for (int d = lanes.first; before == nullptr && d < s.head_dim; d += lanes.count) {
+      const float a = x[d] < 0 ? -x[d] : x[d];
+      greatest = a > greatest && a <= 3.4028234e38f ? a : greatest;
+    }
+    greatest = lanes.Max(greatest);
+    const float scale = greatest / float(kFlashRange) * (before != nullptr ? kHeadroom : kFirstHeadroom);
+    return {{scale > kLeastScale ? scale : kLeastScale, 0, 0}, 0};
+  }
+  NIBBLE_HD static Row After(PageShape s, const std::byte* tail, int token) {
+    return {LoadState(s, tail), int(tail[ExponentOffset(s) + token - 1])};
+  }
+  template <class Lanes>
+  NIBBLE_HD static int Append(PageShape s, std::byte* tail, int token, const float* x, Row& row,
+                              Lanes lanes) {
+    State& state = row.state;
     if (int64_t{state.clamped} * kRescaleOneIn > int64_t{token} * s.head_dim) {
-      ++exponent;
+      ++row.exponent;
       state.clamped = 0;  // else one burst would double the step with every token after it
     }
-    const float step = state.scale * Pow2(exponent);
+    const float step = state.scale * Pow2(row.exponent);
     int clamped = 0;
-    for (int d = 0; d < s.head_dim; ++d) {
+    for (int d = lanes.first; d < s.head_dim; d += lanes.count) {
       const float a = x[d] < 0 ? -x[d] : x[d];
       const bool finite = a <= 3.4028234e38f;
       state.greatest = finite && a > state.greatest ? a : state.greatest;
@@ -59,10 +92,14 @@ struct Int8Tail {
       clamped += beyond;
       tail[token * s.head_dim + d] = std::byte(finite ? code : kBroken);
     }
+    state.greatest = lanes.Max(state.greatest);
+    clamped = lanes.Sum(clamped);
     state.clamped += uint32_t(clamped);
-    tail[ExponentOffset(s) + token] = std::byte(exponent);
-    memcpy(tail + StateOffset(s), &state, sizeof state);
+    if (lanes.first == 0) tail[ExponentOffset(s) + token] = std::byte(row.exponent);
     return clamped;
+  }
+  NIBBLE_HD static void Store(PageShape s, std::byte* tail, const Row& row) {
+    memcpy(tail + StateOffset(s), &row.state, sizeof row.state);
   }
 
   NIBBLE_HD static float Value(PageShape s, const std::byte* tail, int token, int channel) {
@@ -104,15 +141,6 @@ struct Int8Tail {
       return broken ? 0 : RoundToInt(float(Code(s, tail, t, d)) * Pow2(exponent - last));
     }
   };
-  NIBBLE_HD static State Begin(PageShape s, const float* x, const std::byte* before) {
-    float greatest = before != nullptr ? LoadState(s, before).greatest : 0;
-    for (int d = 0; before == nullptr && d < s.head_dim; ++d) {
-      const float a = x[d] < 0 ? -x[d] : x[d];
-      greatest = a > greatest && a <= 3.4028234e38f ? a : greatest;
-    }
-    const float scale = greatest / float(kFlashRange) * (before != nullptr ? kHeadroom : kFirstHeadroom);
-    return {scale > kLeastScale ? scale : kLeastScale, 0, 0};
-  }
 };
 
 // Bytes of the open page of one KV head, and what reading one of its rows takes (an INT8 row with its

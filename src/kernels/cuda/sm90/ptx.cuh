@@ -145,6 +145,11 @@ NIBBLE_DEVICE float exp2_approx(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+NIBBLE_DEVICE float reciprocal_approx(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 // Four floats to four e4m3 bytes, a in the lowest; round to nearest even, saturating at +-448. (The
 // instruction puts its first source in the high byte.)
 NIBBLE_DEVICE uint32_t to_e4m3x4(float a, float b, float c, float d) {
