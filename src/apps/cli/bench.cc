@@ -221,7 +221,9 @@ Command AddBench(Parser app) {
   const Parser parser = app.Command("bench", "Measure tokens per second");
   const std::vector<std::string> shapes(kShapeNames.begin(), kShapeNames.end());
   parser.Add("-m,--model", o->model, "Hugging Face model folder").Type("DIR");
-  parser.Add("--shape", o->shape, "Random weights in the shape of a Llama instead: 1b, 3b or 8b")
+  parser
+      .Add("--shape", o->shape,
+           "Random weights in the shape of a Llama instead: 1b, 3b, 8b, or four layers of it: 8b-4")
       .OneOf(shapes)
       .Type("S");
   const Option weights = parser.Add("--weights", o->weights,

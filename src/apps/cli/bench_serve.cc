@@ -10,7 +10,7 @@
 namespace nibble::cli {
 namespace {
 
-constexpr int kMaxPrompts = 20'000;
+constexpr int kMaxPrompts = 1'000'000;
 constexpr double kMilli = 1e3;
 
 struct Options {

@@ -24,6 +24,7 @@ struct Shape {
 Shape ShapeOf(std::string_view name) {
   if (name == "1b") return {16, 2048, 8192, 32, 8, 64, 32000};
   if (name == "3b") return {28, 3072, 8192, 24, 8, 128, 32000};
+  if (name == "8b-4") return {4, 4096, 14336, 32, 8, 128, 32000};
   NIBBLE_CHECK(name == "8b", "a shape of kShapeNames");
   return {32, 4096, 14336, 32, 8, 128, 128256};
 }

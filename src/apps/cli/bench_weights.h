@@ -16,10 +16,11 @@
 namespace nibble::cli {
 
 // Names that FindShape takes.
-inline constexpr std::array<std::string_view, 3> kShapeNames{"1b", "3b", "8b"};
+inline constexpr std::array<std::string_view, 4> kShapeNames{"1b", "3b", "8b", "8b-4"};
 
-// A Llama of that size with a vocabulary of 32000, 8b with the 128256 of Llama 3. Quantized storages also
-// store the embedding and the head in 8 bits. REQUIRES a name of kShapeNames.
+// A Llama of that size with a vocabulary of 32000, 8b with the 128256 of Llama 3; 8b-4 has four
+// layers of 8b. Quantized storages also store the embedding and the head in 8 bits. REQUIRES a name of
+// kShapeNames.
 ModelConfig FindShape(std::string_view name, weight::Storage storage);
 
 // The tensors of such a model in `storage`. Each is filled when it is first looked up and freed when the

@@ -3,8 +3,13 @@
 
 #include <chrono>
 #include <cmath>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
 #include <random>
 #include <thread>
+#include <utility>
 
 #include "apps/cli/common.h"
 #include "apps/server/http_client.h"
@@ -28,9 +33,9 @@ int NewTokens(const std::string& stream) {
   return at == stream.npos ? -1 : std::atoi(stream.c_str() + at + kKey.size());
 }
 
-RequestOutcome Ask(const LoadOptions& options, const std::string& body) {
+// `begin`: when the request was due, from which its times count.
+RequestOutcome Ask(const LoadOptions& options, const std::string& body, steady_clock::time_point begin) {
   RequestOutcome outcome;
-  const auto begin = steady_clock::now();
   auto client = server::HttpClient::Connect(options.host, options.port, kPatience);
   if (!client.ok()) {
     outcome.error = client.status().message();
@@ -67,6 +72,55 @@ RequestOutcome Ask(const LoadOptions& options, const std::string& body) {
   if (!outcome.ok) outcome.error = response->body.substr(0, 200);
   return outcome;
 }
+
+// Threads that ask, as many as requests are open at once: whoever has an answer takes the next request.
+class Askers {
+ public:
+  explicit Askers(std::function<void(size_t)> ask) : ask_(std::move(ask)) {}
+  Askers(const Askers&) = delete;
+  Askers& operator=(const Askers&) = delete;
+  ~Askers() {  // once all have their answers
+    {
+      const std::lock_guard lock(mutex_);
+      ended_ = true;
+    }
+    changed_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  void Start(size_t index) {
+    const std::lock_guard lock(mutex_);
+    due_.push_back(index);
+    if (idle_ >= due_.size())
+      changed_.notify_one();
+    else
+      threads_.emplace_back([this] { Run(); });
+  }
+
+ private:
+  void Run() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      ++idle_;
+      changed_.wait(lock, [this] { return ended_ || !due_.empty(); });
+      --idle_;
+      if (due_.empty()) return;
+      const size_t index = due_.front();
+      due_.pop_front();
+      lock.unlock();
+      ask_(index);
+      lock.lock();
+    }
+  }
+
+  const std::function<void(size_t)> ask_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<size_t> due_;
+  size_t idle_ = 0;
+  bool ended_ = false;
+  std::vector<std::thread> threads_;
+};
 
 }  // namespace
 
@@ -106,14 +160,18 @@ LoadResult RunLoad(const LoadOptions& options) {
   for (int i = 0; i < options.prompts; ++i) bodies.push_back(LoadBody(options, i));
   LoadResult result;
   result.requests.resize(bodies.size());
-  std::vector<std::thread> threads;
   const auto begin = steady_clock::now();
-  for (size_t i = 0; i < bodies.size(); ++i) {
-    std::this_thread::sleep_until(begin + std::chrono::duration_cast<steady_clock::duration>(
-                                              std::chrono::duration<double>(arrivals[i])));
-    threads.emplace_back([&, i] { result.requests[i] = Ask(options, bodies[i]); });
+  const auto due = [&](size_t i) {
+    return begin +
+           std::chrono::duration_cast<steady_clock::duration>(std::chrono::duration<double>(arrivals[i]));
+  };
+  {
+    Askers askers([&](size_t i) { result.requests[i] = Ask(options, bodies[i], due(i)); });
+    for (size_t i = 0; i < bodies.size(); ++i) {
+      std::this_thread::sleep_until(due(i));
+      askers.Start(i);
+    }
   }
-  for (std::thread& thread : threads) thread.join();
   result.seconds = Since(begin);
   return result;
 }
