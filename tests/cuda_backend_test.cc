@@ -198,6 +198,23 @@ TEST_F(CudaBackendTest, LinearHasTheBitsOfTheCpu) {
       }
 }
 
+// So many bytes go to the device part by part.
+TEST_F(CudaBackendTest, ALargeMatrixHasAllItsRows) {
+  constexpr int kRows = 1000, kColumns = 8192;
+  for (const Storage storage : {Storage::kW8A8, Storage::kW4A8Channel, Storage::kW4A8Group}) {
+    const StoredWeight w(storage, kRows, kColumns, 31);
+    const auto x = Random(2 * kColumns, 32);
+    const auto [cpu, gpu] = Both([&](Side& s) {
+      const auto packed = *s->Pack(w.view, MatmulArith::kF32);
+      const Tensor y = s.Put(std::vector<float>(2 * kRows), {2, kRows});
+      const LinearOut out{.w = &packed, .bias = nullptr, .y = y};
+      s->Linear(s.Put(x, {2, kColumns}), {&out, 1}, MatmulArith::kF32);
+      return s.Get(y);
+    });
+    EXPECT_EQ(gpu, cpu) << "storage " << int(storage);
+  }
+}
+
 // Norm and GLU leave codes to the product behind them, a single row is made by the product itself, and
 // products of one input are one launch: the bits of a row do not show it.
 TEST_F(CudaBackendTest, ARowAloneHasTheBitsOfOneOfMany) {

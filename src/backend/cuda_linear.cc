@@ -16,6 +16,8 @@ namespace {
 
 // Up to which a product is short: its start counts (bench/gpu: linear, "no early start").
 constexpr int kFewRows = 64;
+// What a matrix takes on its way to the device beside its packed form: so much at a time.
+constexpr int kSentBytes = 4 << 20;
 
 using weight::Layout;
 using weight::Storage;
@@ -60,6 +62,18 @@ bool Joins(std::span<const weight::WeightView> views) {
 size_t CodesBytes(const weight::PackedWeight& w) {
   return weight::IsInteger(w.layout) ? cuda::LinearScaleOffset(StorageOf(w.layout), w.n, w.k)
                                      : size_t(w.n) * size_t(w.k) * size_t(SizeOf(TypeOf(w.layout)));
+}
+
+// Rows first .. first + count - 1 of a quantized matrix.
+weight::WeightView RowsOf(const weight::WeightView& w, int first, int count) {
+  const size_t at = size_t(first), groups = size_t(w.k) / weight::kGroup;
+  weight::WeightView rows = w;
+  rows.n = count;
+  rows.codes += at * size_t(w.k) / (w.storage == Storage::kW8A8 ? 1 : 2);
+  rows.scale += at;
+  if (w.group_scale != nullptr) rows.group_scale += at * groups;
+  if (w.zero != nullptr) rows.zero += at * (w.storage == Storage::kW4A8Group ? groups : 1);
+  return rows;
 }
 
 // How many of `outs`, from the first on, are columns of one matrix and have weights that are rows of one.
@@ -141,7 +155,7 @@ Status CudaBackend::SendIntegers(const weight::WeightView& view, const cuda::Lin
   on_device.zero = reinterpret_cast<const uint8_t*>(zero);
   CheckCuda(cuda::PackLinearRows(on_device, to, stream_));
   for (const Buffer& part : parts) Free(part);
-  // The next matrix comes when this one's parts are gone: loading takes little beside what it leaves.
+  // The next rows come when these parts are gone: loading takes little beside what it leaves.
   CheckCuda(cudaStreamSynchronize(stream_), "packing");
   return {};
 }
@@ -169,16 +183,23 @@ Result<std::vector<weight::PackedWeight>> CudaBackend::PackIntegers(
   weights_.push_back(memory);
   has_integers_ = true;
   const cuda::LinearWeight all = cuda::LinearWeightAt(storage, n, k, memory.data);
+  const auto rows_at = [&](int row, int count) {
+    return cuda::LinearWeight{storage,
+                              count,
+                              k,
+                              all.blocks + cuda::LinearScaleOffset(storage, row, k),
+                              all.scale + row,
+                              all.zero == nullptr ? nullptr : all.zero + row};
+  };
+  const int together = std::max(kSentBytes / k / cuda::kBlockRows, 1) * cuda::kBlockRows;
   std::vector<weight::PackedWeight> packed;
   int row = 0;
   for (const weight::WeightView& view : views) {
-    const cuda::LinearWeight w{storage,
-                               view.n,
-                               k,
-                               all.blocks + cuda::LinearScaleOffset(storage, row, k),
-                               all.scale + row,
-                               all.zero == nullptr ? nullptr : all.zero + row};
-    NIBBLE_RETURN_IF_ERROR(SendIntegers(view, w));
+    for (int first = 0; first < view.n; first += together) {
+      const int count = std::min(together, view.n - first);
+      NIBBLE_RETURN_IF_ERROR(SendIntegers(RowsOf(view, first, count), rows_at(row + first, count)));
+    }
+    const cuda::LinearWeight w = rows_at(row, view.n);
     row += view.n;
     packed.push_back({.layout = weight::LayoutFor(storage, false),
                       .n = view.n,
