@@ -109,7 +109,8 @@ def peer_section():
         rows = [[r["test"], f"{r['nibble']:.1f}", f"{r['llama_cpp']:.1f}", f"{r['ratio']:.2f}", str(len(r["pairs"]))]
                 for r in data["rows"]]
         text += (f"\n{where(data)}; llama-cpp-python {data['llama_cpp']}, Q4_0 with a Q6_K head, {data['llama_cache']} cache, "
-                 f"flash attention{', built ' + data['peer_build'] if 'peer_build' in data else ''}; `{data['recipe']}`."
+                 f"flash attention{', built ' + data['peer_build'] if 'peer_build' in data else ''}; `{data['recipe']}`"
+                 f"{'' if data['shape'] == '1b' else ', four layers of 4096, 32 and 8 heads of 128 (`' + data['shape'] + '`)'}."
                  f"{' ' + data['note'] + '.' if 'note' in data else ''}\n\n")
         text += table(["test", "nibble", "llama.cpp", "ratio", "pairs"], rows)
     return text

@@ -200,7 +200,7 @@ TEST_F(CudaBackendTest, LinearHasTheBitsOfTheCpu) {
 
 // So many bytes go to the device part by part.
 TEST_F(CudaBackendTest, ALargeMatrixHasAllItsRows) {
-  constexpr int kRows = 1000, kColumns = 8192;
+  constexpr int kRows = 5000, kColumns = 1024;
   for (const Storage storage : {Storage::kW8A8, Storage::kW4A8Channel, Storage::kW4A8Group}) {
     const StoredWeight w(storage, kRows, kColumns, 31);
     const auto x = Random(2 * kColumns, 32);
