@@ -52,7 +52,7 @@ struct Int8Tail {
     int exponent;  // of the row before
   };
   struct OneLane {
-    static constexpr int first = 0, count = 1;
+    int first = 0, count = 1;
     NIBBLE_HD float Max(float x) const { return x; }
     NIBBLE_HD int Sum(int x) const { return x; }
   };
