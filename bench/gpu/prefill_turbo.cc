@@ -92,8 +92,8 @@ struct TurboProblem {
       for (int p = 0; p <= older; ++p)
         for (int h = 0; h < c.kv_heads; ++h, ++n) {
           if (distinct == 0 || n < size_t(distinct)) {
-            Made& m = all.emplace_back(Rows(s, p, h, seed), std::vector<uint16_t>{},
-                                       std::vector<std::byte>(PageBytes()));
+            all.push_back({Rows(s, p, h, seed), {}, std::vector<std::byte>(PageBytes())});
+            Made& m = all.back();
             codec.encode_page(page, m.rows.data(), m.sealed.data());
             for (const float x : m.rows) m.own.push_back(FloatToBf16(x));
           }
