@@ -101,6 +101,12 @@ def where(data):
     return f"{data['machine']}, {data['device'].removeprefix('cpu ')}, commit {data['commit']}"
 
 
+def shape_of(name):
+    """What is to be said of a shape that is not the page's."""
+    layers, hidden, _, heads, kv_heads, head_dim = peer.SHAPES[name]
+    return "" if name == "1b" else f", {layers} layers of {hidden}, {heads} and {kv_heads} heads of {head_dim} (`{name}`)"
+
+
 def peer_section():
     if not load("peer"):
         return ""
@@ -110,7 +116,7 @@ def peer_section():
                 for r in data["rows"]]
         text += (f"\n{where(data)}; llama-cpp-python {data['llama_cpp']}, Q4_0 with a Q6_K head, {data['llama_cache']} cache, "
                  f"flash attention{', built ' + data['peer_build'] if 'peer_build' in data else ''}; `{data['recipe']}`"
-                 f"{'' if data['shape'] == '1b' else ', four layers of 4096, 32 and 8 heads of 128 (`' + data['shape'] + '`)'}."
+                 f"{shape_of(data['shape'])}."
                  f"{' ' + data['note'] + '.' if 'note' in data else ''}\n\n")
         text += table(["test", "nibble", "llama.cpp", "ratio", "pairs"], rows)
     return text
