@@ -191,13 +191,13 @@ constexpr int64_t AttentionStateFloats(int rows, int group, kv::PageShape page) 
 
 // Columns and rows of a page, scores, prepared queries, and the states of a block and of all for one call;
 // then what sealed pages become in integer arithmetic: codes of K, V, q and P, their scales, and scores of
-// the mean query.
+// the mean query. Each of up to 20 parts begins at a multiple of 64 bytes.
 constexpr int64_t AttentionScratchFloats(int rows, int group, kv::PageShape page) {
-  const int64_t entries = int64_t{rows} * group;
-  return int64_t{2} * page.tokens * page.head_dim + entries * (page.tokens + 3 * page.head_dim + 34) +
-         6 * page.head_dim + 256 + page.tokens * (int64_t{page.head_dim} + 16) / 2 +
-         entries * (page.head_dim + page.tokens) / 4 + int64_t{group + 1} * page.tokens + 2 * page.head_dim +
-         256;
+  const int64_t entries = int64_t{rows} * group, tile = int64_t{page.tokens} * page.head_dim;
+  const int64_t floats = 2 * tile + 6 * page.head_dim + entries * (page.tokens + 3 * page.head_dim + 37);
+  const int64_t codes =
+      (tile + page.tokens * (page.head_dim + 8) + entries * (page.head_dim + page.tokens)) / 4;
+  return floats + codes + int64_t{group + 1} * page.tokens + 2 * page.head_dim + 8 + 20 * 16;
 }
 
 // Bytes of the cache that reading a token takes: its own in a sealed page, what all tokens of a page need and

@@ -30,7 +30,7 @@ struct AttentionMemory {
 static AttentionMemory MakeAttentionWork(const AttentionArgs& a) {
   const int64_t tile = int64_t{a.page.tokens} * a.page.head_dim, entries = int64_t{a.rows} * a.group;
   float* p = a.scratch;
-  const auto take = [&p](int64_t floats) { return (p += floats) - floats; };
+  const auto take = [&p](int64_t floats) { return TakeAligned(p, floats); };
   AttentionMemory m{.w = {.a = a, .entries = int(entries)}};
   m.w.columns = take(tile);
   m.rows = take(tile);

@@ -33,12 +33,17 @@ struct CodeKeys {
 };
 
 template <Elements kX>
-static void MakeCodeColumns(const PageRows& k, kv::PageShape s, std::byte* to) {
+static void MakeCodeColumns(const AttentionWork& w, const PageRows& k, std::byte* to) {
+  const kv::PageShape s = w.a.page;
   const int row_bytes = s.head_dim * kElementBits<kX> / 8, column_bytes = s.tokens * 4;
+  LinesAhead ahead = w.Ahead(w.k_ahead);
   for (int t = 0; t < s.tokens; t += 16)
-    for (int i = 0; i < row_bytes; i += 16)
+    for (int i = 0; i < row_bytes; i += 16) {
       Vec16::template Transpose<uint32_t>(k.rows + t * row_bytes + i, row_bytes,
                                           to + i / 4 * column_bytes + t * 4, column_bytes);
+      ahead.Ask<2>();
+    }
+  AttentionWork::Keep(w.k_ahead, ahead);
 }
 
 // Codes of one query row whose products with the channels' steps are `x`; their scale goes to kKeyScale,
@@ -86,7 +91,7 @@ template <Elements kX>
 static CodeKeys MakeCodeKeys(const AttentionWork& w, const PageRows& k, bool prepared) {
   CodeKeys keys;
   std::byte* columns = reinterpret_cast<std::byte*>(w.columns);
-  MakeCodeColumns<kX>(k, w.a.page, columns);
+  MakeCodeColumns<kX>(w, k, columns);
   keys.columns = columns;
   keys.queries = reinterpret_cast<int16_t*>(w.queries);
   if (!prepared || k.affine == Affine::kChannel) PrepareCodeQueries<kX>(w, k, keys.queries);
@@ -139,7 +144,7 @@ static void CodeScores16(const AttentionWork& w, const CodeKeys& k, int e, int t
 #pragma GCC unroll 4
     for (int j = 0; j < T; ++j) x[j] = I32x16::Load(reinterpret_cast<const int32_t*>(column + 64 * j));
     AddPairs<kX, 0>(q, head_dim, x, sum);
-    ahead.Ask<T == 4 ? 5 : 2>();
+    ahead.Ask<T == 4 ? 3 : 1>();
   }
   AttentionWork::Keep(w.k_ahead, ahead);
 #pragma GCC unroll 4
@@ -179,43 +184,64 @@ static NIBBLE_HD TokenParams LoadTokenParams(const PageRows& v) {
   return p;
 }
 
-// The weights of an entry, times the tokens' scales where there are some, become codes in the place of its
+// The weights of E entries, times the tokens' scales where there are some, become codes in the place of their
 // scores; a token that is not seen gets 0. Their factor is a power of two: what one token alone gives stays
 // exact. What the weights meet beside the codes goes to kValueOffset: with scales by token the minima,
-// else 1.
-template <Affine kAffine>
+// else 1. kWhole: all tokens are seen.
+template <Affine kAffine, int E, bool kWhole>
 static NIBBLE_HD void QuantizeTileWeights(const AttentionWork& w, const TokenParams& v, int e,
                                           TokenRange range) {
   constexpr int kVectors = kv::kPageTokens / 16;
   float* p = w.scores + e * kv::kPageTokens;
-  const bool whole = range.begin == 0 && range.end == kv::kPageTokens;
   const Vec16 begin = Vec16::Set1(float(range.begin)), end = Vec16::Set1(float(range.end)),
               zero = Vec16::Zero();
   const auto seen = [&](int t, Vec16 x) {  // what is not seen may be NaN
-    if (whole) return x;
+    if constexpr (kWhole) return x;
     const Vec16 token = Vec16::Add(Vec16::Lanes(), Vec16::Set1(float(t)));
     return Vec16::IfLess(token, begin, zero, Vec16::IfLess(token, end, x, zero));
   };
-  Vec16 x[kVectors], sum = zero, greatest = zero;
+  Vec16 x[E][kVectors], sum[E], greatest[E];
 #pragma GCC unroll 4
-  for (int i = 0; i < kVectors; ++i) {
-    const int t = 16 * i;
-    x[i] = seen(t, Vec16::Load(p + t));
-    if constexpr (kAffine == Affine::kToken) {
-      sum = Vec16::Fma(x[i], seen(t, Vec16::Load(v.min + t)), sum);
-      x[i] = Vec16::Mul(x[i], seen(t, Vec16::Load(v.scale + t)));
-    } else {
-      sum = Vec16::Add(sum, x[i]);
+  for (int i = 0; i < E; ++i) {
+    sum[i] = greatest[i] = zero;
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      const int t = 16 * j;
+      x[i][j] = seen(t, Vec16::Load(p + 64 * i + t));
+      if constexpr (kAffine == Affine::kToken) {
+        sum[i] = Vec16::Fma(x[i][j], seen(t, Vec16::Load(v.min + t)), sum[i]);
+        x[i][j] = Vec16::Mul(x[i][j], seen(t, Vec16::Load(v.scale + t)));
+      } else {
+        sum[i] = Vec16::Add(sum[i], x[i][j]);
+      }
+      greatest[i] = Vec16::MaxAbsBits(greatest[i], x[i][j]);
     }
-    greatest = Vec16::MaxAbsBits(greatest, x[i]);
   }
-  const CodeScale c = Pow2ScaleOf(greatest.MaxLaneBits());
-  int16_t* codes = reinterpret_cast<int16_t*>(p);
 #pragma GCC unroll 4
-  for (int i = 0; i < kVectors; ++i)
-    Vec16::Mul(x[i], Vec16::Set1(c.inverse)).template StoreS16<16>(codes + 16 * i);
-  w.More(kValueOffset)[e] = sum.Sum();
-  w.More(kValueScale)[e] = c.scale;
+  for (int i = 0; i < E; ++i) {
+    const CodeScale c = Pow2ScaleOf(greatest[i].MaxLaneBits());
+    int16_t* codes = reinterpret_cast<int16_t*>(p + 64 * i);
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j)
+      Vec16::Mul(x[i][j], Vec16::Set1(c.inverse)).template StoreS16<16>(codes + 16 * j);
+    w.More(kValueOffset)[e + i] = sum[i].Sum();
+    w.More(kValueScale)[e + i] = c.scale;
+  }
+}
+
+template <Affine kAffine>
+static void QuantizeAllTileWeights(const AttentionWork& w, const TokenParams& v, int64_t start) {
+  constexpr int kE = kAttentionVectors >= 16 ? kAttentionEntries : 1;  // whose vectors stay in registers
+  for (int e = 0; e < w.entries;) {
+    const TokenRange range = w.Range(e, start);
+    if (e + kE <= w.entries && SeeWholeTile(w, e, kE, start)) {
+      QuantizeTileWeights<kAffine, kE, true>(w, v, e, range);
+      e += kE;
+      continue;
+    }
+    if (range.begin < range.end) QuantizeTileWeights<kAffine, 1, false>(w, v, e, range);
+    ++e;
+  }
 }
 
 // The channels of a page, in w.part.
@@ -257,7 +283,7 @@ static NIBBLE_HD void CodeSums(const AttentionWork& w, const std::byte* rows, in
 #pragma GCC unroll 4
     for (int i = 0; i < E; ++i) __builtin_memcpy(&pair[i], p + 2 * i * w.a.page.tokens + t, 4);
     WeighPairs<kX, kIndex, 0>(pair, I32x16::InterleaveWords<kWords>(row, row + row_bytes), sum);
-    ahead.Ask<2>();
+    ahead.Ask<1>();
   }
   AttentionWork::Keep(w.v_ahead, ahead);
 #pragma GCC unroll 4
@@ -342,9 +368,6 @@ static void CodeValues(const AttentionWork& w, const PageRows& v, int64_t start)
   } else {
     PrepareChannels(w, v);
   }
-  for (int e = 0; e < w.entries; ++e) {
-    const TokenRange range = w.Range(e, start);
-    if (range.begin < range.end) QuantizeTileWeights<kAffine>(w, tokens, e, range);
-  }
+  QuantizeAllTileWeights<kAffine>(w, tokens, start);
   CodeValueEntries<kX, kAffine, kAttentionEntries>(w, v, start, 0);
 }

@@ -8,9 +8,11 @@ static constexpr int kElementBytes = kElementBits<kX> / 8;
 static constexpr int kChainChannels = 32, kChainTokens = 16;
 
 template <Elements kX>
-static void MakeColumns(const PageRows& k, kv::PageShape s, std::byte* to) {
+static void MakeColumns(const AttentionWork& w, const PageRows& k, std::byte* to) {
+  const kv::PageShape s = w.a.page;
   constexpr int kChannels = 16 / kElementBytes<kX>;  // in the 16 bytes of a step
   const int row_bytes = s.head_dim / kChannels * 16, column_bytes = s.tokens * kElementBytes<kX>;
+  LinesAhead ahead = w.Ahead(w.k_ahead);
   for (int t = 0; t < s.tokens; t += 16)
     for (int i = 0; i < row_bytes; i += 16) {
       const std::byte* from = k.rows + t * row_bytes + i;
@@ -20,7 +22,9 @@ static void MakeColumns(const PageRows& k, kv::PageShape s, std::byte* to) {
       } else {
         Vec16::template Transpose<uint32_t>(from, row_bytes, at, column_bytes);
       }
+      ahead.Ask<2>();
     }
+  AttentionWork::Keep(w.k_ahead, ahead);
 }
 
 // Adds the products of one channel; `q` is at it.
@@ -58,7 +62,7 @@ static void ScoreTokens(const AttentionWork& w, const std::byte* columns, int e,
       for (int j = 0; j < T; ++j) sum[i][j] = Vec16::Zero();
     for (int d = begin; d < end; ++d, column += tokens * kElementBytes<kX>) {
       AddColumn<kX>(q, d, column, sum);
-      ahead.Ask<kElementBytes<kX>>();
+      ahead.Ask<kElementBytes<kX> / 2>();
     }
     for (int i = 0; i < E; ++i)
       for (int j = 0; j < T; ++j) total[i][j] = Vec16::Add(total[i][j], sum[i][j]);
@@ -78,7 +82,7 @@ static void Scores(const AttentionWork& w, const PageRows& k, int64_t start, boo
       CodeScores<kX>(w, k, start, prepared);
     } else {
       std::byte* columns = reinterpret_cast<std::byte*>(w.columns);
-      MakeColumns<kX>(k, w.a.page, columns);
+      MakeColumns<kX>(w, k, columns);
       ForScoreTiles<kAttentionEntries>(
           w, start, 0, [&]<int E, int T>(int e, int t) { ScoreTokens<kX, E, T>(w, columns, e, t); });
     }

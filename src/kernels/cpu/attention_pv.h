@@ -157,7 +157,7 @@ static void RoundedValues(const AttentionWork& w, const SealedTile& s, const flo
 
 static constexpr float kWeightLevels = 119;  // TurboAttention, section 3.2
 
-// to[16][4] = codes of four tokens [4][count]; 0 beyond.
+// to[16][4] = codes of four tokens [4][count]; 0 beyond. As StoreWeights4 leaves them.
 static NIBBLE_HD void InterleaveCodes(const int8_t* codes, int stride, int count, std::byte* to) {
   const int8_t *a = codes, *b = a + stride, *c = b + stride, *d = c + stride;
   if (count < 16) __builtin_memset(to, 0, 64);
@@ -167,6 +167,7 @@ static NIBBLE_HD void InterleaveCodes(const int8_t* codes, int stride, int count
     to[4 * i + 2] = std::byte(c[i]);
     to[4 * i + 3] = std::byte(d[i]);
   }
+  StoreS8(to, 64);
 }
 
 // Codes of V, four tokens of a channel together; what pads the last 16 channels is 0.
@@ -179,7 +180,8 @@ static float PackValues(const AttentionWork& w, const SealedTile& s, const std::
     for (int j = 0; j < 4; ++j)
       RowCodes(v + (t + j) * head_dim, reinterpret_cast<int8_t*>(s.row) + j * head_dim, head_dim, c.inverse);
     for (int d = 0; d < padded; d += 16)
-      InterleaveCodes(codes + d, head_dim, PartOf16(head_dim - d), s.v + d * tokens + t * 16);
+      InterleaveCodes(codes + d, head_dim, PartOf16(head_dim - d),
+                      reinterpret_cast<std::byte*>(s.v) + d * tokens + t * 16);
   }
   return c.scale;
 }
@@ -220,7 +222,7 @@ static __attribute__((noinline)) void IntegerValues16(const AttentionWork& w, co
   for (int t = 0; t < tokens; t += 4) {
     Weights4 v[P];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) v[p] = LoadS8(s.v + (d + 16 * p) * tokens + t * 16);
+    for (int p = 0; p < P; ++p) v[p] = LoadStoredS8(s.v + (d + 16 * p) * tokens + t * 16);
     Step(v, s.p + int64_t{e} * tokens + t, tokens, dot);
   }
 #pragma GCC unroll 4
@@ -245,7 +247,7 @@ static NIBBLE_HD void IntegerValuesFrom(const AttentionWork& w, const SealedTile
 
 template <int E>
 static NIBBLE_HD void IntegerValues(const AttentionWork& w, const SealedTile& s, int64_t start, int e) {
-  constexpr int kP = E == 1 ? kRowPanels : kTilePanels;
+  constexpr int kP = E == 1 ? kRowPanels : kIntegerPanels<E>;
   const auto sees = [&](int i) {
     const TokenRange range = w.Range(i, start);
     return range.begin < range.end;

@@ -9,11 +9,11 @@
 // What a sealed page becomes, inside AttentionArgs::scratch.
 struct SealedTile {
   int8_t* q;          // [entries, head_dim]
-  std::byte* k;       // [tokens / 16, head_dim / 4, 16, 4]
+  uint8_t* k;         // [tokens / 16, head_dim / 4, 16, 4] of StoreWeights4
   float* k_scale;     // [tokens]
   float* mean_score;  // [group, tokens] scale * m . (k - c), 0 without m
   float* row;         // [head_dim] one row at work
-  std::byte* v;       // [ceil(head_dim / 16), tokens / 4, 16, 4]
+  uint8_t* v;         // [ceil(head_dim / 16), tokens / 4, 16, 4] of StoreWeights4
   int8_t* p;          // [entries, tokens]
   float* v_scale;     // [head_dim]
 };
@@ -21,12 +21,12 @@ struct SealedTile {
 static NIBBLE_HD SealedTile SealedTileOf(const AttentionWork& w) {
   const int tokens = w.a.page.tokens, head_dim = w.a.page.head_dim, padded = (head_dim + 15) / 16 * 16;
   float* p = w.more + int64_t{AttentionWork::kMoreStates} * w.entries;
-  const auto take = [&p](int64_t floats) { return (p += floats) - floats; };
+  const auto take = [&p](int64_t floats) { return TakeAligned(p, floats); };
   SealedTile s;
   s.q = reinterpret_cast<int8_t*>(take(int64_t{w.entries} * head_dim / 4));
   s.p = reinterpret_cast<int8_t*>(take(int64_t{w.entries} * tokens / 4));
-  s.k = reinterpret_cast<std::byte*>(take(int64_t{tokens} * head_dim / 4));
-  s.v = reinterpret_cast<std::byte*>(take(int64_t{tokens} * padded / 4));
+  s.k = reinterpret_cast<uint8_t*>(take(int64_t{tokens} * head_dim / 4));
+  s.v = reinterpret_cast<uint8_t*>(take(int64_t{tokens} * padded / 4));
   s.k_scale = take(tokens);
   s.mean_score = take(int64_t{w.a.group} * tokens);
   s.row = take(head_dim);
@@ -98,6 +98,11 @@ static void KeyScales(QkArith qk, kv::PageShape page, const float* k, CodeScale 
   for (int g = 0; g < 4; ++g) scales[g] = ScaleOf(amax[g], LevelsOf(qk));
 }
 
+// What LoadS8 does to bytes, once for all entries.
+static NIBBLE_HD void StoreS8(std::byte* bytes, int count) {
+  for (int i = 0; i < count; i += 64) StoreWeights4(LoadS8(bytes + i), reinterpret_cast<uint8_t*>(bytes + i));
+}
+
 static void PackKeys(const AttentionWork& w, const SealedTile& s, const float* k,
                      const CodeScale (&scales)[4]) {
   const int head_dim = w.a.page.head_dim, whole = head_dim / 16 * 16;
@@ -109,10 +114,11 @@ static void PackKeys(const AttentionWork& w, const SealedTile& s, const float* k
   }
   for (int t = 0; t < w.a.page.tokens; t += 16) {
     const int8_t* from = codes + t * head_dim;
-    std::byte* to = s.k + t * head_dim;
+    std::byte* to = reinterpret_cast<std::byte*>(s.k) + t * head_dim;
     for (int d = 0; d < whole; d += 16) Vec16::Transpose<uint32_t>(from + d, head_dim, to + 16 * d, 64);
     for (int d = whole; d < head_dim; d += 4)
       for (int i = 0; i < 16; ++i) __builtin_memcpy(to + 16 * d + 4 * i, from + i * head_dim + d, 4);
+    StoreS8(to, 16 * head_dim);
   }
 }
 
@@ -155,7 +161,7 @@ template <int E, int P>
 static __attribute__((noinline)) void IntegerScores16(const AttentionWork& w, const SealedTile& s, int e,
                                                       int t) {
   const int head_dim = w.a.page.head_dim, tokens = w.a.page.tokens;
-  const std::byte* k = s.k + t * head_dim;
+  const uint8_t* k = s.k + t * head_dim;
   const int8_t* q = s.q + int64_t{e} * head_dim;
   DotS8 acc[P][E];
 #pragma GCC unroll 4
@@ -165,7 +171,7 @@ static __attribute__((noinline)) void IntegerScores16(const AttentionWork& w, co
   for (int d = 0; d < head_dim; d += 4) {
     Weights4 kd[P];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) kd[p] = LoadS8(k + p * 16 * head_dim + d * 16);
+    for (int p = 0; p < P; ++p) kd[p] = LoadStoredS8(k + p * 16 * head_dim + d * 16);
     Step(kd, q + d, head_dim, acc);
   }
   const float* means[E];  // of the query heads
@@ -186,9 +192,13 @@ static __attribute__((noinline)) void IntegerScores16(const AttentionWork& w, co
   }
 }
 
+// Panels of sums that E entries have at once; a page has four.
+template <int E>
+static constexpr int kIntegerPanels = kAttentionVectors / E < 4 ? kAttentionVectors / E : 4;
+
 template <int E>
 static NIBBLE_HD void IntegerScores(const AttentionWork& w, const SealedTile& s, int64_t start, int e) {
-  constexpr int kP = E == 1 ? kRowPanels : kTilePanels;
+  constexpr int kP = E == 1 ? kRowPanels : kIntegerPanels<E>;
   for (; e + E <= w.entries; e += E) {
     const int begin = w.Range(e, start).begin, end = w.Range(e + E - 1, start).end;
     for (int t = begin / (16 * kP) * (16 * kP); t < end; t += 16 * kP) IntegerScores16<E, kP>(w, s, e, t);

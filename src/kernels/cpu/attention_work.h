@@ -9,19 +9,26 @@ struct TokenRange {  // tokens of a tile that an entry sees
 };
 
 // The lines of a page that will be read next. Pages lie apart, and a processor that follows streams starts
-// anew at each, so decode steps ask for them, a few lines between products: all at once they would wait for
-// each other.
+// anew at each, so decode steps ask for them, a few lines in every part of the work on the page before: a
+// core has one or two dozen lines under way, and when it asks for more than arrive it waits.
 struct LinesAhead {
   const std::byte *next, *last;
   template <int kLines>
   NIBBLE_HD void Ask() {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < kLines; ++i) {
       __builtin_prefetch(next);
       next = next + 64 < last ? next + 64 : last;
     }
   }
 };
+
+// The next `floats` of work memory at p, from a multiple of 64 bytes on.
+static NIBBLE_HD float* TakeAligned(float*& p, int64_t floats) {
+  float* const at = p;
+  p += (floats + 15) / 16 * 16;
+  return at;
+}
 
 struct AttentionWork {
   const AttentionArgs& a;
@@ -94,6 +101,11 @@ static NIBBLE_HD void ForScoreTiles(const AttentionWork& w, int64_t start, int e
   if constexpr (E > 1) ForScoreTiles<E / 2>(w, start, e, score);
 }
 
+// Whether each of the entries [e, e + count) sees the whole tile.
+static NIBBLE_HD bool SeeWholeTile(const AttentionWork& w, int e, int count, int64_t start) {
+  return w.Range(e, start).end == kv::kPageTokens && w.Range(e + count - 1, start).begin == 0;
+}
+
 // Sets the scores of one entry that lie outside its range to -infinity, as far as blocks of 16 reach, and
 // returns the greatest of all that it has seen.
 static NIBBLE_HD float MaskScores(const AttentionWork& w, int e, TokenRange range) {
@@ -122,30 +134,48 @@ static NIBBLE_HD float FixOf(float before, float now) {
   return fix[0];
 }
 
-// SoftmaxStep for an entry that sees the whole tile.
+// SoftmaxStep for E entries that see the whole tile, step by step: the greatest score, the exponentials and
+// the sum of one entry hang on each other, those of several do not.
+template <int E>
 static void SoftmaxWhole(const AttentionWork& w, int e) {
   constexpr int kVectors = kv::kPageTokens / 16;
   float* s = w.scores + e * kv::kPageTokens;
-  Vec16 x[kVectors], top = Vec16::Set1(-__builtin_inff());
+  float max[E];
 #pragma GCC unroll 4
-  for (int i = 0; i < kVectors; ++i) top = Vec16::Max(x[i] = Vec16::Load(s + 16 * i), top);
-  const float tile_max = top.MaxLane(), before = w.max[e], max = tile_max > before ? tile_max : before;
-  Vec16 total = Vec16::Zero();
+  for (int i = 0; i < E; ++i) {
+    Vec16 top = Vec16::Set1(-__builtin_inff());
 #pragma GCC unroll 4
-  for (int i = 0; i < kVectors; ++i) {
-    x[i] = Exp(Vec16::Sub(x[i], Vec16::Set1(max)));
-    x[i].Store(s + 16 * i);
-    total = Vec16::Add(total, x[i]);
+    for (int j = 0; j < kVectors; ++j) top = Vec16::Max(Vec16::Load(s + 64 * i + 16 * j), top);
+    const float tile_max = top.MaxLane(), before = w.max[e + i];
+    max[i] = tile_max > before ? tile_max : before;
   }
-  const float fix = FixOf(before, max);
-  w.fix[e] = fix;
-  w.sum[e] = w.sum[e] * fix + total.Sum();
-  w.max[e] = max;
+  Vec16 total[E];
+#pragma GCC unroll 4
+  for (int i = 0; i < E; ++i) {
+    Vec16 x[kVectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j)
+      x[j] = Vec16::Sub(Vec16::Load(s + 64 * i + 16 * j), Vec16::Set1(max[i]));
+    ExpEach(x);
+    total[i] = Vec16::Zero();
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors; ++j) {
+      x[j].Store(s + 64 * i + 16 * j);
+      total[i] = Vec16::Add(total[i], x[j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < E; ++i) {
+    const float fix = FixOf(w.max[e + i], max[i]);
+    w.fix[e + i] = fix;
+    w.sum[e + i] = w.sum[e + i] * fix + total[i].Sum();
+    w.max[e + i] = max[i];
+  }
 }
 
 // Turns the scores of one entry into weights relative to the running maximum, which it moves.
 static void SoftmaxStep(const AttentionWork& w, int e, TokenRange range) {
-  if (range.begin == 0 && range.end == kv::kPageTokens) return SoftmaxWhole(w, e);
+  if (range.begin == 0 && range.end == kv::kPageTokens) return SoftmaxWhole<1>(w, e);
   float* s = w.scores + e * w.a.page.tokens;
   const float max = MaskScores(w, e, range);
   Vec16 total = Vec16::Zero();

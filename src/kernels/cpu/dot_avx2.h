@@ -120,6 +120,9 @@ static NIBBLE_HD void StoreWeights4(Weights4 w, uint8_t* p) {
   _mm256_store_si256(reinterpret_cast<__m256i*>(p), w.a);
   _mm256_store_si256(reinterpret_cast<__m256i*>(p + 32), w.b);
 }
+static NIBBLE_HD Weights4 LoadStoredS8(const uint8_t* p) {
+  return LoadS8(reinterpret_cast<const std::byte*>(p));
+}
 
 // Unpacked weights (linear_unpacked.h) are 4-bit codes, one a byte.
 struct GroupFactor {
@@ -140,7 +143,7 @@ static NIBBLE_HD void UnpackNibbles(const std::byte* codes, const GroupFactor&, 
 struct DotUnpacked {
   static constexpr int kFlushSteps = DotU4::kFlushSteps;
   __m256i a, b;  // s16 [8][2]
-  static NIBBLE_HD Weights4 Load(const uint8_t* p) { return LoadS8(reinterpret_cast<const std::byte*>(p)); }
+  static NIBBLE_HD Weights4 Load(const uint8_t* p) { return LoadStoredS8(p); }
   NIBBLE_HD void Begin(const int32_t*) {}
   NIBBLE_HD void Start(Weights4 w, int32_t x4) {
     const __m256i x = _mm256_set1_epi32(x4);

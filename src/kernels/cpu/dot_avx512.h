@@ -82,6 +82,7 @@ struct DotS8 {
 };
 
 static NIBBLE_HD void StoreWeights4(Weights4 w, uint8_t* p) { _mm512_store_si512(p, w.v); }
+static NIBBLE_HD Weights4 LoadStoredS8(const uint8_t* p) { return {_mm512_load_si512(p)}; }
 
 // Unpacked weights (linear_unpacked.h) are u * s2, which fits an unsigned byte (docs/formats/weights.md): the
 // group scale costs nothing where many rows share the unpacking.

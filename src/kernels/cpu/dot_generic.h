@@ -137,8 +137,12 @@ struct DotS8 {
   }
 };
 
+// p: 64-byte aligned. LoadStoredS8 gives again what LoadS8 gave.
 static NIBBLE_HD void StoreWeights4(const Weights4& w, uint8_t* p) {
   for (int i = 0; i < 64; ++i) p[i] = uint8_t(w.v[i]);
+}
+static NIBBLE_HD Weights4 LoadStoredS8(const uint8_t* p) {
+  return LoadS8(reinterpret_cast<const std::byte*>(p));
 }
 
 // s2 of a group and panel, in the form in which UnpackNibbles or DotUnpacked multiplies by it.

@@ -17,10 +17,13 @@ static NIBBLE_HD int32_t AbsMaxBits(const float* x, int k) {
   return max;
 }
 
-// Adding 1.5 * 2^23 leaves no fraction bits: the addition itself rounds to nearest even.
-static NIBBLE_HD int8_t RoundToS8(float x) {
-  constexpr float kShift = 12582912.0f;
-  return int8_t(int32_t((x + kShift) - kShift));
+// Adding 1.5 * 2^23 leaves no fraction bits: the addition itself rounds to nearest even, and the integer is
+// what the bits of the sum have gained. REQUIRES |x| < 2^22.
+static NIBBLE_HD int32_t RoundToInt(float x) {
+  const float sum = x + 12582912.0f;
+  int32_t bits;
+  memcpy(&bits, &sum, 4);
+  return bits - 0x4b400000;
 }
 
 // q of up to 128 inputs, and their sum. No clamp: |x| <= amax, so x * (127 / amax) with its two roundings is
@@ -28,8 +31,9 @@ static NIBBLE_HD int8_t RoundToS8(float x) {
 static NIBBLE_HD int32_t QuantizeGroup(const float* x, int8_t* q, int count, float inverse) {
   int32_t sum = 0;
   for (int i = 0; i < count; ++i) {
-    q[i] = RoundToS8(x[i] * inverse);
-    sum += q[i];
+    const int32_t code = RoundToInt(x[i] * inverse);
+    q[i] = int8_t(code);
+    sum += code;  // not the byte, which would have to be widened again
   }
   return sum;
 }

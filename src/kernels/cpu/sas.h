@@ -63,10 +63,20 @@ static void SasTile(const AttentionWork& w, int64_t start) {
 
 static void SoftmaxTile(const AttentionWork& w, int64_t start) {
   if (w.a.arithmetic.softmax != SoftmaxKind::kExact) return SasTile(w, start);
-  for (int e = 0; e < w.entries; ++e) {
+  LinesAhead ahead = w.Ahead(w.v_ahead);
+  constexpr int kE = kAttentionEntries;
+  for (int e = 0; e < w.entries;) {
     const TokenRange range = w.Range(e, start);
-    if (range.begin < range.end) SoftmaxStep(w, e, range);
+    const bool together = e + kE <= w.entries && SeeWholeTile(w, e, kE, start);
+    if (together) {
+      SoftmaxWhole<kE>(w, e);
+    } else if (range.begin < range.end) {
+      SoftmaxStep(w, e, range);
+    }
+    ahead.Ask<4 * kE>();
+    e += together ? kE : 1;
   }
+  AttentionWork::Keep(w.v_ahead, ahead);
 }
 
 static void StartSas(const AttentionWork& w) {

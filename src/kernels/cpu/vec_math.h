@@ -10,23 +10,34 @@ static constexpr int Pow2AtMost(int n) {
 
 // e^x to 2e-7 relative. Below -86.5 it is 0 (the result would come near the subnormals), above 88.73
 // infinity; NaN stays NaN. Cody-Waite reduction by ln 2 and the degree-6 polynomial of the Cephes library's
-// expf.
-static NIBBLE_HD Vec16 Exp(Vec16 x) {
+// expf. All vectors take a step before the next: one alone is a chain that a processor waits for.
+template <int N>
+static NIBBLE_HD void ExpEach(Vec16 (&x)[N]) {
   constexpr float kLowest = -86.5f, kHighest = 89.0f;
-  const Vec16 one = Vec16::Set1(1);
-  const Vec16 c = Vec16::Min(Vec16::Set1(kHighest), Vec16::Max(Vec16::Set1(kLowest), x));
-  const Vec16 n = Vec16::Mul(c, Vec16::Set1(1.44269504f)).Round();  // 1 / ln 2
-  Vec16 r = Vec16::Fma(n, Vec16::Set1(-0.693359375f), c);  // ln 2 in two parts, the first exact in n * part
-  r = Vec16::Fma(n, Vec16::Set1(2.12194440e-4f), r);
-  Vec16 p = Vec16::Set1(1.9875691500e-4f);
-  p = Vec16::Fma(p, r, Vec16::Set1(1.3981999507e-3f));
-  p = Vec16::Fma(p, r, Vec16::Set1(8.3334519073e-3f));
-  p = Vec16::Fma(p, r, Vec16::Set1(4.1665795894e-2f));
-  p = Vec16::Fma(p, r, Vec16::Set1(1.6666665459e-1f));
-  p = Vec16::Fma(p, r, Vec16::Set1(5.0000001201e-1f));
-  p = Vec16::Add(Vec16::Fma(p, Vec16::Mul(r, r), r), one);
-  p = Vec16::MulPow2(p, n);
-  return Vec16::IfLess(x, Vec16::Set1(kLowest), Vec16::Zero(), p);
+  constexpr float kCoefficients[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                                     5.0000001201e-1f};
+  const auto each = [](auto&& f) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) f(i);
+  };
+  Vec16 n[N], r[N], p[N];
+  each([&](int i) { r[i] = Vec16::Min(Vec16::Set1(kHighest), Vec16::Max(Vec16::Set1(kLowest), x[i])); });
+  each([&](int i) { n[i] = Vec16::Mul(r[i], Vec16::Set1(1.44269504f)).Round(); });  // 1 / ln 2
+  // ln 2 in two parts, the first exact in n * part
+  each([&](int i) { r[i] = Vec16::Fma(n[i], Vec16::Set1(-0.693359375f), r[i]); });
+  each([&](int i) { r[i] = Vec16::Fma(n[i], Vec16::Set1(2.12194440e-4f), r[i]); });
+  each([&](int i) { p[i] = Vec16::Set1(1.9875691500e-4f); });
+#pragma GCC unroll 8
+  for (const float c : kCoefficients) each([&](int i) { p[i] = Vec16::Fma(p[i], r[i], Vec16::Set1(c)); });
+  each([&](int i) { p[i] = Vec16::Fma(p[i], Vec16::Mul(r[i], r[i]), r[i]); });
+  each([&](int i) { p[i] = Vec16::MulPow2(Vec16::Add(p[i], Vec16::Set1(1)), n[i]); });
+  each([&](int i) { x[i] = Vec16::IfLess(x[i], Vec16::Set1(kLowest), Vec16::Zero(), p[i]); });
+}
+
+static NIBBLE_HD Vec16 Exp(Vec16 x) {
+  Vec16 each[1] = {x};
+  ExpEach(each);
+  return each[0];
 }
 
 // x / (1 + e^-t): x times the logistic function of t.
