@@ -113,7 +113,7 @@ struct Problem {
       return raw;
     };
     const std::vector<std::byte> k_raw = poison(k.raw), v_raw = poison(v.raw);
-    std::vector<float> work(size_t(AttentionScratchFloats(count, a.group, a.page)), NAN);
+    Guarded<float> work(size_t(AttentionScratchFloats(count, a.group, a.page)));  // of NaN
     a.k_raw = k_raw.data();
     a.v_raw = v_raw.data();
     a.scratch = work.data();

@@ -94,7 +94,7 @@ struct SelectProblem {
   // Attention over all that the row sees, by the dense kernel.
   std::vector<float> Dense(const cpu::CpuKernels& isa) {
     std::vector<float> dense(q.size());
-    std::vector<float> work(size_t(AttentionScratchFloats(1, s.group, page)));
+    Guarded<float> work(size_t(AttentionScratchFloats(1, s.group, page)));
     AttentionArgs a{};
     a.q = q.data(), a.out = dense.data();
     a.k_pages = k_pointers.data(), a.v_pages = v_pointers.data();
