@@ -22,7 +22,7 @@ static void MakeColumns(const AttentionWork& w, const PageRows& k, std::byte* to
       } else {
         Vec16::template Transpose<uint32_t>(from, row_bytes, at, column_bytes);
       }
-      ahead.Ask<2>();
+      ahead.Ask<2, false>();
     }
   AttentionWork::Keep(w.k_ahead, ahead);
 }
@@ -62,7 +62,7 @@ static void ScoreTokens(const AttentionWork& w, const std::byte* columns, int e,
       for (int j = 0; j < T; ++j) sum[i][j] = Vec16::Zero();
     for (int d = begin; d < end; ++d, column += tokens * kElementBytes<kX>) {
       AddColumn<kX>(q, d, column, sum);
-      ahead.Ask<kElementBytes<kX> / 2>();
+      ahead.Ask<kElementBytes<kX> / 2, false>();
     }
     for (int i = 0; i < E; ++i)
       for (int j = 0; j < T; ++j) total[i][j] = Vec16::Add(total[i][j], sum[i][j]);

@@ -36,7 +36,7 @@ static NIBBLE_HD void WeighBlocks(const AttentionWork& w, const PageRows& v, int
         const Vec16 weight = Vec16::Set1(p[i * tokens + t]);
         for (int j = 0; j < D; ++j) s[i][j] = Vec16::Fma(weight, x[j], s[i][j]);
       }
-      ahead.Ask<kElementBytes<kX>>();
+      ahead.Ask<kElementBytes<kX>, false>();
     }
     for (int i = 0; i < E; ++i)
       for (int j = 0; j < D; ++j) total[i][j] = Vec16::Add(total[i][j], s[i][j]);

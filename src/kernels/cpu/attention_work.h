@@ -13,11 +13,11 @@ struct TokenRange {  // tokens of a tile that an entry sees
 // core has one or two dozen lines under way, and when it asks for more than arrive it waits.
 struct LinesAhead {
   const std::byte *next, *last;
-  template <int kLines>
+  template <int kLines, bool kNear = true>  // kNear: into the first-level cache
   NIBBLE_HD void Ask() {
 #pragma GCC unroll 16
     for (int i = 0; i < kLines; ++i) {
-      __builtin_prefetch(next);
+      __builtin_prefetch(next, 0, kNear ? 3 : 2);
       next = next + 64 < last ? next + 64 : last;
     }
   }
