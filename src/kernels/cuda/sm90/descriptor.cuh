@@ -31,6 +31,10 @@ NIBBLE_DEVICE uint64_t make_descriptor(const void* tile, uint32_t leading_bytes,
 // Step s along K: descriptor + s * kStepK, s = 0..3. Row 64 of the tile: descriptor + 64 * 128 / 16.
 NIBBLE_DEVICE uint64_t k_major(const void* tile) { return make_descriptor(tile, 16, kAtomBytes); }
 
+// Its two halves: the low one moves with the tile (in units of 16 bytes), the high one never changes.
+NIBBLE_DEVICE uint32_t k_major_low(const void* tile) { return static_cast<uint32_t>(k_major(tile)); }
+NIBBLE_DEVICE uint64_t k_major_of(uint32_t low) { return low | uint64_t{kAtomBytes >> 4 | 1u << 30} << 32; }
+
 // The same with lines of kLine bytes, 64 or 128, in the swizzle of that length: with 64, SBO = 512, and bits
 // 62
 // .. 63 are 2.

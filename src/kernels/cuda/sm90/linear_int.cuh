@@ -35,6 +35,38 @@ struct alignas(1024) LinearShared {
                 "the sums of a tile are exchanged in the ring");
 };
 
+// What a consumer reads of the ring: addresses of stage 0, and the stage whose turn it is.
+template <Storage kStorage, int kTokens>
+struct LinearReader {
+  using Shared = LinearShared<kStorage, kTokens>;
+  uint32_t full, codes, scales;  // of this thread
+  uint32_t x, weights;           // low halves of descriptors
+  uint32_t previous = 0;         // barrier of the stage before
+  int stage = 0;
+  uint32_t parity = 0;
+
+  NIBBLE_DEVICE LinearReader(const Shared& shared, int mine) {
+    using namespace hopper;
+    const int t = int(threadIdx.x % 128);
+    const uint8_t* block = shared.weights[0][mine];
+    full = kept(shared_address(shared.full));
+    codes = kept(shared_address(block + 16 * t));
+    scales = kept(shared_address(block + 4096 + (t / 32 * 8 + t % 32 / 4) * 4));
+    x = kept(k_major_low(shared.x[0]));
+    weights = kept(k_major_low(block));
+  }
+  NIBBLE_DEVICE void advance(uint32_t from) {
+    previous = full + from * 8 + uint32_t(sizeof(Shared::full));  // the empty barriers follow the full ones
+    if (++stage == Shared::kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// What a thread has read of a stage ahead of its turn.
+struct StageWords {
+  uint4 codes;  // of the first 64 inputs
+  uint32_t scales;
+};
+
 // The tiles of a matmul in the order that keeps x in L2, and the inputs of one part.
 struct LinearWalk {
   int row_tiles, token_tiles, band, k_begin, k_end;
@@ -90,40 +122,59 @@ struct LinearKernel {
     }
   }
 
-  NIBBLE_DEVICE void multiply_block(hopper::RingPosition<kStages>* ring, int* previous, int mine, bool first,
-                                    uint32_t (&fragment)[2][2][4], int32_t (&sum)[kTokens / 2]) const {
+  // Waits for a stage and begins to read it.
+  NIBBLE_DEVICE void open_stage(const LinearReader<kStorage, kTokens>& at, StageWords* words) const {
+    hopper::barrier_wait(at.full + uint32_t(at.stage) * 8, at.parity);
+    if constexpr (kBytes) return;
+    const uint32_t offset = uint32_t(at.stage) * uint32_t(sizeof shared.weights[0]);
+    words->codes = hopper::shared_load4(at.codes + offset);
+    if (kStorage == Storage::kW4A8Group) words->scales = hopper::shared_load(at.scales + offset);
+  }
+
+  // Multiplies the open stage, hands back the one before, which wgmma has finished reading by then, and opens
+  // the next, so that no warp waits for words that it needs at once.
+  NIBBLE_DEVICE void multiply_stage(LinearReader<kStorage, kTokens>* at, StageWords* words, bool release,
+                                    bool last, uint32_t (&fragment)[2][2][4],
+                                    int32_t (&sum)[kTokens / 2]) const {
     using namespace hopper;
-    const int s = ring->stage;
-    const uint64_t b = k_major(shared.x[s]);
-    const uint8_t* block = shared.weights[s][mine];
-    barrier_wait(&shared.full[s], ring->parity);
-    const GroupInfo group = load_group<kStorage>(block);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if constexpr (!kBytes) dequantize_half<kStorage>(block, half, group, fragment[half]);
+    const uint32_t s = uint32_t(at->stage), x = at->x + s * (sizeof shared.x[0] / 16),
+                   weights = at->weights + s * (sizeof shared.weights[0] / 16);
+    const auto multiply = [&](int half) {
       wgmma_fence();
 #pragma unroll
       for (int step = 0; step < 2; ++step) {
-        const int k = 2 * half + step, keep = !first || k > 0;
+        const uint32_t k = uint32_t(2 * half + step) * kStepK;
         if constexpr (kBytes)
-          wgmma_s8_ss(sum, k_major(block) + k * kStepK, b + k * kStepK, keep);
+          wgmma_s8_ss(sum, k_major_of(weights + k), k_major_of(x + k), 1);
         else
-          wgmma_u8s8_rs(sum, fragment[half][step], b + k * kStepK, keep);
+          wgmma_u8s8_rs(sum, fragment[half][step], k_major_of(x + k), 1);
       }
       wgmma_commit();
-      wgmma_wait<1>();
-      if (half == 0 && *previous >= 0 && threadIdx.x % 32 == 0) barrier_arrive(&shared.empty[*previous]);
+    };
+    const GroupInfo group = group_of<kStorage>(words->scales);
+    uint4 second{};
+    if constexpr (!kBytes) {
+      second = shared_load4(at->codes + s * uint32_t(sizeof shared.weights[0]) + 2048);
+      dequantize_words<kStorage>(words->codes, group, fragment[0]);
     }
-    *previous = s;
-    ring->advance();
+    multiply(0);
+    wgmma_wait<1>();
+    barrier_arrive_if(at->previous, release);
+    if constexpr (!kBytes) dequantize_words<kStorage>(second, group, fragment[1]);
+    multiply(1);
+    at->advance(s);
+    if (!last) open_stage(*at, words);
+    wgmma_wait<1>();
   }
 
   NIBBLE_DEVICE void consume(int split, uint32_t rank) const {
     using namespace hopper;
     const int mine = int(threadIdx.x) / 128, t = int(threadIdx.x % 128), warp = t / 32;
-    RingPosition<kStages> ring;
+    const bool first_lane = threadIdx.x % 32 == 0;
+    LinearReader<kStorage, kTokens> at_stage(shared, mine);
     int32_t sum[kTokens / 2];
     uint32_t fragment[2][2][4];
+    StageWords words{};
     int parity = 0;
     wait_for_previous_kernel();
     // Half of the warpgroups follow the others at a distance, for good: while one half stores its sums, the
@@ -135,12 +186,15 @@ struct LinearKernel {
       const int token0 = at.column * kTokens, row0 = at.row * kTileRows + mine * kBlockRows + 16 * warp;
       TokenInfo info{0.0f, 0};
       if (t < kTokens && token0 + t < a.rows) info = {a.x_scale[token0 + t], a.row_sum[token0 + t]};
-      int previous = -1;
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i) sum[i] = 0;
+      open_stage(at_stage, &words);
       for (int kb = walk.k_begin; kb < walk.k_end; ++kb)
-        multiply_block(&ring, &previous, mine, kb == walk.k_begin, fragment, sum);
+        multiply_stage(&at_stage, &words, first_lane && kb > walk.k_begin, kb + 1 == walk.k_end, fragment,
+                       sum);
       wgmma_wait<0>();
       pin(sum);
-      if (threadIdx.x % 32 == 0) barrier_arrive(&shared.empty[previous]);
+      barrier_arrive_if(at_stage.previous, first_lane);
       TokenInfo* tokens = shared.tokens[parity][mine];
       if (t < kTokens) tokens[t] = info;
       named_sync(1 + mine, 128);

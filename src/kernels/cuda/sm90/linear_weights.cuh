@@ -31,14 +31,6 @@ NIBBLE_DEVICE GroupInfo group_of(uint32_t word) {
   return g;
 }
 
-template <Storage kStorage>
-NIBBLE_DEVICE GroupInfo load_group(const uint8_t* block) {
-  const int t = int(threadIdx.x % 128);
-  return group_of<kStorage>(kStorage == Storage::kW4A8Group
-                                ? reinterpret_cast<const uint32_t*>(block + 4096)[t / 32 * 8 + t % 32 / 4]
-                                : 0);
-}
-
 // What a thread has of half a block, as two fragments.
 template <Storage kStorage>
 NIBBLE_DEVICE void dequantize_words(uint4 w, const GroupInfo& g, uint32_t (&a)[2][4]) {
@@ -52,11 +44,6 @@ NIBBLE_DEVICE void dequantize_words(uint4 w, const GroupInfo& g, uint32_t (&a)[2
       a[1][i] = a[1][i] * g.scale[i % 2] + g.offset4[i % 2];
     }
   }
-}
-
-template <Storage kStorage>
-NIBBLE_DEVICE void dequantize_half(const uint8_t* block, int half, const GroupInfo& g, uint32_t (&a)[2][4]) {
-  dequantize_words<kStorage>(reinterpret_cast<const uint4*>(block + 2048 * half)[threadIdx.x % 128], g, a);
 }
 
 }  // namespace nibble::cuda::sm90

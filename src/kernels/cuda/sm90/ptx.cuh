@@ -15,6 +15,22 @@ NIBBLE_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// A shared address that stays in a register: ptxas would rather compute it from special registers again in
+// every round of a loop.
+NIBBLE_DEVICE uint32_t kept(uint32_t address) { return __shfl_sync(~0u, address, threadIdx.x % 32); }
+NIBBLE_DEVICE uint4 shared_load4(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address));
+  return v;
+}
+NIBBLE_DEVICE uint32_t shared_load(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(address));
+  return v;
+}
+
 // ---- mbarrier: a phase ends when `count` arrivals came and every announced byte landed
 NIBBLE_DEVICE void barrier_init(uint64_t* bar, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(bar)), "r"(count) : "memory");
@@ -25,12 +41,14 @@ NIBBLE_DEVICE void barrier_arrive(uint64_t* bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
 }
 // Without a branch.
-NIBBLE_DEVICE void barrier_arrive_if(uint64_t* bar, bool condition) {
+NIBBLE_DEVICE void barrier_arrive_if(uint32_t bar, bool condition) {
   asm volatile(
-      "{\n .reg .pred p;\n setp.ne.b32 p, %1, 0;\n @p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(
-          shared_address(bar)),
+      "{\n .reg .pred p;\n setp.ne.b32 p, %1, 0;\n @p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(bar),
       "r"(int(condition))
       : "memory");
+}
+NIBBLE_DEVICE void barrier_arrive_if(uint64_t* bar, bool condition) {
+  barrier_arrive_if(shared_address(bar), condition);
 }
 // Arrives on the barrier at the same shared offset in block `rank` of this cluster (own rank allowed). It
 // hands back memory that wgmma has finished reading, so it orders no writes: adding .release.cluster would
@@ -49,16 +67,23 @@ NIBBLE_DEVICE void barrier_arrive_expect(uint64_t* bar, uint32_t bytes) {
                : "memory");
 }
 // True once the phase of this parity is over; suspends the thread for a short while when it is not.
-NIBBLE_DEVICE bool barrier_try_wait(uint64_t* bar, uint32_t parity) {
+NIBBLE_DEVICE bool barrier_try_wait(uint32_t bar, uint32_t parity) {
   uint32_t done;
   asm volatile(
       "{\n .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
       : "=r"(done)
-      : "r"(shared_address(bar)), "r"(parity)
+      : "r"(bar), "r"(parity)
       : "memory");
   return done != 0;
 }
+NIBBLE_DEVICE bool barrier_try_wait(uint64_t* bar, uint32_t parity) {
+  return barrier_try_wait(shared_address(bar), parity);
+}
 // A fresh barrier is in phase 0: waiting for parity 1 on it returns at once (a ring's producer starts so).
+NIBBLE_DEVICE void barrier_wait(uint32_t bar, uint32_t parity) {
+  while (!barrier_try_wait(bar, parity)) {
+  }
+}
 NIBBLE_DEVICE void barrier_wait(uint64_t* bar, uint32_t parity) {
   while (!barrier_try_wait(bar, parity)) {
   }
