@@ -310,6 +310,19 @@ place: times to the first token hold that wait. New tokens a second count the pr
 {table(["requests in flight", "requests", "new tokens/s", "median TTFT, ms", "median TPOT, ms", "p99 ITL, ms"], lines)}"""
 
 
+def quality():
+    data = json.loads((RESULTS / "h200_kld_29m.json").read_text())
+    lines = [[f"`{recipe}`"] + [f"{r[key]:.3g}" for key in ("cpu", "cuda_f32", "cuda_bf16")] + [f"{r['same_top_bf16']:.4f}"]
+             for recipe, r in data["rows"].items()]
+    return f"""
+## Quality of the recipes on the GPU
+
+Mean KLD to the exact model in f32 of the same device, and how often the likeliest token is the same; {data["model"]}, {data["text"]}, commit {data["commit"]}: `{data["how"]}`.
+`h200_kld.json` has more recipes on novelist-10m.
+
+{table(["recipe", "CPU", "GPU, f32", "GPU, bf16", "same top, bf16"], lines)}"""
+
+
 def memory():
     lines = []
     for r in json.loads((RESULTS / "h200_memory.json").read_text())["rows"]:
@@ -327,5 +340,5 @@ and +6.85% with one short sequence.
 {table(["recipe", "test", "rows a step", "planned, GB", "taken, GB", ""], lines)}"""
 
 
-(ROOT / "docs" / "results" / "h200.md").write_text(HEAD + GOALS + prefill() + prefill_4b() + prefill_turbo() + exact() + decode() + sparq() + linear() + beside() + memory() +
+(ROOT / "docs" / "results" / "h200.md").write_text(HEAD + GOALS + prefill() + prefill_4b() + prefill_turbo() + exact() + decode() + sparq() + linear() + beside() + quality() + memory() +
                                                    serve())
