@@ -15,6 +15,7 @@ namespace {
 using weight::Storage;
 
 constexpr double kTensorRate = 1.9e15;  // s8 operations a second, measured
+constexpr double kSustained = 2;        // seconds
 
 struct Shape {
   int n, k;
@@ -38,8 +39,9 @@ struct TimedWeights {
   }
 };
 
+// `least`: seconds for which the device is kept at it, 0 for a burst.
 void TimeOne(Times* times, const TimedWeights& w, int rows, cuda::LinearPlan plan, bool early,
-             const std::string& op) {
+             const std::string& op, double least = 0) {
   const int n = w.shape.n, k = w.shape.k;
   const size_t x_bytes = size_t(rows) * k;
   Buffer<int8_t> x(x_bytes);
@@ -48,12 +50,14 @@ void TimeOne(Times* times, const TimedWeights& w, int rows, cuda::LinearPlan pla
   const Buffer<int32_t> sum(std::vector<int32_t>(size_t(rows), 17));
   const Buffer<uint16_t> y(size_t(rows) * n);
   const int launches = std::max(rows >= 1024 ? 6 : 24, int(w.copies.size()));
-  const double seconds = Seconds(launches, [&](int i, cudaStream_t stream) {
+  const auto launch = [&](int i, cudaStream_t stream) {
     const std::byte* memory = w.copies[size_t(i) % w.copies.size()].data();
     Require(cuda::LinearInt({cuda::LinearWeightAt(w.storage, n, k, memory), x.data(), scale.data(),
                              sum.data(), nullptr, y.data(), cuda::Real::kBF16, n, rows, false, early, plan},
                             stream));
-  });
+  };
+  double seconds = Seconds(launches, launch);
+  if (least > 0) seconds = Seconds(launches, launch, int(least / (seconds * launches)) + 1);
   const double bytes = double(cuda::LinearBytes(w.storage, n, k)) + double(x_bytes) + 2.0 * rows * n;
   const double memory = bytes / kReadBandwidth, tensor = 2.0 * rows * n * k / kTensorRate;
   times->Add(
@@ -103,6 +107,7 @@ void TimeLinear(Times* times) {
         if (times->Wanted(op)) {
           TimeOne(times, w, rows, plan, true, op);
           if (rows <= 64) TimeOne(times, w, rows, plan, false, op + " no early start");
+          if (rows == 64 || rows == 4096) TimeOne(times, w, rows, plan, true, op + " sustained", kSustained);
         }
         // `linear/sweep`: every tile and number of parts, from which PlanLinear's figures come.
         if (storage != Storage::kW4A8Group || !times->Wanted("linear/sweep") || times->Wanted(op)) continue;

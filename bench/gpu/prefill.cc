@@ -84,8 +84,9 @@ void CheckCase(const PrefillCase& c, const Recipe& recipe, Checks* checks) {
   const std::vector<uint16_t> got = run();
   checks->Equal(name + " repeatable", got == run());
   const ref::SageSpec spec = SpecOf(recipe);
-  const PrefillError error = ErrorOf(c, batch, q, k, v, got),
-                     by_definition = ErrorOf(c, batch, q, k, v, got, &spec);
+  const PrefillInputs inputs{q, k, v};
+  const PrefillError error = ErrorOf(c, batch, inputs, got),
+                     by_definition = ErrorOf(c, batch, inputs, got, &spec);
   if (c.queries[0] >= 1000)
     fmt::print("{}: cosine {:.6f}, worst row {:.4f}; of the definition {:.6f}, {:.4f}\n", name, error.cosine,
                error.worst_row, by_definition.cosine, by_definition.worst_row);
@@ -94,6 +95,10 @@ void CheckCase(const PrefillCase& c, const Recipe& recipe, Checks* checks) {
   if (recipe.levels < 127) return;
   checks->AtMost(name + " 1 - cosine", 1 - error.cosine, 0.001);
   checks->AtMost(name + " worst row", error.worst_row, c.outliers ? 0.2 : 0.12);
+  if (!c.outliers) return;
+  const PrefillError fp8 = ErrorOfFp8Scores(c, batch, inputs);
+  fmt::print("{}: cosine {:.6f}, with scores in FP8 {:.6f}\n", name, error.cosine, fp8.cosine);
+  checks->AtMost(name + " is closer than scores in FP8", 1 - error.cosine, 1 - fp8.cosine);
 }
 
 // NaN in one sequence's queries, keys or values shows in its own output and nowhere else.

@@ -7,6 +7,7 @@
 
 #include "base/half.h"
 #include "kernels/ref/dense.h"
+#include "quant/kv/fp8.h"
 
 namespace nibble::gpu {
 namespace {
@@ -29,6 +30,63 @@ ref::Matrix Wanted(const PrefillCase& c, const ref::Matrix& q, const ref::Matrix
   ref::SageSpec filled = *spec;
   filled.scale = scale, filled.mask = mask, filled.k_center = &center;
   return ref::SageAttention(q, k, v, filled).out;
+}
+
+// Rows of one head in E4M3, each scaled so that its greatest value is the format's.
+ref::Matrix InE4m3(ref::Matrix x) {
+  for (int r = 0; r < x.rows; ++r) {
+    double most = 0;
+    for (int d = 0; d < x.dim; ++d) most = std::max(most, std::abs(x[r][d]));
+    for (int d = 0; d < x.dim && most > 0; ++d)
+      x[r][d] = double(kv::E4m3ToFloat(kv::FloatToE4m3(float(x[r][d] * (448 / most))))) * (most / 448);
+  }
+  return x;
+}
+
+// What heads of one sequence give beside what is wanted of them.
+struct Outputs {
+  ref::Matrix want, got;
+};
+PrefillError Compare(const PrefillCase& c, const std::function<Outputs(size_t, int)>& of) {
+  struct Sums {
+    double dot = 0, exact = 0, ours = 0, worst = 0;
+  };
+  std::vector<Sums> all(c.queries.size() * size_t(c.heads));
+  ForEachHead(c, [&](size_t s, int h) {
+    const auto [want, got] = of(s, h);
+    Sums& sums = all[s * size_t(c.heads) + size_t(h)];
+    for (int r = 0; r < c.queries[s]; ++r) {
+      double gap = 0, size = 0;
+      for (int d = 0; d < c.head_dim; ++d) {
+        const double w = want[r][d], g = got[r][d];
+        gap += (g - w) * (g - w);
+        size += w * w;
+        sums.dot += g * w;
+        sums.ours += g * g;
+      }
+      sums.exact += size;
+      const double row = std::sqrt(gap / std::max(size, 1e-30));
+      if (!(row <= sums.worst)) sums.worst = row;
+    }
+  });
+  Sums total;
+  for (const Sums& x : all) {
+    total.dot += x.dot, total.exact += x.exact, total.ours += x.ours;
+    if (!(x.worst <= total.worst)) total.worst = x.worst;
+  }
+  return {total.dot / std::sqrt(total.exact * total.ours), total.worst};
+}
+
+// Queries, keys and values of one head.
+struct HeadInputs {
+  ref::Matrix q, k, v;
+};
+HeadInputs InputsOf(const PrefillCase& c, const PrefillBatch& batch, const PrefillInputs& x, size_t s,
+                    int h) {
+  const int kv = h / (c.heads / c.kv_heads), dim = c.head_dim;
+  return {Head(x.q, batch.q_offsets[s], c.queries[s], h, c.heads, dim),
+          Head(x.k, batch.k_offsets[s], c.keys[s], kv, c.kv_heads, dim),
+          Head(x.v, batch.k_offsets[s], c.keys[s], kv, c.kv_heads, dim)};
 }
 
 }  // namespace
@@ -66,40 +124,19 @@ std::vector<uint16_t> PrefillValues(size_t rows, int heads, int head_dim, uint32
   return x;
 }
 
-PrefillError ErrorOf(const PrefillCase& c, const PrefillBatch& batch, const std::vector<uint16_t>& q,
-                     const std::vector<uint16_t>& k, const std::vector<uint16_t>& v,
+PrefillError ErrorOf(const PrefillCase& c, const PrefillBatch& batch, const PrefillInputs& inputs,
                      const std::vector<uint16_t>& got, const ref::SageSpec* spec) {
-  struct Sums {
-    double dot = 0, exact = 0, ours = 0, worst = 0;
-  };
-  std::vector<Sums> all(c.queries.size() * size_t(c.heads));
-  ForEachHead(c, [&](size_t s, int h) {
-    const int kv = h / (c.heads / c.kv_heads), dim = c.head_dim;
-    const ref::Matrix want = Wanted(c, Head(q, batch.q_offsets[s], c.queries[s], h, c.heads, dim),
-                                    Head(k, batch.k_offsets[s], c.keys[s], kv, c.kv_heads, dim),
-                                    Head(v, batch.k_offsets[s], c.keys[s], kv, c.kv_heads, dim), spec);
-    const ref::Matrix mine = Head(got, batch.q_offsets[s], c.queries[s], h, c.heads, dim);
-    Sums& sums = all[s * size_t(c.heads) + size_t(h)];
-    for (int r = 0; r < c.queries[s]; ++r) {
-      double gap = 0, size = 0;
-      for (int d = 0; d < dim; ++d) {
-        const double w = want[r][d], g = mine[r][d];
-        gap += (g - w) * (g - w);
-        size += w * w;
-        sums.dot += g * w;
-        sums.ours += g * g;
-      }
-      sums.exact += size;
-      const double row = std::sqrt(gap / std::max(size, 1e-30));
-      if (!(row <= sums.worst)) sums.worst = row;
-    }
+  return Compare(c, [&](size_t s, int h) -> Outputs {
+    const auto [q, k, v] = InputsOf(c, batch, inputs, s, h);
+    return {Wanted(c, q, k, v, spec), Head(got, batch.q_offsets[s], c.queries[s], h, c.heads, c.head_dim)};
   });
-  Sums total;
-  for (const Sums& x : all) {
-    total.dot += x.dot, total.exact += x.exact, total.ours += x.ours;
-    if (!(x.worst <= total.worst)) total.worst = x.worst;
-  }
-  return {total.dot / std::sqrt(total.exact * total.ours), total.worst};
+}
+
+PrefillError ErrorOfFp8Scores(const PrefillCase& c, const PrefillBatch& batch, const PrefillInputs& inputs) {
+  return Compare(c, [&](size_t s, int h) -> Outputs {
+    const auto [q, k, v] = InputsOf(c, batch, inputs, s, h);
+    return {Wanted(c, q, k, v, nullptr), Wanted(c, InE4m3(q), InE4m3(k), v, nullptr)};
+  });
 }
 
 void ForEachHead(const PrefillCase& c, const std::function<void(size_t sequence, int head)>& run) {

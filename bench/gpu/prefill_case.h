@@ -43,14 +43,20 @@ struct PrefillBatch {
 // bf16 [rows, heads, head_dim].
 std::vector<uint16_t> PrefillValues(size_t rows, int heads, int head_dim, uint32_t seed, bool outliers);
 
+// Packed rows of bf16.
+struct PrefillInputs {
+  const std::vector<uint16_t>&q, &k, &v;
+};
+
 // Of all rows of all heads, against exact attention or what SageAttention is by definition (scale, mask and
 // the center of K are filled in): cosine, and the greatest distance of a row relative to its length.
 struct PrefillError {
   double cosine, worst_row;
 };
-PrefillError ErrorOf(const PrefillCase&, const PrefillBatch&, const std::vector<uint16_t>& q,
-                     const std::vector<uint16_t>& k, const std::vector<uint16_t>& v,
+PrefillError ErrorOf(const PrefillCase&, const PrefillBatch&, const PrefillInputs&,
                      const std::vector<uint16_t>& got, const ref::SageSpec* spec = nullptr);
+// The same of exact attention whose queries and keys are in E4M3 with a scale a row: what FP8 Q K^T costs.
+PrefillError ErrorOfFp8Scores(const PrefillCase&, const PrefillBatch&, const PrefillInputs&);
 
 // In threads of their own.
 void ForEachHead(const PrefillCase&, const std::function<void(size_t sequence, int head)>& run);

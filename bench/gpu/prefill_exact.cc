@@ -121,7 +121,7 @@ void CheckCase(const PrefillCase& c, Checks* checks) {
   };
   const std::vector<uint16_t> got = run();
   checks->Equal(name + " repeatable", got == run());
-  const PrefillError error = ErrorOf(c, batch, q, k, v, got);
+  const PrefillError error = ErrorOf(c, batch, {q, k, v}, got);
   if (c.queries[0] >= 1000)
     fmt::print("{}: cosine {:.6f}, worst row {:.4f}\n", name, error.cosine, error.worst_row);
   checks->AtMost(name + " worst row", error.worst_row, kWorstRow);
@@ -162,7 +162,7 @@ void CheckMistakes(Checks* checks) {
                   std::all_of(broken.begin() + second, broken.end(),
                               [](uint16_t x) { return std::isnan(Bf16ToFloat(x)); }));
     checks->Equal(name + ": a wrong scale shows",
-                  ErrorOf(c, batch, q, k, v, run(false, 1.05f)).worst_row > kWorstRow);
+                  ErrorOf(c, batch, {q, k, v}, run(false, 1.05f)).worst_row > kWorstRow);
   }
 }
 
