@@ -166,7 +166,7 @@ void CheckPrefill(Checks* checks) {
           {{1500}, {1500}, 2, 1, true, true, dim},
       };
       for (const PrefillCase& c : cases) CheckCase(c, recipe, checks);
-      for (uint32_t i = 0; i < 60; ++i) {  // every remainder of the tiles turns up
+      for (uint32_t i = 0; i < 100; ++i) {  // every remainder of the tiles turns up
         const int keys = 1 + int(Mix(i, 71) % 700), queries = 1 + int(Mix(i, 72) % uint32_t(keys));
         const int other = 1 + int(Mix(i, 73) % 300), group = 1 << (Mix(i, 74) % 4);
         CheckCase({{queries, other}, {keys, other}, 2 * group, 2, i % 3 != 0, false, dim}, recipe, checks);

@@ -353,7 +353,7 @@ void CheckPrefillTurbo(Checks* checks) {
     CheckCase(cases[4], kv::CodecId::kFlashQ2, "turbo", checks);
     for (const char* recipe : {"turbo softmax=sas:threshold=-3", "turbo softmax=sas:cubic=endpoint"})
       CheckCase(cases[5], kv::CodecId::kFlashQ4, recipe, checks);
-    for (uint32_t i = 0; i < 40; ++i) {  // every remainder of the tiles turns up
+    for (uint32_t i = 0; i < 100; ++i) {  // every remainder of the tiles turns up
       const int keys = 1 + int(Mix(i, 71) % 600), queries = 1 + int(Mix(i, 72) % uint32_t(keys));
       const int other = 1 + int(Mix(i, 73) % 300), group = 1 << (Mix(i, 74) % 4);
       CheckCase({{queries, other}, {keys, other}, 2 * group, 2, true, false, dim}, kv::CodecId::kFlashQ4,
