@@ -207,7 +207,7 @@ static NIBBLE_HD void QuantizeTileWeights(const AttentionWork& w, const TokenPar
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
       const int t = 16 * j;
-      x[i][j] = seen(t, Vec16::Load(p + 64 * i + t));
+      x[i][j] = seen(t, Vec16::Load(p + kv::kPageTokens * i + t));
       if constexpr (kAffine == Affine::kToken) {
         sum[i] = Vec16::Fma(x[i][j], seen(t, Vec16::Load(v.min + t)), sum[i]);
         x[i][j] = Vec16::Mul(x[i][j], seen(t, Vec16::Load(v.scale + t)));
@@ -220,7 +220,7 @@ static NIBBLE_HD void QuantizeTileWeights(const AttentionWork& w, const TokenPar
 #pragma GCC unroll 4
   for (int i = 0; i < E; ++i) {
     const CodeScale c = Pow2ScaleOf(greatest[i].MaxLaneBits());
-    int16_t* codes = reinterpret_cast<int16_t*>(p + 64 * i);
+    int16_t* codes = reinterpret_cast<int16_t*>(p + kv::kPageTokens * i);
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j)
       Vec16::Mul(x[i][j], Vec16::Set1(c.inverse)).template StoreS16<16>(codes + 16 * j);

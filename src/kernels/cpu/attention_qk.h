@@ -100,6 +100,7 @@ static void KeyScales(QkArith qk, kv::PageShape page, const float* k, CodeScale 
 
 // What LoadS8 does to bytes, once for all entries.
 static NIBBLE_HD void StoreS8(std::byte* bytes, int count) {
+  if constexpr (kS8Offset == 0) return;  // it does nothing
   for (int i = 0; i < count; i += 64) StoreWeights4(LoadS8(bytes + i), reinterpret_cast<uint8_t*>(bytes + i));
 }
 

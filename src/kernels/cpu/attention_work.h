@@ -145,7 +145,7 @@ static void SoftmaxWhole(const AttentionWork& w, int e) {
   for (int i = 0; i < E; ++i) {
     Vec16 top = Vec16::Set1(-__builtin_inff());
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) top = Vec16::Max(Vec16::Load(s + 64 * i + 16 * j), top);
+    for (int j = 0; j < kVectors; ++j) top = Vec16::Max(Vec16::Load(s + kv::kPageTokens * i + 16 * j), top);
     const float tile_max = top.MaxLane(), before = w.max[e + i];
     max[i] = tile_max > before ? tile_max : before;
   }
@@ -155,12 +155,12 @@ static void SoftmaxWhole(const AttentionWork& w, int e) {
     Vec16 x[kVectors];
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j)
-      x[j] = Vec16::Sub(Vec16::Load(s + 64 * i + 16 * j), Vec16::Set1(max[i]));
+      x[j] = Vec16::Sub(Vec16::Load(s + kv::kPageTokens * i + 16 * j), Vec16::Set1(max[i]));
     ExpEach(x);
     total[i] = Vec16::Zero();
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
-      x[j].Store(s + 64 * i + 16 * j);
+      x[j].Store(s + kv::kPageTokens * i + 16 * j);
       total[i] = Vec16::Add(total[i], x[j]);
     }
   }
